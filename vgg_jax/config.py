@@ -1,0 +1,97 @@
+"""Every setting of a run, as dataclasses; the defaults are section 3.1 of arXiv:1409.1556.
+
+A file in `configs/` has `get_config() -> Config` and states only what differs from the
+paper's recipe. Nothing here imports JAX or reads a file.
+"""
+
+import dataclasses
+
+# Mean RGB of the ILSVRC-2012 training set, 0-255, as published with the Oxford weights.
+IMAGENET_MEAN = (123.68, 116.779, 103.939)
+
+
+@dataclasses.dataclass(kw_only=True)
+class VGGConfig:
+    """Keywords of `vgg_jax.create_model` for the VGG networks (Table 1)."""
+
+    name: str
+    num_classes: int = 1000
+    in_channels: int = 3
+    width: float = 1.0  # multiplies every hidden layer's channels
+    dropout: float = 0.5  # on the first two fully-connected layers
+    head: str = "paper"  # or "global_pool"
+    fc_features: int = 4096
+    fc_kernel: int = 7  # side of the pool5 map at the training crop: 7 at 224, 1 at 32
+    ceil_mode: bool = False  # pools round up, as Caffe's do; same at multiples of 32
+    init: str = "glorot"  # "paper", "caffe_001", "glorot" or "he"
+    dtype: str = "float32"  # of the computation; parameters are always float32
+
+
+@dataclasses.dataclass(kw_only=True)
+class NiNConfig:
+    """Keywords of `vgg_jax.create_model` for Network in Network (arXiv:1312.4400)."""
+
+    name: str
+    num_classes: int = 1000
+    in_channels: int = 3
+    width: float = 1.0
+    dropout: float = 0.5
+    init: str = "glorot"
+    dtype: str = "float32"
+
+
+@dataclasses.dataclass(kw_only=True)
+class DataConfig:
+    """Which images, and how a training crop is taken from them."""
+
+    dataset: str  # "fashion_mnist", "imagenet2012" or "folder"
+    data_dir: str = "~/.cache/vgg_jax"  # for "folder": the folder with the pictures
+    crop: int = 224
+    scale_min: int = 256  # training scale S is drawn from [scale_min, scale_max]
+    scale_max: int = 256
+    mean: tuple[float, ...] = IMAGENET_MEAN  # subtracted from 0-255 pixels, per channel
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)  # the paper does not divide
+    flip: bool = True
+    validation_fraction: float = 0.01  # held out of train, for the plateau and the best
+    on_corrupt_image: str = "raise"  # or "skip": leave it out, name it and count it
+    num_workers: int = 0  # processes that decode; 0 decodes in threads of this one
+    num_threads: int = 16  # reading threads of each process
+
+
+@dataclasses.dataclass(kw_only=True)
+class OptimizerConfig:
+    """SGD with momentum; the rate falls when validation accuracy stops improving."""
+
+    learning_rate: float = 1e-2
+    momentum: float = 0.9
+    weight_decay: float = 5e-4  # L2 penalty, coupled, on every parameter
+    plateau_factor: float = 0.1
+    plateau_patience: int = 3  # validations without improvement before the rate falls
+    plateau_min_delta: float = 1e-3  # smallest fall of the error that counts
+    plateau_drops: int = 3  # falls of the rate; the plateau after the last one ends the run
+
+
+@dataclasses.dataclass(kw_only=True)
+class EvaluationConfig:
+    """Section 3.2: the scales Q and the order of soft-max and spatial average."""
+
+    center_scale: int = 256  # short side for the centre-crop protocol
+    scales: tuple[int, ...] = (256, 384, 512)  # Q of dense evaluation
+    averaging: str = "score_map"  # mean of the map, then soft-max; or "posteriors"
+    batch_size: int = 64
+
+
+@dataclasses.dataclass(kw_only=True)
+class Config:
+    """One run: a network, its data, its training and its evaluation."""
+
+    model: VGGConfig | NiNConfig
+    data: DataConfig
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    batch_size: int = 256
+    num_epochs: float = 74.0
+    validate_every_epochs: float = 1.0
+    checkpoint_every_steps: int = 1000
+    log_every_steps: int = 50
+    seed: int = 0

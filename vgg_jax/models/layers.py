@@ -1,0 +1,159 @@
+"""The layers of both papers as data: a network is a tuple of these rows.
+
+A row says what a layer is and how it changes a map's side; `network.ConvNet` runs rows,
+`analysis` measures them. Arrays are NHWC.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A named layer; `output_size` maps a side in pixels to a side, below 1 if too small."""
+
+    name: str
+
+    def output_size(self, size: int) -> int:
+        return size
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv(Layer):
+    """A convolution with bias; padding in pixels of zeros on every side."""
+
+    features: int
+    kernel: int
+    stride: int = 1
+    padding: int = 0
+
+    def output_size(self, size: int) -> int:
+        return (size + 2 * self.padding - self.kernel) // self.stride + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class FullyConnected(Conv):
+    """A fully-connected layer as the convolution it equals (section 3.2)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchNorm(Layer):
+    """Batch normalisation over N, H and W."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalResponseNorm(Layer):
+    """Normalisation across channels; see `local_response_norm`."""
+
+    size: int
+    alpha: float
+    beta: float
+    k: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Relu(Layer):
+    """max(x, 0)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool(Layer):
+    """A pool without padding; `ceil_mode` keeps a last, partial window as Caffe does."""
+
+    window: int
+    stride: int
+    ceil_mode: bool
+
+    def output_size(self, size: int) -> int:
+        steps = (size - self.window) / self.stride
+        return (math.ceil(steps) if self.ceil_mode else math.floor(steps)) + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class MaxPool(Pool):
+    """The largest value of each window."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AveragePool(Pool):
+    """The mean of each window over the pixels that are there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropout(Layer):
+    """Inverted dropout: zero with probability `rate`, the rest scaled by 1 / (1 - rate)."""
+
+    rate: float
+
+
+def output_size(layers: tuple[Layer, ...], size: int) -> int:
+    """Side of the last layer's map for an image side, in pixels; 0 if it is too small."""
+    for layer in layers:
+        size = layer.output_size(size)
+        if size < 1:
+            return 0
+    return size
+
+
+def local_response_norm(
+    x: jax.Array, *, size: int, alpha: float, beta: float, k: float
+) -> jax.Array:
+    """x / (k + alpha * sum of squares over `size` neighbouring channels) ** beta.
+
+    Krizhevsky et al. 2012, section 3.3, as A-LRN of arXiv:1409.1556 uses it:
+    [N, H, W, C] -> [N, H, W, C]. Caffe's layer is this one with alpha / size and k = 1.
+    """
+    half = size // 2
+    sums = lax.reduce_window(
+        jnp.square(x),
+        jnp.zeros((), x.dtype),
+        lax.add,
+        window_dimensions=(1, 1, 1, size),
+        window_strides=(1, 1, 1, 1),
+        padding=((0, 0), (0, 0), (0, 0), (half, size - 1 - half)),
+    )
+    return x * (k + alpha * sums) ** -beta
+
+
+def _padding(x: jax.Array, pool: Pool) -> list[tuple[int, int]]:
+    """Rows and columns to add after each axis so that `ceil_mode` windows are whole."""
+    missing = [
+        max(0, (pool.output_size(n) - 1) * pool.stride + pool.window - n)
+        for n in x.shape[1:3]
+    ]
+    return [(0, 0), (0, missing[0]), (0, missing[1]), (0, 0)]
+
+
+def max_pool(x: jax.Array, pool: Pool) -> jax.Array:
+    """The largest value of each window: [N, H, W, C] -> [N, h, w, C]."""
+    return lax.reduce_window(
+        x,
+        -jnp.inf,
+        lax.max,
+        window_dimensions=(1, pool.window, pool.window, 1),
+        window_strides=(1, pool.stride, pool.stride, 1),
+        padding=_padding(x, pool),
+    )
+
+
+def average_pool(x: jax.Array, pool: Pool) -> jax.Array:
+    """The mean of each window: [N, H, W, C] -> [N, h, w, C].
+
+    A partial window at the border divides by the pixels that it has, as Caffe's does.
+    """
+
+    def window_sum(values: jax.Array) -> jax.Array:
+        return lax.reduce_window(
+            values,
+            jnp.zeros((), values.dtype),
+            lax.add,
+            window_dimensions=(1, pool.window, pool.window, 1),
+            window_strides=(1, pool.stride, pool.stride, 1),
+            padding=_padding(values, pool),
+        )
+
+    return window_sum(x) / window_sum(jnp.ones((1, *x.shape[1:3], 1), x.dtype))

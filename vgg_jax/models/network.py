@@ -1,0 +1,204 @@
+"""A convolutional network: rows of layers, run one after another."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.typing import Initializer
+
+from vgg_jax.models import layers as rows
+from vgg_jax.names import did_you_mean
+
+_init = jax.nn.initializers
+
+# Section 3.1: "paper" is its text (variance 1e-2), "caffe_001" the authors' Caffe files
+# (deviation 1e-2), "glorot" what its footnote found to work without pre-training.
+INITS: dict[str, Initializer] = {
+    "paper": _init.normal(0.1),
+    "caffe_001": _init.normal(0.01),
+    "glorot": _init.glorot_uniform(),
+    "he": _init.he_normal(),
+}
+
+
+def _as_matrix(init: Initializer) -> Initializer:
+    """The initialiser for a fully-connected layer: every input of a window counts in fan-in,
+    and each output feeds one unit, not one a window position."""
+
+    def init_as_matrix(key: Any, shape: Any, *args: Any) -> jax.Array:
+        matrix = (int(np.prod(shape[:-1])), shape[-1])
+        return init(key, matrix, *args).reshape(shape)
+
+    return init_as_matrix
+
+
+class ConvNet(nnx.Module):
+    """Runs `layers`; every parameter and every intermediate has its row's name.
+
+    Args:
+        layers: the rows, input first.
+        num_classes: channels of the score map; None for a backbone, whose output is the
+            last row's map.
+        in_channels: channels of the images.
+        init: a key of `INITS`; biases start at zero.
+        dtype: of the computation; parameters are float32.
+        rngs: "params" makes the weights.
+        keep_rngs: keep the "dropout" stream inside, for `nnx.bridge.to_linen`, whose
+            `apply(..., rngs=...)` cannot hand one to a call.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[rows.Layer],
+        *,
+        num_classes: int | None,
+        in_channels: int,
+        init: str,
+        dtype: Any,
+        rngs: nnx.Rngs,
+        keep_rngs: bool = False,
+    ):
+        if init not in INITS:
+            raise ValueError(f"unknown init {init!r}: {did_you_mean(init, INITS)}")
+        self.layers = tuple(layers)
+        self.num_classes = num_classes
+        self.in_channels = in_channels
+        self.dtype = jnp.dtype(dtype)
+        channels = in_channels
+        for layer in self.layers:
+            match layer:
+                case rows.Conv():
+                    dense = isinstance(layer, rows.FullyConnected)
+                    module: nnx.Module = nnx.Conv(
+                        channels,
+                        layer.features,
+                        (layer.kernel, layer.kernel),
+                        strides=layer.stride,
+                        padding=layer.padding,
+                        kernel_init=_as_matrix(INITS[init]) if dense else INITS[init],
+                        dtype=self.dtype,
+                        rngs=rngs,
+                    )
+                    channels = layer.features
+                case rows.BatchNorm():
+                    # torchvision's constants (its momentum is one minus ours).
+                    module = nnx.BatchNorm(
+                        channels, momentum=0.9, epsilon=1e-5, dtype=self.dtype, rngs=rngs
+                    )
+                case rows.Dropout():
+                    kept = rngs if keep_rngs and "dropout" in rngs else None
+                    module = nnx.Dropout(layer.rate, rngs=kept)
+                case _:
+                    continue
+            setattr(self, layer.name, module)
+
+    def __call__(
+        self, images: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        """Class scores before soft-max: [N, H, W, in_channels] -> float32 [N, num_classes].
+
+        At the training size the score map is one cell; on larger images it is averaged
+        over space (section 3.2). A backbone returns its map, [N, h, w, C].
+
+        Args:
+            images: NHWC, normalised as the weights expect.
+            train: dropout on, batch statistics from this batch.
+            rngs: a "dropout" stream, needed when `train` and the network has dropout.
+
+        Raises:
+            ValueError: wrong rank or channels, or images too small for the network.
+        """
+        x = self._run(images, self.layers, train=train, rngs=rngs)
+        if self.num_classes is None:
+            return x
+        return x.astype(jnp.float32).mean(axis=(1, 2))
+
+    def score_map(self, images: jax.Array) -> jax.Array:
+        """The dense class score map of section 3.2, before soft-max and spatial mean.
+
+        [N, H, W, in_channels] -> float32 [N, h, w, num_classes].
+
+        Raises:
+            ValueError: as `__call__`, and for a backbone, which has no classes.
+        """
+        if self.num_classes is None:
+            raise ValueError(
+                "score_map needs a classifier, and num_classes=None made a backbone; "
+                "create the model with num_classes, or call model(images) for its map"
+            )
+        x = self._run(images, self.layers, train=False, rngs=None)
+        return x.astype(jnp.float32)
+
+    def features(
+        self, images: jax.Array, names: Sequence[str]
+    ) -> dict[str, jax.Array]:
+        """Named intermediates, [N, H, W, in_channels] -> {name: [N, h, w, C]}.
+
+        Nothing past the deepest name is computed.
+
+        Raises:
+            ValueError: an unknown name, or images that do not fit.
+        """
+        known = [layer.name for layer in self.layers]
+        for name in names:
+            if name not in known:
+                raise ValueError(f"no layer {name!r}: {did_you_mean(name, known)}")
+        found: dict[str, jax.Array] = {}
+        if names:
+            deepest = max(known.index(name) for name in names)
+            self._run(images, self.layers[: deepest + 1], collect=found)
+        return {name: found[name] for name in names}
+
+    def _run(
+        self,
+        x: jax.Array,
+        layers: tuple[rows.Layer, ...],
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+        collect: dict[str, jax.Array] | None = None,
+    ) -> jax.Array:
+        self._check(x, layers)
+        x = x.astype(self.dtype)
+        for layer in layers:
+            match layer:
+                case rows.Conv():
+                    x = getattr(self, layer.name)(x)
+                case rows.BatchNorm():
+                    x = getattr(self, layer.name)(x, use_running_average=not train)
+                case rows.Dropout():
+                    drop = getattr(self, layer.name)
+                    x = drop(x, deterministic=not train, rngs=rngs)
+                case rows.LocalResponseNorm(_, size, alpha, beta, k):
+                    x = rows.local_response_norm(
+                        x, size=size, alpha=alpha, beta=beta, k=k
+                    )
+                case rows.Relu():
+                    x = nnx.relu(x)
+                case rows.MaxPool():
+                    x = rows.max_pool(x, layer)
+                case rows.AveragePool():
+                    x = rows.average_pool(x, layer)
+                case _:
+                    raise TypeError(f"ConvNet has no rule for {layer}")
+            if collect is not None:
+                collect[layer.name] = x
+        return x
+
+    def _check(self, images: jax.Array, layers: tuple[rows.Layer, ...]) -> None:
+        if images.ndim != 4 or images.shape[-1] != self.in_channels:
+            raise ValueError(
+                f"expected images [N, H, W, {self.in_channels}], got {list(images.shape)}"
+            )
+        if any(rows.output_size(layers, side) < 1 for side in images.shape[1:3]):
+            needed = next(n for n in itertools.count(1) if rows.output_size(layers, n))
+            height, width = images.shape[1:3]
+            raise ValueError(
+                f"expected images of at least {needed}x{needed} pixels, got "
+                f"{height}x{width}; rescale them, or create a VGG for small images: "
+                "fc_kernel=1 or head='global_pool' takes 32x32, with ceil_mode=True 28x28"
+            )
