@@ -5,6 +5,8 @@ paper's recipe. Nothing here imports JAX or reads a file.
 """
 
 import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 # Mean RGB of the ILSVRC-2012 training set, 0-255, as published with the Oxford weights.
 IMAGENET_MEAN = (123.68, 116.779, 103.939)
@@ -69,6 +71,7 @@ class OptimizerConfig:
     plateau_patience: int = 3  # validations without improvement before the rate falls
     plateau_min_delta: float = 1e-3  # smallest fall of the error that counts
     plateau_drops: int = 3  # falls of the rate; the plateau after the last one ends the run
+    metric: str = "top5_error"  # of validation: sets the plateau and the best checkpoint
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -95,3 +98,45 @@ class Config:
     checkpoint_every_steps: int = 1000
     log_every_steps: int = 50
     seed: int = 0
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The settings as JSON can hold them: tuples become lists."""
+    return _map_tuples(dataclasses.asdict(config), tuple, list)
+
+
+def from_dict(settings: Mapping[str, Any]) -> Config:
+    """The inverse of `to_dict`.
+
+    Raises:
+        TypeError: an unknown field.
+    """
+    values = _map_tuples(dict(settings), list, tuple)
+    is_nin = values["model"]["name"].startswith("nin")
+    return Config(
+        **values
+        | {
+            "model": (NiNConfig if is_nin else VGGConfig)(**values["model"]),
+            "data": DataConfig(**values["data"]),
+            "optimizer": OptimizerConfig(**values["optimizer"]),
+            "evaluation": EvaluationConfig(**values["evaluation"]),
+        }
+    )
+
+
+def differences(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """(field, ours, theirs) of two `to_dict`s where they differ, fields as flags name them."""
+    for name in sorted(ours.keys() | theirs.keys()):
+        a, b = ours.get(name), theirs.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            yield from differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            yield prefix + name, a, b
+
+
+def _map_tuples(tree: Any, found: type, wanted: type) -> Any:
+    if isinstance(tree, Mapping):
+        return {name: _map_tuples(leaf, found, wanted) for name, leaf in tree.items()}
+    return wanted(tree) if isinstance(tree, found) else tree

@@ -9,6 +9,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
@@ -99,6 +100,11 @@ def output_size(layers: tuple[Layer, ...], size: int) -> int:
     return size
 
 
+def _constant(value: float, like: jax.Array) -> np.generic:
+    """A concrete scalar: reduce_window has gradients only where it sees the value."""
+    return like.dtype.type(value)
+
+
 def local_response_norm(
     x: jax.Array, *, size: int, alpha: float, beta: float, k: float
 ) -> jax.Array:
@@ -110,7 +116,7 @@ def local_response_norm(
     half = size // 2
     sums = lax.reduce_window(
         jnp.square(x),
-        jnp.zeros((), x.dtype),
+        _constant(0.0, x),
         lax.add,
         window_dimensions=(1, 1, 1, size),
         window_strides=(1, 1, 1, 1),
@@ -132,7 +138,7 @@ def max_pool(x: jax.Array, pool: Pool) -> jax.Array:
     """The largest value of each window: [N, H, W, C] -> [N, h, w, C]."""
     return lax.reduce_window(
         x,
-        -jnp.inf,
+        _constant(-jnp.inf, x),
         lax.max,
         window_dimensions=(1, pool.window, pool.window, 1),
         window_strides=(1, pool.stride, pool.stride, 1),
@@ -149,7 +155,7 @@ def average_pool(x: jax.Array, pool: Pool) -> jax.Array:
     def window_sum(values: jax.Array) -> jax.Array:
         return lax.reduce_window(
             values,
-            jnp.zeros((), values.dtype),
+            _constant(0.0, values),
             lax.add,
             window_dimensions=(1, pool.window, pool.window, 1),
             window_strides=(1, pool.stride, pool.stride, 1),

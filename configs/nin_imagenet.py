@@ -1,0 +1,18 @@
+"""Network in Network on ImageNet: the Caffe zoo's network and recipe.
+
+  python train.py --config configs/nin_imagenet.py
+
+Batch 64 and rate 0.01 as its solver; 450K iterations are 22.5 epochs.
+"""
+
+from vgg_jax.config import Config, DataConfig, EvaluationConfig, NiNConfig
+
+
+def get_config() -> Config:
+    return Config(
+        model=NiNConfig(name="nin_imagenet"),
+        data=DataConfig(dataset="imagenet2012", num_workers=8),
+        evaluation=EvaluationConfig(scales=(224, 256, 288)),
+        batch_size=64,
+        num_epochs=22.5,
+    )

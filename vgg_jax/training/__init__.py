@@ -1,0 +1,1 @@
+"""Section 3.1: the optimiser, the sharded step, checkpoints and the loop."""

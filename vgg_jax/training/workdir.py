@@ -1,0 +1,74 @@
+"""A run's folder: it belongs to one configuration."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from vgg_jax.config import Config, differences, from_dict, to_dict
+
+# Settings that may change between a stop and a resume: they leave every step as it was.
+FREE = (
+    "num_epochs",
+    "log_every_steps",
+    "checkpoint_every_steps",
+    "data.data_dir",
+    "data.num_workers",
+    "data.num_threads",
+    "evaluation.scales",
+    "evaluation.averaging",
+    "evaluation.batch_size",
+)
+
+
+class WorkdirMismatch(ValueError):
+    """The folder holds a run of another configuration."""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a whole file or nothing: a reader never sees a part of it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def claim(workdir: Path, config: Config) -> None:
+    """Make the folder this configuration's, or check that it is.
+
+    Raises:
+        WorkdirMismatch: it holds a run with other settings; the message lists them.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "config.json"
+    if path.exists():
+        changed = [
+            f"  {field}: {theirs!r} there, {ours!r} now"
+            for field, ours, theirs in differences(to_dict(config), _read(path))
+            if field not in FREE
+        ]
+        if changed:
+            raise WorkdirMismatch(
+                f"{workdir} holds a run with other settings:\n"
+                + "\n".join(changed)
+                + "\nuse the same settings, or another --workdir"
+            )
+    write_atomically(path, json.dumps(to_dict(config), indent=2) + "\n")
+
+
+def read_config(workdir: Path) -> Config:
+    """The configuration that the folder belongs to.
+
+    Raises:
+        FileNotFoundError: no run was started there.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no run in {workdir}: train one first, with "
+            f"`python train.py --config configs/NAME.py --workdir {workdir}`"
+        )
+    return from_dict(_read(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
