@@ -87,6 +87,17 @@ def parse(argv: list[str], values: flags.FlagValues) -> None:
         )
 
 
+def scales(texts: list[str]) -> tuple[int, ...]:
+    """Short sides Q as the command line gives them, such as 256,384,512.
+
+    Raises:
+        UsageError: not whole numbers above zero.
+    """
+    if not all(text.isdecimal() and int(text) for text in texts):
+        raise UsageError(f"expected --scales 256,384,512, got {','.join(texts)!r}")
+    return tuple(map(int, texts))
+
+
 def config_name(argv: list[str]) -> str:
     """The configuration file's name, which names the default workdir."""
     path = _config_path(argv)
@@ -95,11 +106,12 @@ def config_name(argv: list[str]) -> str:
 
 
 def _config_path(argv: list[str]) -> Path | None:
+    path = None
     for argument, following in zip(argv[1:], [*argv[2:], ""], strict=True):
         name, equals, value = argument.partition("=")
         if name in ("--config", "-config"):
-            return Path(value if equals else following)
-    return None
+            path = Path(value if equals else following)
+    return path
 
 
 def _existing(path: Path | None) -> str:

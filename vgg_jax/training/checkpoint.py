@@ -149,7 +149,8 @@ def restore_model(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here),
         (params, batch_stats),
     )
-    with Checkpoints(workdir, config.optimizer.metric) as checkpoints:
+    metric = f"validation_{config.optimizer.metric}"
+    with Checkpoints(workdir, metric) as checkpoints:
         step = checkpoints.best_step if step is None else step
         if step is None:
             raise FileNotFoundError(

@@ -17,6 +17,7 @@ from vgg_jax.data.pipeline import eval_batches, train_batches
 from vgg_jax.data.sources import open_source
 from vgg_jax.metrics import Sums, means
 from vgg_jax.models import ConvNet, create_model
+from vgg_jax.names import did_you_mean
 from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoint import Checkpoints
 from vgg_jax.training.interrupt import Interrupt
@@ -26,6 +27,9 @@ from vgg_jax.training.sharding import make_mesh, replicated, shard_batch
 from vgg_jax.training.steps import TrainState, init_state, jit_steps, split
 from vgg_jax.training.workdir import claim
 from vgg_jax.training.writer import MetricWriter
+
+
+METRICS = ("top1_error", "top5_error", "loss")  # that can set the plateau
 
 
 class TrainingDiverged(RuntimeError):
@@ -55,11 +59,17 @@ class Trainer:
     def __init__(self, config: Config, workdir: Path):
         self.config = config
         self.workdir = workdir
+        self.metric = f"validation_{config.optimizer.metric}"
         self.mesh = make_mesh()
         if config.batch_size % self.mesh.size:
             raise ValueError(
                 f"expected a batch_size that {self.mesh.size} devices can share, got "
                 f"{config.batch_size}; use a multiple of {self.mesh.size}"
+            )
+        if config.optimizer.metric not in METRICS:
+            raise ValueError(
+                f"unknown optimizer.metric {config.optimizer.metric!r}: "
+                f"{did_you_mean(config.optimizer.metric, METRICS)}"
             )
         create = functools.partial(create_model, **dataclasses.asdict(config.model))
         optimizer = make_optimizer(config.optimizer)
@@ -97,7 +107,7 @@ class Trainer:
         """The loop; see `train`."""
         schedule = self.schedule
         with (
-            Checkpoints(self.workdir, self.config.optimizer.metric) as checkpoints,
+            Checkpoints(self.workdir, self.metric) as checkpoints,
             Interrupt() as interrupt,
         ):
             state, plateau = self._start(checkpoints)
@@ -136,8 +146,7 @@ class Trainer:
                         writer.write(step, errors | {"epoch": schedule.epoch(step)})
                         self._print(step, errors)
                         plateau.update(
-                            errors[f"validation_{self.config.optimizer.metric}"],
-                            self.config.optimizer,
+                            errors[self.metric], self.config.optimizer
                         )
                         state = state.replace(
                             opt_state=set_learning_rate(
@@ -203,11 +212,13 @@ class Trainer:
         mean = means(total)
         if not math.isfinite(mean["loss"] + sum(norms)):
             checkpoints.wait()
+            latest = checkpoints.latest_step
             raise TrainingDiverged(
                 f"the loss or the gradient is not a finite number between steps "
                 f"{step - len(steps) + 1} and {step} (loss {mean['loss']}); last good "
-                f"checkpoint: step {checkpoints.latest_step} in {self.workdir}. Try a "
-                "lower optimizer.learning_rate or another model.init"
+                f"checkpoint: {'none yet' if latest is None else f'step {latest}'} in "
+                f"{self.workdir}. Try a lower optimizer.learning_rate or another "
+                "model.init, in a new --workdir"
             )
         values = {
             "epoch": self.schedule.epoch(step),

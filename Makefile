@@ -1,0 +1,44 @@
+# `make` lists the targets. They make their own environments, from python3 or, where that
+# is too old, the newest Python found; `make train PYTHON=python3.12` chooses another,
+# `make train REQUIREMENTS=requirements-cuda.txt` (or -tpu) an accelerator.
+
+CONFIG := configs/fashion_mnist_vgg.py
+WORKDIR = runs/$(basename $(notdir $(CONFIG)))
+REQUIREMENTS := requirements.txt
+EVALUATE = eval.py --config $(CONFIG) --workdir $(WORKDIR) --protocol center --protocol dense
+
+# Text is UTF-8 whatever the locale, and progress reaches a log file as it happens.
+export PYTHONUTF8 := 1
+export PYTHONUNBUFFERED := 1
+unexport PYTHONHOME PYTHONPATH
+# Caches need a home to write to.
+ifneq ($(shell test -d "$$HOME" && test -w "$$HOME" && echo writable),writable)
+export HOME := $(CURDIR)/.home
+endif
+
+.PHONY: help train environment test test-all lint clean
+
+help:  ## list the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
+
+train: environment  ## train and evaluate CONFIG (a small VGG on Fashion-MNIST) in WORKDIR
+	.venv/bin/python train.py --config $(CONFIG) --workdir $(WORKDIR)
+	.venv/bin/python $(EVALUATE)
+
+environment:  ## install REQUIREMENTS into .venv; done at once if it holds them
+	@scripts/environment .venv $(REQUIREMENTS)
+
+test:  ## all that CI runs: ruff, mypy, and pytest on two versions of Python
+	@scripts/check lint
+	@scripts/check test
+
+test-all:  ## the same with the slow tests
+	@scripts/check lint
+	@scripts/check test -m "slow or not slow"
+
+lint:  ## ruff and mypy
+	@scripts/check lint
+
+clean:  ## remove the environments and caches, not the data and the runs
+	rm -rf .home .venv* .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +

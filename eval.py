@@ -1,0 +1,35 @@
+"""Evaluate trained networks on the test set (section 3.2 of arXiv:1409.1556).
+
+python eval.py --config configs/NAME.py [--workdir DIR] [--protocol center|dense]
+    [--scales 256,384,512]
+
+Several --workdir fuse their networks; several --protocol are rows of one table. Without
+--protocol: the centre crop, dense at each scale, dense over all scales. Writes
+DIR/eval.json and DIR/predictions.png.
+"""
+
+import sys
+
+from absl import flags
+
+from vgg_jax import cli
+
+
+def main(values: flags.FlagValues) -> int:
+    from vgg_jax.evaluation.run import run_evaluation
+
+    run_evaluation(
+        values.workdir or [f"runs/{cli.config_name(sys.argv)}"],
+        values.config,
+        values.protocol,
+        cli.scales(values.scales),
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    values = cli.new_flags()
+    flags.DEFINE_multi_string("workdir", [], "folder of a run", flag_values=values)
+    flags.DEFINE_multi_string("protocol", [], "center or dense", flag_values=values)
+    flags.DEFINE_list("scales", [], "short sides Q in pixels", flag_values=values)
+    cli.run(main, values)

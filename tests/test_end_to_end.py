@@ -1,0 +1,187 @@
+"""The scripts as a user runs them: train, interrupt, resume, evaluate; and bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = {"train": 24, "test": 9}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of drawn shapes, a folder a class."""
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for split, count in EXAMPLES.items():
+        for label, name in enumerate(("bar", "box", "disc")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                image = rng.integers(0, 60, (32, 40), np.uint8)
+                x, y = rng.integers(12, 20, 2).tolist()
+                if label == 0:
+                    cv2.line(image, (x, 2), (x, 30), 255, 3)
+                elif label == 1:
+                    cv2.rectangle(image, (x - 8, y - 8), (x + 8, y + 8), 255, 2)
+                else:
+                    cv2.circle(image, (x, y), 8, 255, -1)
+                cv2.imwrite(str(folder / f"{i}.png"), image)
+    return root
+
+
+def command(script: str, pictures: Path, workdir: Path, *more: str) -> list[str]:
+    return [
+        *(sys.executable, script),
+        *("--config", "configs/fashion_mnist_vgg.py", "--workdir", str(workdir)),
+        "--config.data.dataset=folder",
+        f"--config.data.data_dir={pictures}",
+        "--config.data.validation_fraction=0.25",
+        "--config.model.num_classes=3",
+        "--config.model.width=0.05",
+        "--config.evaluation.batch_size=16",
+        "--config.batch_size=8",
+        "--config.num_epochs=4",
+        "--config.checkpoint_every_steps=5",
+        "--config.log_every_steps=1",
+        *more,
+    ]
+
+
+def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        arguments, cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+
+
+def environment() -> dict[str, str]:
+    flags = "--xla_force_host_platform_device_count=2"
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+
+
+def history(workdir: Path) -> list[dict[str, float]]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    for row in rows:
+        row.pop("images_per_second", None)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody interrupts."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    done = run(command("train.py", pictures, workdir))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "images/s" in done.stdout and "left" in done.stdout
+    return workdir
+
+
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
+    kill: signal.Signals, pictures: Path, whole: Path, tmp_path: Path
+) -> None:
+    arguments = command("train.py", pictures, tmp_path)
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 8/"):
+            process.send_signal(kill)
+            break
+    rest = process.stdout.read()
+    code = process.wait()
+    if kill == signal.SIGKILL:
+        assert code == -signal.SIGKILL
+    else:
+        assert code == 128 + kill, rest
+        assert "the same command goes on from there" in rest
+    done = run(arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "from the start" not in done.stdout
+    assert history(tmp_path) == history(whole)
+
+
+def test_a_run_leaves_its_files(whole: Path) -> None:
+    for name in ("config.json", "curves.png", "metrics.jsonl", "checkpoints"):
+        assert (whole / name).exists(), name
+    assert list((whole / "tensorboard").glob("events.*"))
+    rows = history(whole)
+    validations = [row for row in rows if "validation_loss" in row]
+    assert len(validations) == 4 or validations[-1]["epoch"] < 4
+    assert {"train_loss", "train_top1_error", "learning_rate"} <= rows[0].keys()
+
+
+def test_a_finished_run_has_nothing_to_do(pictures: Path, whole: Path) -> None:
+    before = history(whole)
+    done = run(command("train.py", pictures, whole))
+    assert done.returncode == 0 and "finished" in done.stdout
+    assert history(whole) == before
+
+
+def test_evaluation_prints_a_table_and_writes_it(pictures: Path, whole: Path) -> None:
+    done = run(command("eval.py", pictures, whole, "--scales=28,32"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "center" in done.stdout and "dense" in done.stdout
+    assert (whole / "predictions.png").stat().st_size > 10_000
+    text = (whole / "eval.json").read_text()
+    rows = json.loads(text)["results"]
+    assert [(row["protocol"], row["scales"]) for row in rows] == [
+        ("center", [28]),
+        ("dense", [28]),
+        ("dense", [32]),
+        ("dense", [28, 32]),
+    ]
+    for row in rows:
+        assert row["images"] == 3 * EXAMPLES["test"]
+        assert 0 <= row["top1_error"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("script", "more", "expected"),
+    [
+        ("train.py", ["--config.batch_sise=3"], "did you mean 'batch_size'"),
+        ("train.py", ["--config.model.name=vgg_16"], "did you mean 'vgg16'"),
+        ("train.py", ["--config.batch_size=abc"], "batch_size=abc"),
+        ("train.py", ["--config.data.data_dir=/nowhere"], "/nowhere"),
+        ("train.py", ["--config.model.num_classes=4"], "model.num_classes=4"),
+        ("train.py", ["--config.seed=1"], "seed: 0 there, 1 now"),
+        ("train.py", ["--config.batch_size=7"], "multiple of 2"),
+        ("train.py", ["--config.optimizer.metric=top1"], "did you mean 'top1_error'"),
+        ("eval.py", ["--protocol=centre"], "did you mean 'center'"),
+        ("eval.py", ["--workdir=/nowhere"], "python train.py --config"),
+        ("eval.py", ["--scales=a"], "--scales 256,384,512"),
+        ("eval.py", ["--config", "configs/vgg61.py"], "did you mean 'configs/vgg16.py'"),
+    ],
+)
+def test_bad_input_is_answered_in_a_line(
+    script: str, more: list[str], expected: str, pictures: Path, whole: Path
+) -> None:
+    done = run(command(script, pictures, whole, *more))
+    assert done.returncode in (1, 2)
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_divergence_names_the_last_good_checkpoint(
+    pictures: Path, tmp_path: Path
+) -> None:
+    arguments = command(
+        "train.py",
+        pictures,
+        tmp_path,
+        "--config.model.name=vgg11",
+        "--config.optimizer.learning_rate=1e30",
+    )
+    done = run(arguments)
+    assert done.returncode == 1
+    assert "not a finite number" in done.stderr and "last good" in done.stderr

@@ -1,0 +1,176 @@
+"""The steps against a computation by hand, and on one device and eight."""
+
+import functools
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from vgg_jax import ConvNet, create_model
+from vgg_jax.config import OptimizerConfig
+from vgg_jax.training.optimizer import make_optimizer
+from vgg_jax.training.sharding import make_mesh, replicated, shard_batch
+from vgg_jax.training.steps import (
+    TrainState,
+    eval_step,
+    init_state,
+    jit_steps,
+    normalise,
+    split,
+    train_step,
+)
+
+MEAN, STD = (70.0,), (90.0,)
+CONFIG = OptimizerConfig(learning_rate=0.02, momentum=0.9, weight_decay=1e-3)
+KEY = jax.random.key(7)
+
+
+def network(rngs: nnx.Rngs, **options: Any) -> ConvNet:
+    settings = {"width": 0.1, "dropout": 0.0, "init": "he"} | options
+    return create_model(
+        "vgg11", num_classes=10, in_channels=1, fc_kernel=1, rngs=rngs, **settings
+    )
+
+
+def batch(size: int, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (size, 32, 32, 1), np.uint8),
+        "label": rng.integers(0, 10, size).astype(np.int32),
+        "weight": np.ones(size, np.float32),
+    }
+
+
+def start(create: Any = network) -> tuple[nnx.GraphDef, TrainState, Any]:
+    optimizer = make_optimizer(CONFIG)
+    state = init_state(create, optimizer, jax.random.key(0))
+    return split(create(nnx.Rngs(0)))[0], state, optimizer
+
+
+def jitted(graphdef: Any, optimizer: Any) -> Any:
+    return jax.jit(
+        functools.partial(
+            train_step, graphdef=graphdef, optimizer=optimizer, mean=MEAN, std=STD
+        )
+    )
+
+
+def test_normalise_subtracts_the_mean_of_each_channel() -> None:
+    images = np.array([[[[10, 20, 30]]]], np.uint8)
+    got = normalise(jnp.asarray(images), (1.0, 2.0, 3.0), (1.0, 2.0, 3.0))
+    np.testing.assert_allclose(got[0, 0, 0], [9, 9, 9])
+
+
+def test_one_step_equals_the_update_by_hand() -> None:
+    graphdef, state, optimizer = start()
+    data = batch(8)
+
+    def loss(params: Any) -> jax.Array:
+        images = (data["image"].astype(np.float32) - 70.0) / 90.0
+        logits = nnx.merge(graphdef, params)(jnp.asarray(images))
+        log_p = jax.nn.log_softmax(logits)
+        return -log_p[jnp.arange(8), data["label"]].mean()
+
+    gradients = jax.jit(jax.grad(loss))(state.params)
+    expected = jax.tree.map(
+        lambda w, g: w - 0.02 * (g + 1e-3 * w), state.params, gradients
+    )
+    after, sums = jitted(graphdef, optimizer)(state, data, KEY)
+    chex.assert_trees_all_close(after.params, expected, atol=1e-6)
+    assert int(after.step) == 1
+    np.testing.assert_allclose(sums["loss"] / 8, loss(state.params), rtol=1e-5)
+    np.testing.assert_allclose(
+        sums["gradient_norm"], optax.tree.norm(gradients), rtol=1e-4
+    )
+
+
+def test_an_example_of_weight_zero_changes_nothing() -> None:
+    graphdef, state, optimizer = start()
+    data = batch(8)
+    data["weight"][5] = 0
+    other = {name: value.copy() for name, value in data.items()}
+    other["image"][5] = 255 - other["image"][5]
+    other["label"][5] = (other["label"][5] + 1) % 10
+    step = jitted(graphdef, optimizer)
+    one, two = step(state, data, KEY), step(state, other, KEY)
+    chex.assert_trees_all_close(one[0].params, two[0].params, rtol=1e-6)
+    chex.assert_trees_all_close(one[1], two[1], rtol=1e-6)
+    assert float(one[1]["weight"]) == 7
+    seven = {name: np.delete(value, 5, axis=0) for name, value in data.items()}
+    chex.assert_trees_all_close(
+        one[0].params, step(state, seven, KEY)[0].params, atol=1e-6
+    )
+
+
+def test_eight_images_are_learnt_by_heart() -> None:
+    graphdef, state, optimizer = start()
+    step, data = jitted(graphdef, optimizer), batch(8)
+    coarse = np.random.default_rng(1).integers(0, 256, (8, 4, 4, 1), np.uint8)
+    data["image"] = coarse.repeat(8, axis=1).repeat(8, axis=2)
+    for _ in range(300):
+        state, sums = step(state, data, KEY)
+        if float(sums["loss"]) / 8 < 0.1:
+            break
+    else:
+        raise AssertionError(f"loss {float(sums['loss']) / 8} after 300 steps")
+    sums = eval_step(
+        state.params, {}, data, graphdef=graphdef, mean=MEAN, std=STD
+    )
+    assert float(sums["top1_error"]) == 0 and float(sums["weight"]) == 8
+
+
+def test_dropout_depends_on_the_step_and_on_nothing_else() -> None:
+    graphdef, state, optimizer = start(functools.partial(network, dropout=0.5))
+    step, data = jitted(graphdef, optimizer), batch(8)
+    again = step(state, data, KEY)[1]["loss"]
+    assert step(state, data, KEY)[1]["loss"] == again
+    later = state.replace(step=jnp.int32(1))
+    assert step(later, data, KEY)[1]["loss"] != again
+
+
+def test_batch_statistics_follow_the_batches() -> None:
+    def create(rngs: nnx.Rngs) -> ConvNet:
+        return create_model(
+            "vgg11_bn",
+            num_classes=10,
+            in_channels=1,
+            fc_kernel=1,
+            width=0.1,
+            init="he",
+            rngs=rngs,
+        )
+
+    graphdef, state, optimizer = start(create)
+    data = batch(8)
+    after, _ = jitted(graphdef, optimizer)(state, data, KEY)
+    model = nnx.merge(graphdef, state.params, state.batch_stats)
+    x = model.features(normalise(data["image"], MEAN, STD), ["conv1_1"])["conv1_1"]
+    np.testing.assert_allclose(
+        after.batch_stats["bn1_1"]["mean"], 0.1 * x.mean((0, 1, 2)), rtol=1e-4, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        after.batch_stats["bn1_1"]["var"], 0.9 + 0.1 * x.var((0, 1, 2)), rtol=1e-4
+    )
+
+
+def test_eight_devices_equal_one() -> None:
+    assert jax.device_count() == 8
+    results = []
+    for devices in (jax.devices()[:1], jax.devices()):
+        mesh = make_mesh(devices)
+        graphdef, state, optimizer = start(functools.partial(network, dropout=0.5))
+        shardings = jax.tree.map(lambda _, m=mesh: replicated(m), state)
+        state = jax.device_put(state, shardings)
+        step, _ = jit_steps(graphdef, optimizer, MEAN, STD, shardings)
+        losses = []
+        for i in range(4):
+            state, sums = step(state, shard_batch(mesh, batch(16, seed=i)), KEY)
+            losses.append(float(sums["loss"]))
+        assert len(state.params["fc6"]["kernel"].sharding.device_set) == len(devices)
+        results.append((losses, jax.device_get(state.params)))
+    np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-5)
+    chex.assert_trees_all_close(results[0][1], results[1][1], rtol=1e-3, atol=1e-6)

@@ -1,0 +1,65 @@
+"""A run's folder belongs to one configuration, and its metrics to one history."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from vgg_jax.config import Config, DataConfig, NiNConfig, VGGConfig, from_dict, to_dict
+from vgg_jax.training.workdir import WorkdirMismatch, claim, read_config
+from vgg_jax.training.writer import MetricWriter
+
+
+def config(**changes: object) -> Config:
+    base = Config(model=VGGConfig(name="vgg11"), data=DataConfig(dataset="folder"))
+    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("model", [VGGConfig(name="vgg11"), NiNConfig(name="nin_cifar")])
+def test_a_configuration_survives_json(model: VGGConfig | NiNConfig) -> None:
+    before = config(model=model)
+    after = from_dict(json.loads(json.dumps(to_dict(before))))
+    assert after == before and isinstance(after.data.mean, tuple)
+
+
+def test_the_same_settings_may_come_back(tmp_path: Path) -> None:
+    claim(tmp_path / "run", config())
+    claim(tmp_path / "run", config())
+    assert read_config(tmp_path / "run") == config()
+
+
+def test_other_settings_are_refused_and_shown(tmp_path: Path) -> None:
+    claim(tmp_path, config())
+    other = config(batch_size=8, model=VGGConfig(name="vgg13"))
+    with pytest.raises(WorkdirMismatch) as error:
+        claim(tmp_path, other)
+    assert "batch_size: 256 there, 8 now" in str(error.value)
+    assert "model.name: 'vgg11' there, 'vgg13' now" in str(error.value)
+    assert "num_epochs" not in str(error.value)
+    assert read_config(tmp_path) == config()
+
+
+def test_settings_that_leave_the_steps_alone_may_change(tmp_path: Path) -> None:
+    claim(tmp_path, config())
+    claim(tmp_path, config(num_epochs=2.0, log_every_steps=1))
+    assert read_config(tmp_path).num_epochs == 2.0
+
+
+def test_no_run_says_what_to_type(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"python train\.py --config"):
+        read_config(tmp_path)
+
+
+def test_metrics_past_the_checkpoint_are_taken_out(tmp_path: Path) -> None:
+    with MetricWriter(tmp_path, 0) as writer:
+        for step in (10, 20, 30):
+            writer.write(step, {"train_loss": 1.0 / step})
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 40, "train_')  # killed while writing
+    with MetricWriter(tmp_path, 20) as writer:
+        writer.write(30, {"train_loss": 7.0})
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20, 30]
+    assert lines[-1]["train_loss"] == 7.0
+    assert list((tmp_path / "tensorboard").glob("events.*"))

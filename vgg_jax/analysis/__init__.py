@@ -1,0 +1,14 @@
+"""What a network costs and sees, computed from its rows alone: no weights are made."""
+
+from vgg_jax.analysis.measure import LayerSummary, Summary, receptive_field, summary
+from vgg_jax.analysis.stacks import Stack, compare_stacks, format_stacks
+
+__all__ = [
+    "LayerSummary",
+    "Stack",
+    "Summary",
+    "compare_stacks",
+    "format_stacks",
+    "receptive_field",
+    "summary",
+]

@@ -1,0 +1,78 @@
+"""What a data set looks like to the pipeline, and how a part is held out of it."""
+
+import hashlib
+import os
+from typing import Protocol, TypedDict
+
+import numpy as np
+
+
+class Example(TypedDict):
+    """One picture as it lies on disk."""
+
+    image: bytes  # an encoded JPEG or PNG
+    label: int
+    name: str  # for messages: says which file or record it is
+
+
+class Source(Protocol):
+    """Random access to the examples of one split; picklable, for worker processes."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each label."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Example: ...
+
+
+class Subset:
+    """Some examples of another source, in the order of `indices`."""
+
+    def __init__(self, source: Source, indices: np.ndarray):
+        self._source = source
+        self._indices = indices
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each label."""
+        return self._source.class_names
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._source[int(self._indices[index])]
+
+
+def hold_out(source: Source, fraction: float) -> tuple[Subset, Subset]:
+    """Two disjoint parts, the second with `fraction` of the examples.
+
+    One fixed permutation, the same for every run and seed: a resumed or repeated run
+    must never train on what another one validated with. Classes come out about as
+    balanced as in the whole.
+
+    Raises:
+        ValueError: one of the parts would be empty.
+    """
+    size = len(source)
+    held = round(size * fraction)
+    if not 0 < held < size:
+        raise ValueError(
+            f"holding out {fraction} of {size} examples leaves {size - held} to train "
+            f"on and {held} to validate with; change validation_fraction"
+        )
+    # The legacy generator, because numpy promises that its stream never changes.
+    order = np.random.RandomState(0).permutation(size)
+    return Subset(source, np.sort(order[held:])), Subset(source, np.sort(order[:held]))
+
+
+def hash_fraction(purpose: str, name: str) -> float:
+    """A number in [0, 1) that depends on the two strings alone.
+
+    Held-out files are those with a small number, so adding a file moves no other.
+    """
+    digest = hashlib.blake2b(os.fsencode(f"{purpose}/{name}"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64

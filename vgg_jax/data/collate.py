@@ -1,0 +1,145 @@
+"""From example numbers to the arrays of a batch; what Grain's threads run.
+
+One call makes a whole batch, since Grain's own cost for an element is several times
+that of decoding a small image.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vgg_jax.data import transforms
+from vgg_jax.data.base import Source
+
+# As the public batches are, with the further key "corrupt": a list of messages.
+RawBatch = dict[str, Any]
+
+
+@dataclasses.dataclass
+class Row:
+    """One example of a batch."""
+
+    index: int
+    label: int
+    image: np.ndarray | None  # None where it is corrupt
+    problem: str = ""  # what is wrong with it then
+
+
+@dataclasses.dataclass
+class Decoder:
+    """Reads and decodes examples by number."""
+
+    source: Source
+    channels: int
+
+    def __call__(self, index: int) -> Row:
+        """Example number `index`, which may be corrupt."""
+        example = self.source[index]
+        try:
+            image = transforms.decode(example["image"], self.channels, example["name"])
+        except transforms.CorruptImage as error:
+            return Row(index, example["label"], None, str(error))
+        return Row(index, example["label"], image)
+
+
+@dataclasses.dataclass
+class TrainCrops:
+    """Random crops of rescaled images, section 3.1."""
+
+    decoder: Decoder
+    scale_min: int
+    scale_max: int
+    crop: int
+    flip: bool
+    seed: int
+
+    def __call__(self, number: int, examples: np.ndarray) -> RawBatch:
+        """The batch of stream positions from `number * len(examples)` on."""
+        draws = uniforms(self.seed, number * len(examples), len(examples)).tolist()
+        rows = [
+            self._augment(self.decoder(index), *draw)
+            for index, draw in zip(examples.tolist(), draws, strict=True)
+        ]
+        return stack(rows, len(rows), (self.crop, self.crop, self.decoder.channels))
+
+    def _augment(
+        self, row: Row, scale: float, down: float, right: float, mirror: float
+    ) -> Row:
+        if row.image is not None:
+            scales = self.scale_max - self.scale_min + 1
+            image = transforms.rescale(row.image, self.scale_min + int(scale * scales))
+            image = transforms.crop_at(image, self.crop, down, right)
+            row.image = transforms.flip(image) if self.flip and mirror < 0.5 else image
+        return row
+
+
+@dataclasses.dataclass
+class CenterCrops:
+    """Centre crops of rescaled images; numbers past the source leave rows empty."""
+
+    decoder: Decoder
+    scale: int
+    crop: int
+
+    def __call__(self, examples: np.ndarray) -> RawBatch:
+        """The batch of these example numbers."""
+        rows = [
+            self._crop(self.decoder(index))
+            for index in examples.tolist()
+            if index < len(self.decoder.source)
+        ]
+        shape = (self.crop, self.crop, self.decoder.channels)
+        return stack(rows, len(examples), shape)
+
+    def _crop(self, row: Row) -> Row:
+        if row.image is not None:
+            image = transforms.rescale(row.image, self.scale)
+            row.image = transforms.center_crop(image, self.crop)
+        return row
+
+
+@dataclasses.dataclass
+class WholeImages:
+    """Rescaled images of any shape."""
+
+    decoder: Decoder
+    scale: int
+
+    def __call__(self, examples: np.ndarray) -> list[Row]:
+        """The rows of these example numbers, not yet batched."""
+        rows = [self.decoder(index) for index in examples.tolist()]
+        for row in rows:
+            if row.image is not None:
+                row.image = transforms.rescale(row.image, self.scale)
+        return rows
+
+
+def stack(rows: Sequence[Row], size: int, shape: tuple[int, ...]) -> RawBatch:
+    """`size` rows of image `shape`; what `rows` do not fill has weight 0, index -1."""
+    batch: RawBatch = {
+        "image": np.zeros((size, *shape), np.uint8),
+        "label": np.zeros(size, np.int32),
+        "weight": np.zeros(size, np.float32),
+        "index": np.full(size, -1, np.int32),
+        "corrupt": [],
+    }
+    for i, row in enumerate(rows):
+        batch["label"][i] = row.label
+        batch["index"][i] = row.index
+        if row.image is None:
+            batch["corrupt"].append(row.problem)
+        else:
+            batch["image"][i] = row.image
+            batch["weight"][i] = 1
+    return batch
+
+
+def uniforms(seed: int, position: int, count: int) -> np.ndarray:
+    """Four numbers in [0, 1) for each stream position from `position` on: [count, 4].
+
+    Philox makes four words at each tick of its counter, so the counter is the position.
+    """
+    words = np.random.Philox(seed, counter=position).random_raw(4 * count)
+    return (words >> np.uint64(11)).reshape(count, 4) * 2.0**-53

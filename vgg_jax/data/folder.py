@@ -1,0 +1,142 @@
+"""The user's own pictures: one folder a class, JPEG or PNG."""
+
+import os
+from pathlib import Path
+
+from vgg_jax.data.base import Example, hash_fraction
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+# Of a folder without test/ this part is kept for eval.py.
+TEST_FRACTION = 0.1
+
+Files = dict[str, list[str]]  # class -> names of its files, both sorted
+
+
+class Folder:
+    """Files below `root` with their classes; reads a file when it is asked for."""
+
+    def __init__(self, root: Path, files: Files):
+        self._root = root
+        self.class_names = tuple(files)
+        self._files = [
+            (f"{name}/{file}", label)
+            for label, (name, names) in enumerate(files.items())
+            for file in names
+        ]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Example:
+        name, label = self._files[index]
+        path = self._root / name
+        return {"image": path.read_bytes(), "label": label, "name": str(path)}
+
+
+def open_folder(data_dir: str, split: str, validation_fraction: float) -> Folder:
+    """The pictures of one split, classes in the order of their sorted names.
+
+    Either `data_dir/train/CLASS/*` and `data_dir/test/CLASS/*`, with validation in
+    `data_dir/validation` or `data_dir/val` or else held out of train; or
+    `data_dir/CLASS/*` alone, where test and validation are held out. What is held out
+    is decided by a hash of CLASS/FILE, so it stays when files are added.
+
+    Raises:
+        FileNotFoundError: the folder of the split is not there.
+        ValueError: no classes, an empty class, classes of two splits that differ, or a
+            held-out split that leaves a class or itself without pictures.
+    """
+    root = Path(data_dir).expanduser()
+    if not (root / "train").is_dir():
+        return _held_out(root, list_classes(root), split, validation_fraction, True)
+
+    train = list_classes(root / "train")
+    folders = {"test": root / "test", "validation": root / "validation"}
+    if not folders["validation"].is_dir():
+        folders["validation"] = root / "val"
+    for folder in folders.values():
+        if folder.is_dir():
+            _same_classes(root / "train", train, folder, list_classes(folder))
+    if split == "test":
+        return Folder(folders["test"], list_classes(folders["test"]))
+    if not folders["validation"].is_dir():
+        return _held_out(root / "train", train, split, validation_fraction, False)
+    if split == "validation":
+        return Folder(folders["validation"], list_classes(folders["validation"]))
+    return Folder(root / "train", train)
+
+
+def list_classes(root: Path) -> Files:
+    """The classes below `root` and the pictures of each; hidden names are ignored.
+
+    Raises:
+        FileNotFoundError: `root` is not a folder.
+        ValueError: it has no classes, or a class has no pictures.
+    """
+    expected = f"expected {root}/CLASS/*.jpg (or .jpeg, .png), a folder for each class"
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}; {expected}")
+    with os.scandir(root) as entries:
+        names = sorted(e.name for e in entries if e.is_dir() and e.name[0] != ".")
+    if not names:
+        raise ValueError(f"no folders in {root}; {expected}")
+    files: Files = {}
+    for name in names:
+        with os.scandir(root / name) as entries:
+            files[name] = sorted(
+                e.name
+                for e in entries
+                if e.name.lower().endswith(SUFFIXES)
+                and e.name[0] != "."
+                and e.is_file()
+            )
+    empty = [name for name, pictures in files.items() if not pictures]
+    if empty:
+        folders = ", ".join(str(root / name) for name in empty)
+        raise ValueError(f"no pictures in {folders}; {expected}")
+    return files
+
+
+def _held_out(
+    root: Path, files: Files, split: str, validation_fraction: float, with_test: bool
+) -> Folder:
+    """The pictures of `split` when it has no folder of its own."""
+
+    def split_of(name: str) -> str:
+        if with_test and hash_fraction("test", name) < TEST_FRACTION:
+            return "test"
+        if hash_fraction("validation", name) < validation_fraction:
+            return "validation"
+        return "train"
+
+    parts = {
+        part: {
+            name: [p for p in pictures if split_of(f"{name}/{p}") == part]
+            for name, pictures in files.items()
+        }
+        for part in ("train", "validation", "test")
+    }
+    bare = [name for name, pictures in parts["train"].items() if not pictures]
+    if bare:
+        raise ValueError(
+            f"every picture of {', '.join(bare)} in {root} is held out for validation "
+            "or test; add pictures, or lower validation_fraction"
+        )
+    if not any(parts[split].values()):
+        total = sum(map(len, files.values()))
+        raise ValueError(
+            f"none of the {total} pictures in {root} is held out for {split}; add "
+            "pictures"
+            + (", or raise validation_fraction" if split == "validation" else "")
+        )
+    return Folder(root, parts[split])
+
+
+def _same_classes(root: Path, files: Files, other: Path, others: Files) -> None:
+    if files.keys() == others.keys():
+        return
+    sides = [
+        f"only in {folder}: {', '.join(sorted(a.keys() - b.keys())) or 'none'}"
+        for folder, a, b in ((root, files, others), (other, others, files))
+    ]
+    raise ValueError(f"the classes differ: {'; '.join(sides)}; they must be the same")

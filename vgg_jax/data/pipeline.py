@@ -1,0 +1,228 @@
+"""Grain pipelines: a source in, batches of numpy arrays out."""
+
+import contextlib
+import itertools
+from collections.abc import Generator, Iterator, Sequence
+from typing import TypeVar
+
+import grain
+import numpy as np
+from absl import flags, logging
+
+from vgg_jax.config import DataConfig
+from vgg_jax.data.base import Source
+from vgg_jax.data.collate import (
+    CenterCrops,
+    Decoder,
+    RawBatch,
+    Row,
+    TrainCrops,
+    WholeImages,
+    stack,
+)
+from vgg_jax.data.sources import check_config
+from vgg_jax.data.transforms import CorruptImage
+
+Batch = dict[str, np.ndarray]
+T = TypeVar("T")
+
+# Whole images that wait for others of their shape: past so many batches the shape that
+# waits longest goes out unfilled.
+MAX_WAITING_BATCHES = 8
+
+TRAIN_KEYS = ("image", "label", "weight")
+EVAL_KEYS = (*TRAIN_KEYS, "index")
+
+
+def train_batches(
+    source: Source,
+    config: DataConfig,
+    *,
+    channels: int,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Endless batches of random crops, section 3.1; this process's rows of each.
+
+    A batch is {"image": uint8 [b, crop, crop, channels] with pixels 0-255, "label":
+    int32 [b], "weight": float32 [b]} with b = batch_size // process_count; weight 0
+    marks an image that could not be decoded. Examples are reshuffled every epoch and
+    none is dropped. Everything random depends on `seed` and the example's position in
+    the stream alone: starting from `start_step` continues exactly, and the rows of all
+    processes together do not depend on their number.
+
+    Raises:
+        ValueError: settings that cannot work.
+        CorruptImage: while iterating, unless `config.on_corrupt_image` is "skip".
+    """
+    _check(source, config, channels, batch_size, process_index, process_count)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be in [0, 2**32), found {seed}")
+    if start_step < 0:
+        raise ValueError(f"start_step cannot be negative, found {start_step}")
+    crops = TrainCrops(
+        Decoder(source, channels),
+        scale_min=config.scale_min,
+        scale_max=config.scale_max,
+        crop=config.crop,
+        flip=config.flip,
+        seed=seed,
+    )
+    batches = (
+        grain.MapDataset.range(len(source))
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .batch(batch_size // process_count, drop_remainder=True)
+        .map_with_index(crops)
+    )
+    mine = batches[process_index::process_count][start_step:]
+    return _report_corrupt(_iterate(mine, config), config, keys=TRAIN_KEYS)
+
+
+def eval_batches(
+    source: Source,
+    config: DataConfig,
+    *,
+    channels: int,
+    scale: int,
+    crop: int | None,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Every example once, rescaled to short side `scale`; this process's rows.
+
+    The centre crop, or with `crop=None` the whole image; then a batch holds images of
+    one shape, and the order is not that of the source. A batch is as in
+    `train_batches`, with "index": int32 [b], the example's number in the source. Rows
+    that fill up a batch have weight 0 and index -1.
+
+    Raises:
+        ValueError: settings that cannot work.
+        CorruptImage: while iterating, unless `config.on_corrupt_image` is "skip".
+    """
+    _check(source, config, channels, batch_size, process_index, process_count)
+    if scale < 1 or (crop is not None and not 1 <= crop <= scale):
+        raise ValueError(
+            "expected 1 <= crop <= scale, so that the crop fits into the rescaled "
+            f"image; found crop {crop}, scale {scale}"
+        )
+    decoder = Decoder(source, channels)
+    rows = batch_size // process_count
+    if crop is None:
+        chunks = grain.MapDataset.range(len(source)).batch(rows)
+        wholes: Generator[list[Row]] = _iterate(
+            chunks.map(WholeImages(decoder, scale)), config
+        )
+        mine = slice(process_index * rows, (process_index + 1) * rows)
+        # An image that could not be decoded counts as a square.
+        grouped = _by_shape(wholes, batch_size, mine, (scale, scale, channels))
+        return _report_corrupt(grouped, config, keys=EVAL_KEYS)
+    padded = -(-len(source) // batch_size) * batch_size
+    batches = (
+        grain.MapDataset.range(padded)
+        .batch(rows)
+        .map(CenterCrops(decoder, scale=scale, crop=crop))
+    )
+    mine = batches[process_index::process_count]
+    return _report_corrupt(_iterate(mine, config), config, keys=EVAL_KEYS)
+
+
+def _by_shape(
+    chunks: Generator[list[Row]],
+    batch_size: int,
+    mine: slice,
+    default_shape: tuple[int, ...],
+) -> Generator[RawBatch]:
+    """Batches of one image shape each, filled up where too few have that shape.
+
+    Every process decodes every image, for all must agree on the shapes of a batch.
+    """
+    waiting: dict[tuple[int, ...], list[Row]] = {}
+
+    def take(shape: tuple[int, ...]) -> RawBatch:
+        rows = waiting.pop(shape)
+        batch = stack(rows[mine], mine.stop - mine.start, shape)
+        batch["corrupt"] = [row.problem for row in rows if row.image is None]
+        return batch
+
+    with contextlib.closing(chunks):
+        for row in itertools.chain.from_iterable(chunks):
+            shape = default_shape if row.image is None else row.image.shape
+            waiting.setdefault(shape, []).append(row)
+            if len(waiting[shape]) == batch_size:
+                yield take(shape)
+            elif sum(map(len, waiting.values())) > MAX_WAITING_BATCHES * batch_size:
+                yield take(next(iter(waiting)))
+    while waiting:
+        yield take(next(iter(waiting)))
+
+
+def _iterate(dataset: grain.MapDataset[T], config: DataConfig) -> Generator[T]:
+    """Reads ahead in threads, or in worker processes with threads each."""
+    options = grain.ReadOptions(
+        num_threads=config.num_threads,
+        # Counts batches; Grain's default of 500 would fill the memory.
+        prefetch_buffer_size=max(2, config.num_threads),
+    )
+    elements = dataset.to_iter_dataset(options)
+    if config.num_workers:
+        if not flags.FLAGS.is_parsed():
+            # Workers are told Grain's flags, which outside absl.app nobody parses.
+            flags.FLAGS.mark_as_parsed()
+        elements = elements.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=config.num_workers)
+        )
+    with contextlib.closing(iter(elements)) as iterator:
+        yield from iterator
+
+
+def _report_corrupt(
+    batches: Generator[RawBatch], config: DataConfig, keys: Sequence[str]
+) -> Generator[Batch]:
+    """The `keys` of each batch; in the main process, so that a file is named once."""
+    named: set[str] = set()
+    with contextlib.closing(batches):
+        for batch in batches:
+            for problem in batch["corrupt"]:
+                if config.on_corrupt_image == "raise":
+                    raise CorruptImage(
+                        f'{problem}; on_corrupt_image="skip" leaves such images out'
+                    )
+                if problem not in named:
+                    named.add(problem)
+                    logging.warning("%s; left out, number %d", problem, len(named))
+            yield {key: batch[key] for key in keys}
+
+
+def _check(
+    source: Source,
+    config: DataConfig,
+    channels: int,
+    batch_size: int,
+    process_index: int,
+    process_count: int,
+) -> None:
+    check_config(config)
+    if channels not in (1, 3):
+        raise ValueError(f"expected 1 (grey) or 3 (RGB) channels, found {channels}")
+    if len(config.mean) != channels:
+        raise ValueError(
+            f"mean and std need one number a channel: expected {channels}, found "
+            f"{len(config.mean)}"
+        )
+    if not len(source):
+        raise ValueError("the source has no examples")
+    if not 0 <= process_index < process_count:
+        raise ValueError(
+            f"process_index must be in [0, {process_count}), found {process_index}"
+        )
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"batch_size must be a positive multiple of the {process_count} processes, "
+            f"found {batch_size}"
+        )

@@ -1,0 +1,160 @@
+"""The table of an evaluation, and its record in eval.json."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vgg_jax.evaluation.metrics import ClassResult, Rate, per_class, top_k_error
+from vgg_jax.evaluation.predictions import Predictions
+from vgg_jax.training.workdir import write_atomically
+
+VERSION = 1  # of eval.json's layout
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainedNetwork:
+    """Which weights were evaluated."""
+
+    run: str  # the name of its workdir
+    model: str
+    step: int
+    train_scale: tuple[int, int]  # S is drawn from this interval
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """One row of the table: one or several networks under one protocol."""
+
+    networks: tuple[TrainedNetwork, ...]
+    protocol: str
+    scales: tuple[int, ...]
+    averaging: str
+    top1_error: Rate
+    top5_error: Rate
+    per_class: tuple[ClassResult, ...]
+    skipped: tuple[str, ...]  # names of the images that could not be read
+
+    @property
+    def images(self) -> int:
+        """How many were evaluated."""
+        return self.top1_error.count
+
+
+def make_result(
+    predictions: Predictions,
+    *,
+    networks: Sequence[TrainedNetwork],
+    protocol: str,
+    scales: Sequence[int],
+    averaging: str,
+    class_names: Sequence[str],
+    skipped: Sequence[str],
+) -> Result:
+    """The errors of a set of predictions, and where they are from.
+
+    Raises:
+        ValueError: no image was evaluated.
+    """
+    return Result(
+        networks=tuple(networks),
+        protocol=protocol,
+        scales=tuple(scales),
+        averaging=averaging,
+        top1_error=top_k_error(predictions, 1),
+        top5_error=top_k_error(predictions, 5),
+        per_class=per_class(predictions, class_names),
+        skipped=tuple(skipped),
+    )
+
+
+def format_table(results: Sequence[Result]) -> str:
+    """One row a result, as the paper's Tables 3 to 7: text of several lines."""
+    header = (
+        "network",
+        "protocol",
+        "train S",
+        "test Q",
+        "images",
+        "top-1 error %",
+        "top-5 error %",
+    )
+    body = [
+        (
+            " + ".join(network.run for network in result.networks),
+            result.protocol
+            + (", mean of posteriors" if result.averaging == "posteriors" else ""),
+            _train_scales(result.networks),
+            ", ".join(map(str, result.scales)),
+            f"{result.images:,}",
+            _percent(result.top1_error),
+            _percent(result.top5_error),
+        )
+        for result in results
+    ]
+    widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
+    right = {"images", "top-1 error %", "top-5 error %"}
+
+    def line(cells: Sequence[str]) -> str:
+        return "  ".join(
+            cell.rjust(width) if name in right else cell.ljust(width)
+            for name, cell, width in zip(header, cells, widths, strict=True)
+        ).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join(
+        [
+            line(header),
+            rule,
+            *map(line, body),
+            rule,
+            "+-: half of the 95% interval (Wilson)",
+        ]
+    )
+
+
+def write_json(path: Path, results: Sequence[Result]) -> None:
+    """Add results to an eval.json, whole or not at all.
+
+    A result takes the place of one of the same networks, steps, protocol, scales and
+    averaging; others stay. Errors are fractions in [0, 1].
+
+    Raises:
+        ValueError: the file there is not an eval.json of this layout.
+    """
+    rows = {_key(row): row for row in _read(path)}
+    for result in results:
+        row = {**dataclasses.asdict(result), "images": result.images}
+        row = json.loads(json.dumps(row))
+        rows[_key(row)] = row
+    record = {"version": VERSION, "results": list(rows.values())}
+    write_atomically(path, json.dumps(record, indent=2) + "\n")
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        record = json.loads(path.read_text())
+        if record["version"] == VERSION:
+            return record["results"]
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(
+        f"expected {path} to be results of this program (version {VERSION}); move it away"
+    )
+
+
+def _key(row: dict[str, Any]) -> str:
+    networks = [(n["run"], n["step"]) for n in row["networks"]]
+    return json.dumps([networks, row["protocol"], row["scales"], row["averaging"]])
+
+
+def _train_scales(networks: Sequence[TrainedNetwork]) -> str:
+    scales = dict.fromkeys(network.train_scale for network in networks)
+    return ", ".join(f"{a}" if a == b else f"[{a}; {b}]" for a, b in scales)
+
+
+def _percent(error: Rate) -> str:
+    return f"{100 * error.value:.2f} +- {100 * error.half_width:.2f}"
