@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -14,6 +13,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = {"train": 24, "test": 9}
+ENVIRONMENT = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+}
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +61,8 @@ def command(script: str, pictures: Path, workdir: Path, *more: str) -> list[str]
 
 def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        arguments, cwd=ROOT, env=environment(), capture_output=True, text=True
+        arguments, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
     )
-
-
-def environment() -> dict[str, str]:
-    flags = "--xla_force_host_platform_device_count=2"
-    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
 def history(workdir: Path) -> list[dict[str, float]]:
@@ -91,7 +89,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
 ) -> None:
     arguments = command("train.py", pictures, tmp_path)
     process = subprocess.Popen(
-        arguments, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True
+        arguments, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     for line in process.stdout:

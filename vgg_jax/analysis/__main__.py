@@ -1,28 +1,48 @@
 """Tables of a network: python -m vgg_jax.analysis vgg16 --size 384
 
-Prints each layer's kernel, stride, jump, receptive field, output, parameters, activations
-and multiply-adds for one image. --compare sets stacks of 3x3 convolutions against 5x5 and
-7x7. Makes no weights and touches no accelerator.
+Prints kernel, stride, jump, receptive field, output, parameters, activations and
+multiply-adds of each layer for one image. --compare sets stacks of 3x3 convolutions
+against 5x5 and 7x7. Makes no weights and touches no accelerator.
 """
 
 import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from vgg_jax.analysis.measure import summary
 from vgg_jax.analysis.stacks import compare_stacks, format_stacks
 from vgg_jax.models import MODELS
 
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number of at least 1, got {text!r}"
+        )
+    return int(text)
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, by, width = text.partition("x")
+    try:
+        return _count(height), _count(width if by else height)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"expected pixels, as 384 or 384x512, got {text!r}"
+        ) from None
+
+
 # Keywords of create_model that change a table.
-OPTIONS = {
-    "num_classes": int,
-    "in_channels": int,
+OPTIONS: dict[str, Callable[[str], Any]] = {
+    "num_classes": _count,
+    "in_channels": _count,
     "width": float,
     "head": str,
-    "fc_features": int,
-    "fc_kernel": int,
+    "fc_features": _count,
+    "fc_kernel": _count,
     "dtype": str,
 }
 
@@ -39,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         network = None if name is None else summary(name, size, **values)
         stacks = compare_stacks(channels) if compare else None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if as_json:
@@ -69,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         "--compare", action="store_true", help="3x3 stacks against 5x5 and 7x7"
     )
     parser.add_argument(
-        "--channels", type=int, default=256, help="of the stacks compared (256)"
+        "--channels", type=_count, default=256, help="of the stacks compared (256)"
     )
     options = parser.add_argument_group("options of the network")
     for name, kind in OPTIONS.items():
@@ -78,16 +98,6 @@ def _parser() -> argparse.ArgumentParser:
         )
     options.add_argument("--ceil_mode", action="store_true", default=argparse.SUPPRESS)
     return parser
-
-
-def _size(text: str) -> int | tuple[int, int]:
-    try:
-        height, by, width = text.partition("x")
-        return (int(height), int(width)) if by else int(height)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"expected pixels, as 384 or 384x512, got {text!r}"
-        ) from None
 
 
 if __name__ == "__main__":

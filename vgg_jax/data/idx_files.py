@@ -36,6 +36,7 @@ DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = "usr/share/datasets/fashion-mnist"  # below / or an unpacked package
 OFFICIAL_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 NETWORK_TIMEOUT = 10  # seconds of silence
+LIST_TIMEOUT = 60  # seconds in all, for the mirror's list of packages
 DOWNLOAD_TIMEOUT = 600  # seconds in all, for 31 MB
 
 
@@ -127,9 +128,11 @@ def _from_debian(workdir: Path) -> Path:
         *("-o", "APT::Sandbox::User=root"),  # else root's apt cannot write here
     ]
     try:
-        _run(["apt-get", *quick, "download", DEBIAN_PACKAGE], folder)
-    except Unavailable:
-        # The machine's package lists are missing or old: fetch some of our own.
+        _run(["apt-get", *quick, "download", DEBIAN_PACKAGE], folder, DOWNLOAD_TIMEOUT)
+    except Unavailable as error:
+        if not any(sign in str(error) for sign in ("Unable to locate", "404")):
+            raise  # the network, not the machine's package lists
+        # They are missing or old: fetch some of our own.
         say("asking the package mirror for its list first")
         private = [
             *("-o", f"Dir::State::Lists={folder}/lists"),
@@ -138,14 +141,15 @@ def _from_debian(workdir: Path) -> Path:
         ]
         # One broken repository fails the update, though the package may be found.
         with contextlib.suppress(Unavailable):
-            _run(["apt-get", *quick, *private, "update"], folder)
-        _run(["apt-get", *quick, *private, "download", DEBIAN_PACKAGE], folder)
+            _run(["apt-get", *quick, *private, "update"], folder, LIST_TIMEOUT)
+        command = ["apt-get", *quick, *private, "download", DEBIAN_PACKAGE]
+        _run(command, folder, DOWNLOAD_TIMEOUT)
     (package,) = folder.glob("*.deb")
-    _run(["dpkg", "-x", str(package), "unpacked"], folder)
+    _run(["dpkg", "-x", str(package), "unpacked"], folder, DOWNLOAD_TIMEOUT)
     return folder / "unpacked" / DEBIAN_FOLDER
 
 
-def _run(command: Sequence[str], folder: Path) -> None:
+def _run(command: Sequence[str], folder: Path, timeout: float) -> None:
     try:
         done = subprocess.run(
             command,
@@ -154,13 +158,14 @@ def _run(command: Sequence[str], folder: Path) -> None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=DOWNLOAD_TIMEOUT,
+            timeout=timeout,
         )
     except subprocess.TimeoutExpired as error:
-        raise Unavailable(f"{command[0]} took over {error.timeout} s") from error
+        raise Unavailable(f"{command[0]} took over {timeout:.0f} s") from error
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise Unavailable(f"{command[0]} {command[-1]} failed: {last}")
+        errors = [x for x in done.stderr.splitlines() if x.startswith(("E:", "dpkg"))]
+        message = " ".join(errors) or f"exit status {done.returncode}"
+        raise Unavailable(f"{command[0]} for {DEBIAN_PACKAGE} failed: {message}")
 
 
 def _from_official(workdir: Path) -> Path:

@@ -73,8 +73,7 @@ def train_batches(
     )
     batches = (
         grain.MapDataset.range(len(source))
-        .seed(seed)
-        .shuffle()
+        .shuffle(seed)
         .repeat()
         .batch(batch_size // process_count, drop_remainder=True)
         .map_with_index(crops)

@@ -61,14 +61,14 @@ def posteriors(
     return found
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "averaging"))
+@functools.partial(jax.jit, static_argnames=("graphdef", "mean", "std", "averaging"))
 def _compiled(
     state: nnx.State,
     images: jax.Array,
-    mean: jax.Array,
-    std: jax.Array,
     *,
     graphdef: nnx.GraphDef,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
     averaging: str,
 ) -> jax.Array:
     model = nnx.merge(graphdef, state)
@@ -87,9 +87,9 @@ def dense_posteriors(
 ) -> jax.Array:
     """Section 3.2 for one image of any size: uint8 [H, W, C] -> float32 [num_classes].
 
-    The image is rescaled so that its short side is each of `scales`; the network runs on
-    the whole of it and on its mirror image; soft-max posteriors are averaged over both
-    and over the scales. Each new shape compiles once.
+    The image is rescaled so that its short side is each of `scales`; the network runs
+    on the whole of it and on its mirror image; soft-max posteriors are averaged over
+    both and over the scales. Each new shape compiles once.
 
     Args:
         model: a classifier.
@@ -126,9 +126,9 @@ def dense_posteriors(
         _compiled(
             state,
             rescale(image, scale)[None],
-            jnp.asarray(mean),
-            jnp.asarray(std),
             graphdef=graphdef,
+            mean=tuple(mean),
+            std=tuple(std),
             averaging=averaging,
         )
         for scale in scales

@@ -32,7 +32,7 @@ class Example:
 def choose_examples(
     predictions: Predictions, count: int
 ) -> tuple[list[Example], list[Example]]:
-    """(right, wrong) examples, `count` in all if there are so many, half of each if possible.
+    """(right, wrong) examples, at most `count` in all, half of each if possible.
 
     The right ones go through the classes in turn, in the source's order; the wrong ones
     are those with the highest posteriors, highest first.
@@ -65,7 +65,8 @@ class ScoreMap:
         image: uint8 [side, side, C], what the network was given.
         scores: float32 [h, w], before soft-max.
         extent: left, right, bottom and top edge of the map in pixels of `image`, whose
-            first pixel has its centre at 0; a cell is around the centre of what it sees.
+            first pixel has its centre at 0; a cell lies around the centre of what it
+            sees.
     """
 
     image: np.ndarray

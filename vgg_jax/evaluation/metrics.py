@@ -1,7 +1,8 @@
 """Errors with their uncertainty, the confusion matrix and the classes one by one.
 
 An example's rank is the number of classes whose posterior is at least its own class's:
-ties count against the network. Top-5 error of fewer than six classes is 0 by definition.
+ties count against the network. With fewer than six classes top-5 error is 0 by
+definition.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ class Rate:
 
     @property
     def half_width(self) -> float:
-        """Half of the interval, for `value +- half_width`; the interval is not symmetric."""
+        """Half of the interval, which is not quite symmetric around `value`."""
         return (self.high - self.low) / 2
 
 
@@ -72,8 +73,8 @@ def top_k_error(predictions: Predictions, k: int) -> Rate:
 def predicted_classes(predictions: Predictions) -> np.ndarray:
     """The class with the highest posterior, of each evaluated example: int [n].
 
-    A tie with its own class is an error, as it is in `top_k_error`; other ties go to the
-    lower number.
+    A tie with its own class is an error, as it is in `top_k_error`; other ties go to
+    the lower number.
     """
     posteriors, labels = _evaluated(predictions)
     others = posteriors.copy()

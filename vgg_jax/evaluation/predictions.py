@@ -1,4 +1,4 @@
-"""Posteriors of a set of images, and their average over scales, protocols and networks."""
+"""Posteriors of images, and their mean over scales, protocols and networks."""
 
 import dataclasses
 from collections.abc import Sequence

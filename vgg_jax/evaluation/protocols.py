@@ -1,4 +1,4 @@
-"""Protocols: what of an image the network sees, and how its views are averaged (section 3.2)."""
+"""Protocols: what the network sees of an image, and what is averaged (section 3.2)."""
 
 import dataclasses
 import functools
@@ -108,7 +108,7 @@ def evaluate(
         config: `data` says how they are cropped and normalised, `evaluation` the batch
             size and the averaging order.
         protocol: a key of `PROTOCOLS`.
-        scales: short sides Q, in pixels; with several, soft-max posteriors are averaged.
+        scales: short sides Q, in pixels; soft-max posteriors are averaged over them.
         mesh: the batch is spread over its "data" axis; by default over all devices.
         progress: the name of the work in a progress line on stderr; None for none.
 

@@ -125,8 +125,7 @@ def write_json(path: Path, results: Sequence[Result]) -> None:
     """
     rows = {_key(row): row for row in _read(path)}
     for result in results:
-        row = {**dataclasses.asdict(result), "images": result.images}
-        row = json.loads(json.dumps(row))
+        row = _as_json(result)
         rows[_key(row)] = row
     record = {"version": VERSION, "results": list(rows.values())}
     write_atomically(path, json.dumps(record, indent=2) + "\n")
@@ -142,8 +141,27 @@ def _read(path: Path) -> list[dict[str, Any]]:
     except (ValueError, KeyError, TypeError):
         pass
     raise ValueError(
-        f"expected {path} to be results of this program (version {VERSION}); move it away"
+        f"expected {path} to hold results in layout {VERSION}, as this program writes "
+        "them; move it away"
     )
+
+
+def _as_json(result: Result) -> dict[str, Any]:
+    top1, top5 = result.top1_error, result.top5_error
+    row = {
+        "networks": [dataclasses.asdict(network) for network in result.networks],
+        "protocol": result.protocol,
+        "scales": result.scales,
+        "averaging": result.averaging,
+        "images": result.images,
+        "skipped": result.skipped,
+        "top1_error": top1.value,
+        "top1_interval": (top1.low, top1.high),
+        "top5_error": top5.value,
+        "top5_interval": (top5.low, top5.high),
+        "per_class": [dataclasses.asdict(row) for row in result.per_class],
+    }
+    return json.loads(json.dumps(row))  # as it is read back: tuples are lists
 
 
 def _key(row: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What eval.py does: trained networks, protocols, the table, eval.json and the pictures."""
+"""What eval.py does: networks and protocols to a table, eval.json and pictures."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -66,10 +66,10 @@ def run_evaluation(
     curves.png into the first workdir.
 
     Args:
-        workdirs: of the runs; with several, a row with their posteriors averaged follows
+        workdirs: of the runs; with several, rows with their posteriors averaged follow
             the rows of each.
-        config: where the data are, the batch size, scales and averaging. How an image is
-            cropped and normalised is each checkpoint's own.
+        config: where the data are, the batch size, scales and averaging. How an image
+            is cropped and normalised is each checkpoint's own.
         names: protocols, keys of `protocols.PROTOCOLS`; see `planned_rows` for none.
         scales: short sides Q, in pixels, in place of the configuration's.
 
@@ -102,8 +102,8 @@ def contender(
     theirs, ours = trained_with.data, config.data
     if theirs.dataset != ours.dataset:
         raise ValueError(
-            f"{workdir} was trained on {theirs.dataset!r}, and the configuration's data is "
-            f"{ours.dataset!r}; give the configuration that it was trained with"
+            f"{workdir} was trained on {theirs.dataset!r}, and the configuration's "
+            f"data is {ours.dataset!r}; give the configuration that it was trained with"
         )
     data = dataclasses.replace(ours, crop=theirs.crop, mean=theirs.mean, std=theirs.std)
     return Contender(
@@ -161,7 +161,7 @@ def evaluate_contenders(
         first.model, source, first.config, output / "predictions.png", found[0][-1]
     )
     metrics = output / "metrics.jsonl"
-    if metrics.exists() and metrics.stat().st_size:
+    if metrics.exists():
         pictures.draw_curves(metrics, output / "curves.png")
     return results
 

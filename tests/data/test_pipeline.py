@@ -1,0 +1,392 @@
+import dataclasses
+import itertools
+import logging
+import shutil
+from pathlib import Path
+
+import chex
+import cv2
+import numpy as np
+import pytest
+
+from vgg_jax.config import DataConfig
+from vgg_jax.data import transforms
+from vgg_jax.data.collate import uniforms
+from vgg_jax.data.pipeline import eval_batches, train_batches
+from vgg_jax.data.sources import open_source
+
+
+class Pictures:
+    """PNG pictures; each tells its number in blue, and the place of a pixel."""
+
+    class_names = ("even", "odd")
+
+    def __init__(self, shapes: list[tuple[int, int]]):
+        self._shapes = shapes
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def pixels(self, index: int) -> np.ndarray:
+        height, width = self._shapes[index]
+        image = np.empty((height, width, 3), np.uint8)
+        image[..., 0] = np.arange(height)[:, np.newaxis]
+        image[..., 1] = np.arange(width)
+        image[..., 2] = index
+        return image
+
+    def __getitem__(self, index: int) -> dict:
+        png = cv2.imencode(".png", self.pixels(index)[..., ::-1])[1].tobytes()
+        return {"image": png, "label": index % 2, "name": f"picture {index}"}
+
+
+class Torn(Pictures):
+    """Every fourth picture cannot be decoded."""
+
+    def __getitem__(self, index: int) -> dict:
+        example = super().__getitem__(index)
+        if index % 4 == 1:
+            example["image"] = example["image"][:-30]
+        return example
+
+
+CONFIG = DataConfig(
+    dataset="folder", crop=16, scale_min=20, scale_max=20, num_threads=2
+)
+SQUARES = Pictures([(20, 20)] * 30)
+MIXED = Pictures([(20 + 4 * (i % 3), 20 + 8 * (i % 2)) for i in range(29)])
+
+
+def train(source=SQUARES, config=CONFIG, batch_size=8, seed=0, start_step=0, **kwargs):
+    return train_batches(
+        source,
+        config,
+        channels=3,
+        batch_size=batch_size,
+        seed=seed,
+        start_step=start_step,
+        **kwargs,
+    )
+
+
+def evaluate(source=SQUARES, config=CONFIG, batch_size=8, scale=20, crop=16, **kwargs):
+    return list(
+        eval_batches(
+            source,
+            config,
+            channels=3,
+            scale=scale,
+            crop=crop,
+            batch_size=batch_size,
+            **kwargs,
+        )
+    )
+
+
+def take(batches, count: int) -> list[dict[str, np.ndarray]]:
+    taken = list(itertools.islice(batches, count))
+    batches.close()
+    return taken
+
+
+def join(batches) -> dict[str, np.ndarray]:
+    return {
+        key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]
+    }
+
+
+def test_train_batch_shapes_and_types():
+    (batch,) = take(train(), 1)
+    assert set(batch) == {"image", "label", "weight"}
+    chex.assert_shape(batch["image"], (8, 16, 16, 3))
+    chex.assert_shape([batch["label"], batch["weight"]], (8,))
+    assert batch["image"].dtype == np.uint8
+    assert batch["label"].dtype == np.int32
+    assert batch["weight"].dtype == np.float32
+    np.testing.assert_array_equal(batch["weight"], 1)
+
+
+def test_every_epoch_has_each_example_once_in_another_order():
+    stream = join(take(train(batch_size=6), 15))  # three epochs of 30
+    numbers = stream["image"][:, 0, 0, 2].reshape(3, 30)
+    np.testing.assert_array_equal(np.sort(numbers), [range(30)] * 3)
+    assert len(np.unique(numbers, axis=0)) == 3
+    np.testing.assert_array_equal(stream["label"], stream["image"][:, 0, 0, 2] % 2)
+
+
+def test_nothing_is_dropped_when_the_batch_does_not_divide_the_epoch():
+    stream = join(take(train(batch_size=7), 30))  # seven epochs
+    numbers = stream["image"][:, 0, 0, 2].reshape(7, 30)
+    np.testing.assert_array_equal(np.sort(numbers), [range(30)] * 7)
+
+
+def test_crops_are_windows_at_every_place_half_of_them_mirrored():
+    images = join(take(train(), 125))["image"].astype(int)
+    mirrored = images[:, 0, 0, 1] > images[:, 0, -1, 1]
+    upright = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+    tops, lefts = upright[:, 0, 0, 0], upright[:, 0, 0, 1]
+    for image, top, left in zip(upright, tops, lefts, strict=True):
+        window = SQUARES.pixels(image[0, 0, 2])[top : top + 16, left : left + 16]
+        np.testing.assert_array_equal(image, window)
+    places = np.zeros((5, 5))
+    np.add.at(places, (tops, lefts), 1)
+    assert places.min() > 15 and places.max() < 75  # 40 expected at each
+    assert 0.4 < mirrored.mean() < 0.6
+
+
+def test_flip_can_be_switched_off():
+    config = dataclasses.replace(CONFIG, flip=False)
+    images = join(take(train(config=config), 20))["image"].astype(int)
+    assert (images[:, 0, 0, 1] < images[:, 0, -1, 1]).all()
+
+
+def test_the_scale_is_drawn_from_every_integer_of_the_range():
+    # Pixels of a crop at scale S are 20 / S apart in the original.
+    config = dataclasses.replace(CONFIG, scale_min=40, scale_max=44, crop=40)
+    images = join(take(train(config=config), 50))["image"].astype(float)
+    rise = images[:, -2, 0, 0] - images[:, 1, 0, 0]
+    scales = 20 * 37 / rise
+    assert 38.5 < scales.min() < 41.5 and 42.5 < scales.max() < 45.5
+    draws = uniforms(0, 0, 400)
+    drawn = 40 + (draws[:, 0] * 5).astype(int)
+    np.testing.assert_array_equal(np.unique(drawn), [40, 41, 42, 43, 44])
+    assert np.abs(scales - drawn).max() < 2.5
+    assert np.corrcoef(scales, drawn)[0, 1] > 0.7
+
+
+def test_uniforms_depend_on_seed_and_position_alone():
+    stream = uniforms(3, 0, 1000)
+    np.testing.assert_array_equal(uniforms(3, 123, 50), stream[123:173])
+    assert np.unique(stream).size == 4000
+    assert stream.min() >= 0 and stream.max() < 1
+    np.testing.assert_allclose(stream.mean(0), 0.5, atol=0.05)
+    assert np.unique(np.stack([uniforms(seed, 0, 1) for seed in range(9)])).size == 36
+    # Spelled out: a checkpoint must go on with the same numbers under newer libraries.
+    np.testing.assert_allclose(uniforms(0, 0, 1)[0], EXPECTED_UNIFORMS, rtol=1e-12)
+
+
+EXPECTED_UNIFORMS = [0, 0, 0, 0]
+
+
+def test_resume_is_exact():
+    whole = take(train(seed=5), 12)
+    chex.assert_trees_all_equal(take(train(seed=5, start_step=9), 3), whole[9:])
+    other = take(train(seed=6), 1)
+    assert (other[0]["image"] != whole[0]["image"]).any()
+
+
+def test_the_stream_does_not_depend_on_threads():
+    config = dataclasses.replace(CONFIG, num_threads=0)
+    chex.assert_trees_all_equal(take(train(config=config), 9), take(train(), 9))
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_rows_of_all_processes_are_the_global_batch(processes):
+    whole = take(train(start_step=3), 6)
+    parts = [
+        take(train(start_step=3, process_index=i, process_count=processes), 6)
+        for i in range(processes)
+    ]
+    for step, batch in enumerate(whole):
+        chex.assert_trees_all_equal(join([part[step] for part in parts]), batch)
+
+
+@pytest.mark.parametrize("crop", [16, None])
+@pytest.mark.parametrize("processes", [2, 4])
+def test_rows_of_all_processes_are_the_evaluation_batch(crop, processes):
+    whole = evaluate(MIXED, crop=crop)
+    parts = [
+        evaluate(MIXED, crop=crop, process_index=i, process_count=processes)
+        for i in range(processes)
+    ]
+    assert {len(part) for part in parts} == {len(whole)}
+    for step, batch in enumerate(whole):
+        chex.assert_trees_all_equal(join([part[step] for part in parts]), batch)
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 29])
+def test_center_crops_of_every_example_once(size):
+    source = Pictures([(20, 24)] * size)
+    batches = evaluate(source)
+    assert len(batches) == -(-size // 8)
+    for batch in batches:
+        assert set(batch) == {"image", "label", "weight", "index"}
+        chex.assert_shape(batch["image"], (8, 16, 16, 3))
+    stream = join(batches)
+    real = stream["weight"] == 1
+    np.testing.assert_array_equal(stream["index"][real], range(size))
+    np.testing.assert_array_equal(stream["index"][~real], -1)
+    np.testing.assert_array_equal(stream["weight"][~real], 0)
+    np.testing.assert_array_equal(stream["label"][real], np.arange(size) % 2)
+    for i in range(size):
+        expected = source.pixels(i)[2:18, 4:20]
+        np.testing.assert_array_equal(stream["image"][i], expected)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_whole_images_of_every_example_once(batch_size):
+    batches = evaluate(MIXED, crop=None, scale=30, batch_size=batch_size)
+    seen = []
+    for batch in batches:
+        assert len(batch["image"]) == batch_size
+        assert min(batch["image"].shape[1:3]) == 30
+        for row in np.flatnonzero(batch["weight"]):
+            index = batch["index"][row]
+            expected = transforms.rescale(MIXED.pixels(index), 30)
+            np.testing.assert_array_equal(batch["image"][row], expected)
+            assert batch["label"][row] == index % 2
+            seen.append(int(index))
+    assert sorted(seen) == list(range(29))
+    assert len({batch["image"].shape for batch in batches}) == 6
+
+
+def test_whole_images_that_wait_too_long_go_out_unfilled():
+    source = Pictures([(20, 20 + i) for i in range(50)])  # no two alike
+    batches = evaluate(source, crop=None, batch_size=2)
+    assert len(batches) == 50
+    assert sorted(join_index(batches)) == list(range(50))
+
+
+def join_index(batches) -> list[int]:
+    return [int(i) for batch in batches for i in batch["index"] if i >= 0]
+
+
+def test_grey_batches():
+    config = dataclasses.replace(CONFIG, mean=(0.0,), std=(1.0,))
+    kwargs = {"channels": 1, "batch_size": 4}
+    (batch,) = take(train_batches(SQUARES, config, seed=0, start_step=0, **kwargs), 1)
+    chex.assert_shape(batch["image"], (4, 16, 16, 1))
+    for crop, side in ((16, 16), (None, 20)):
+        batches = eval_batches(SQUARES, config, scale=20, crop=crop, **kwargs)
+        chex.assert_shape(next(batches)["image"], (4, side, side, 1))
+        batches.close()
+
+
+def test_fashion_mnist_streams(fashion_mnist):
+    source = open_source(fashion_mnist, "validation")
+    kwargs = {"channels": 1, "batch_size": 128}
+    stream = join(
+        list(eval_batches(source, fashion_mnist, scale=28, crop=28, **kwargs))
+    )
+    assert stream["weight"].sum() == len(source)
+    for i in (0, 77, 2999):
+        expected = transforms.decode(source[i]["image"], 1)
+        np.testing.assert_array_equal(stream["image"][i], expected)
+        assert stream["label"][i] == source[i]["label"]
+    train = train_batches(source, fashion_mnist, seed=0, start_step=0, **kwargs)
+    epoch = join(take(train, 24))
+    labels = np.bincount(epoch["label"][:3000])
+    np.testing.assert_array_equal(labels, np.bincount(stream["label"][:3000]))
+    assert epoch["image"].mean() > stream["image"][:3000].mean()  # cut from enlarged
+
+
+def test_corrupt_image_stops_training_and_evaluation():
+    torn = Torn([(20, 20)] * 30)
+    with pytest.raises(transforms.CorruptImage, match=r"picture .*on_corrupt_image"):
+        take(train(torn), 4)
+    for crop in (16, None):
+        with pytest.raises(transforms.CorruptImage, match="picture 1:"):
+            evaluate(torn, crop=crop)
+
+
+def test_corrupt_images_can_be_left_out_and_are_named_once(caplog):
+    torn = Torn([(20, 20)] * 30)
+    config = dataclasses.replace(CONFIG, on_corrupt_image="skip")
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        stream = join(take(train(torn, config, batch_size=6), 10))
+    assert stream["weight"].sum() == 2 * 22
+    left_out = stream["weight"] == 0
+    assert not stream["image"][left_out].any()
+    assert set(stream["image"][~left_out, 0, 0, 2] % 4) == {0, 2, 3}
+    named = sorted(record.getMessage().split(":")[0] for record in caplog.records)
+    assert named == sorted(f"cannot decode picture {i}" for i in range(1, 30, 4))
+    assert "number 8" in caplog.records[-1].getMessage()
+    for crop in (16, None):
+        stream = join(evaluate(torn, config, crop=crop))
+        numbers = np.sort(stream["index"][stream["weight"] == 1])
+        np.testing.assert_array_equal(numbers, [i for i in range(30) if i % 4 != 1])
+        all_numbers = stream["index"][stream["index"] >= 0]
+        np.testing.assert_array_equal(np.sort(all_numbers), range(30))
+
+
+def test_worker_processes_give_the_same_batches(folder_config, caplog):
+    torn = Path(folder_config.data_dir) / "ant" / "00.jpg"
+    shutil.copy(torn, torn.with_name("torn.jpg"))
+    torn.with_name("torn.jpg").write_bytes(torn.read_bytes()[:-99])
+    config = dataclasses.replace(folder_config, on_corrupt_image="skip")
+    source = open_source(dataclasses.replace(config, validation_fraction=0), "train")
+    names = [source[i]["name"] for i in range(len(source))]
+    assert str(torn.with_name("torn.jpg")) in names
+    in_workers = dataclasses.replace(config, num_workers=2)
+    here = take(train(source, config, start_step=2), 30)
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        there = take(train(source, in_workers, start_step=2), 30)
+    chex.assert_trees_all_equal(there, here)
+    messages = [record.getMessage() for record in caplog.records]
+    assert sum("torn.jpg" in message for message in messages) == 1
+    raising = dataclasses.replace(in_workers, on_corrupt_image="raise")
+    with pytest.raises(transforms.CorruptImage, match=r"torn.jpg"):
+        evaluate(source, raising, crop=None, scale=32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"crop": 21}, "crop 21, scale_min 20"),
+        ({"on_corrupt_image": "stop"}, "unknown on_corrupt_image 'stop'"),
+        ({"mean": (0.0,), "std": (1.0,)}, "expected 3, found 1"),
+        ({"mean": (0.0,)}, "found 1 and 3"),
+    ],
+)
+def test_settings_are_checked_when_the_pipeline_is_made(changes, message):
+    config = dataclasses.replace(CONFIG, **changes)
+    with pytest.raises(ValueError, match=message):
+        train(config=config)
+    with pytest.raises(ValueError, match=message):
+        evaluate(config=config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 9, "process_count": 2}, "multiple of the 2 processes, found 9"),
+        ({"batch_size": 0}, "positive multiple"),
+        ({"process_index": 1}, r"in \[0, 1\), found 1"),
+        ({"source": Pictures([])}, "no examples"),
+    ],
+)
+def test_arguments_are_checked_when_the_pipeline_is_made(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        train(**arguments)
+    with pytest.raises(ValueError, match=message):
+        eval_batches(
+            **{"source": SQUARES, "batch_size": 8, **arguments},
+            config=CONFIG,
+            channels=3,
+            scale=20,
+            crop=None,
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seed": -1}, "seed must be"),
+        ({"seed": 2**32}, "seed must be"),
+        ({"start_step": -1}, "start_step"),
+    ],
+)
+def test_train_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        train(**arguments)
+
+
+@pytest.mark.parametrize(("scale", "crop"), [(15, 16), (0, None), (20, 0)])
+def test_evaluation_scale_and_crop_must_fit(scale, crop):
+    with pytest.raises(ValueError, match=f"found crop {crop}, scale {scale}"):
+        eval_batches(SQUARES, CONFIG, channels=3, scale=scale, crop=crop, batch_size=8)
+
+
+def test_other_channel_counts_are_refused():
+    with pytest.raises(ValueError, match="found 2"):
+        eval_batches(SQUARES, CONFIG, channels=2, scale=20, crop=16, batch_size=8)

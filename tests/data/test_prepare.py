@@ -1,0 +1,46 @@
+import pytest
+
+from vgg_jax.data import fashion_mnist, prepare
+
+
+def run(capsys, *arguments: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as caught:
+        prepare.main(arguments)
+    return caught.value.code, capsys.readouterr().err
+
+
+def test_fashion_mnist_from_a_folder_without_the_files(tmp_path, capsys):
+    arguments = ("--from", str(tmp_path), "--data_dir", str(tmp_path / "data"))
+    code, error = run(capsys, "fashion_mnist", *arguments)
+    assert code == 1
+    assert f"cannot read {tmp_path}" in error
+
+
+def test_fashion_mnist_goes_where_it_is_told(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(fashion_mnist, "prepare", lambda *a: calls.append(a))
+    prepare.main(["fashion_mnist", "--data_dir", str(tmp_path)])
+    assert calls == [(tmp_path, None)]
+
+
+def test_imagenet_needs_the_tar_files(tmp_path, capsys):
+    code, error = run(capsys, "imagenet2012")
+    assert code == 2 and "--from" in error
+    (tmp_path / "ILSVRC2012_img_val.tar").touch()
+    code, error = run(capsys, "imagenet2012", "--from", str(tmp_path))
+    assert code == 1
+    assert f"{tmp_path} has no ILSVRC2012_img_train.tar;" in error
+
+
+def test_imagenet_needs_tensorflow(tmp_path, capsys, monkeypatch):
+    for name in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None)
+    code, error = run(capsys, "imagenet2012", "--from", str(tmp_path))
+    assert code == 1
+    assert "pip install tensorflow-cpu" in error
+
+
+def test_unknown_dataset(capsys):
+    code, error = run(capsys, "imagenet")
+    assert code == 2 and "imagenet2012" in error

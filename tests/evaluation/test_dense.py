@@ -1,0 +1,165 @@
+"""Dense evaluation against the same averages in NumPy."""
+
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vgg_jax.data.transforms import rescale
+from vgg_jax.evaluation.dense import dense_posteriors, posteriors
+from vgg_jax.models import ConvNet
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    e = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def over_space(scores: np.ndarray, averaging: str) -> np.ndarray:
+    cells = scores.astype(np.float64).reshape(len(scores), -1, scores.shape[-1])
+    if averaging == "score_map":
+        return softmax(cells.mean(axis=1))
+    return softmax(cells).mean(axis=1)
+
+
+def expected_posteriors(
+    model: ConvNet, images: np.ndarray, averaging: str, flip: bool
+) -> np.ndarray:
+    found = over_space(np.asarray(model.score_map(jnp.asarray(images))), averaging)
+    if not flip:
+        return found
+    mirrored = np.flip(images, axis=2).copy()
+    other = over_space(np.asarray(model.score_map(jnp.asarray(mirrored))), averaging)
+    return (found + other) / 2
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    rng = np.random.default_rng(1)
+    blocks = rng.normal(size=(3, 12, 16, 3)).repeat(8, axis=1).repeat(8, axis=2)
+    return blocks.astype(np.float32)
+
+
+@pytest.mark.parametrize("averaging", ["score_map", "posteriors"])
+@pytest.mark.parametrize("flip", [False, True])
+def test_posteriors_are_the_averages_of_section_3_2(
+    model: ConvNet, images: np.ndarray, averaging: str, flip: bool
+) -> None:
+    found = jax.jit(lambda x: posteriors(model, x, averaging=averaging, flip=flip))(
+        images
+    )
+    expected = expected_posteriors(model, images, averaging, flip)
+    chex.assert_shape(found, (3, 7))
+    chex.assert_trees_all_close(np.asarray(found, np.float64), expected, atol=1e-5)
+    chex.assert_trees_all_close(found.sum(axis=-1), jnp.ones(3), atol=1e-5)
+
+
+def test_order_of_softmax_and_flip_matter_to_these_images(
+    model: ConvNet, images: np.ndarray
+) -> None:
+    # Without this the test above could not tell them apart.
+    by_map = expected_posteriors(model, images, "score_map", True)
+    assert (
+        np.abs(by_map - expected_posteriors(model, images, "posteriors", True)).max()
+        > 0.02
+    )
+    assert (
+        np.abs(by_map - expected_posteriors(model, images, "score_map", False)).max()
+        > 0.02
+    )
+
+
+class Halves:
+    """Its two scores, in one cell, are the mean of the left and of the upper half."""
+
+    def score_map(self, x: jax.Array) -> jax.Array:
+        left = x[:, :, : x.shape[2] // 2].mean(axis=(1, 2, 3))
+        upper = x[:, : x.shape[1] // 2].mean(axis=(1, 2, 3))
+        return jnp.stack([left, upper], axis=-1)[:, None, None]
+
+
+def test_the_flip_is_left_to_right() -> None:
+    image = np.zeros((1, 4, 6, 1), np.float32)
+    image[:, :, :3] = 4.0  # left half; the upper half's mean is 2 before and after
+    found = posteriors(Halves(), image, averaging="score_map", flip=True)  # type: ignore[arg-type]
+    expected = (softmax(np.array([4.0, 2.0])) + softmax(np.array([0.0, 2.0]))) / 2
+    chex.assert_trees_all_close(np.asarray(found[0], np.float64), expected, atol=1e-6)
+
+
+def test_one_cell_is_the_classifier(model: ConvNet, images: np.ndarray) -> None:
+    crops = images[:, :32, :32]
+    for averaging in ("score_map", "posteriors"):
+        found = posteriors(model, crops, averaging=averaging, flip=False)
+        chex.assert_trees_all_close(found, jax.nn.softmax(model(crops)), atol=1e-6)
+
+
+@pytest.mark.parametrize("averaging", ["score_map", "posteriors"])
+def test_dense_posteriors_of_one_image_over_scales(
+    model: ConvNet, averaging: str
+) -> None:
+    blocks = np.random.default_rng(2).integers(0, 256, (7, 5, 3), np.uint8)
+    image = blocks.repeat(9, axis=0).repeat(9, axis=1)
+    mean, std = (120.0, 110.0, 100.0), (50.0, 60.0, 70.0)
+    scales = (32, 64, 80)
+    found = dense_posteriors(
+        model, image, scales, mean=mean, std=std, averaging=averaging
+    )
+    each = []
+    for scale in scales:
+        pixels = (rescale(image, scale).astype(np.float64) - mean) / std
+        each.append(
+            expected_posteriors(model, np.float32(pixels)[None], averaging, True)[0]
+        )
+    chex.assert_shape(found, (7,))
+    chex.assert_trees_all_close(np.float64(found), np.mean(each, axis=0), atol=1e-5)
+    assert np.abs(each[0] - np.mean(each, axis=0)).max() > 0.01
+
+
+def test_dense_posteriors_compile_once_a_shape(
+    model: ConvNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = []
+    score_map = ConvNet.score_map
+
+    def spy(self: ConvNet, images: jax.Array) -> jax.Array:
+        shapes.append(images.shape)
+        return score_map(self, images)
+
+    monkeypatch.setattr(ConvNet, "score_map", spy)
+    image = np.zeros((40, 50, 3), np.uint8)
+    dense_posteriors(model, image, (33, 34))
+    assert len(shapes) == 4  # two scales, each with its mirror image
+    dense_posteriors(model, image + 1, (34, 33))
+    assert len(shapes) == 4
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "message"),
+    [
+        (np.zeros((40, 40, 3), np.float32), {}, "uint8"),
+        (np.zeros((40, 40, 1), np.uint8), {}, "40, 40, 1"),
+        (np.zeros((40, 40), np.uint8), {}, "40, 40"),
+        (np.zeros((40, 40, 3), np.uint8), {"mean": (1.0,)}, "one a channel"),
+        (np.zeros((40, 40, 3), np.uint8), {"scales": ()}, "at least one scale"),
+        (np.zeros((40, 40, 3), np.uint8), {"averaging": "posterior"}, "'posteriors'"),
+        (np.zeros((40, 40, 3), np.uint8), {"scales": (64, 16)}, "32x32"),
+    ],
+)
+def test_what_dense_posteriors_refuses(
+    model: ConvNet, image: np.ndarray, options: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        dense_posteriors(model, image, **{"scales": (32,), **options})
+
+
+def test_importing_it_is_light() -> None:
+    heavy = {"grain", "orbax", "matplotlib", "cv2", "tensorflow_datasets"}
+    script = f"import sys, vgg_jax.evaluation.dense; print({heavy} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"

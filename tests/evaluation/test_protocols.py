@@ -1,0 +1,254 @@
+"""Protocols over a whole source, against one image after another in NumPy."""
+
+import dataclasses
+import io
+import sys
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vgg_jax.config import Config
+from vgg_jax.data.transforms import center_crop, rescale
+from vgg_jax.evaluation import protocols
+from vgg_jax.evaluation.predictions import Predictions
+from vgg_jax.evaluation.protocols import check, default_scales, evaluate
+from vgg_jax.models import ConvNet
+from vgg_jax.training.sharding import make_mesh
+
+# Portrait, landscape, square; 11 pictures are not a multiple of any batch here.
+SHAPES = [(40, 56), (56, 40), (48, 48)] * 3 + [(40, 56)] * 2
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    e = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def one_image(
+    model: ConvNet, image: np.ndarray, config: Config, protocol: str, scale: int
+) -> np.ndarray:
+    image = rescale(image, scale)
+    if protocol == "center":
+        image = center_crop(image, config.data.crop)
+    pixels = (image.astype(np.float64) - config.data.mean) / config.data.std
+    views = [pixels] if protocol == "center" else [pixels, pixels[:, ::-1]]
+    found = []
+    for view in views:
+        scores = np.asarray(model.score_map(jnp.asarray(view[None], jnp.float32)))
+        cells = scores.reshape(-1, scores.shape[-1]).astype(np.float64)
+        if config.evaluation.averaging == "score_map":
+            found.append(softmax(cells.mean(axis=0)))
+        else:
+            found.append(softmax(cells).mean(axis=0))
+    return np.mean(found, axis=0)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "averaging", "scales"),
+    [
+        ("center", "score_map", (48,)),
+        ("dense", "score_map", (64,)),
+        ("dense", "posteriors", (40, 64)),
+    ],
+)
+def test_every_image_once_in_its_row(
+    model: ConvNet,
+    config: Config,
+    make_source: Callable,
+    protocol: str,
+    averaging: str,
+    scales: tuple[int, ...],
+) -> None:
+    config.evaluation.averaging = averaging
+    source = make_source(SHAPES)
+    found = evaluate(model, source, config, protocol=protocol, scales=scales)
+    expected = [
+        np.mean([one_image(model, i, config, protocol, q) for q in scales], axis=0)
+        for i in source.images
+    ]
+    assert found.posteriors.dtype == np.float32
+    chex.assert_trees_all_close(
+        found.posteriors.astype(np.float64), np.stack(expected), atol=2e-5
+    )
+    np.testing.assert_array_equal(found.labels, source.labels)
+    np.testing.assert_array_equal(found.weights, np.ones(len(SHAPES)))
+    # The pictures are told apart, so that a row in another's place is seen.
+    distances = np.abs(found.posteriors[:, None] - found.posteriors).max(axis=-1)
+    assert distances[~np.eye(len(SHAPES), dtype=bool)].min() > 1e-3
+
+
+def test_eight_devices_give_what_one_gives(
+    model: ConvNet, config: Config, make_source: Callable
+) -> None:
+    assert len(jax.devices()) == 8
+    config.evaluation.batch_size = 5  # becomes 8, then stays 5
+    source = make_source(SHAPES)
+    many, one = (
+        evaluate(model, source, config, protocol="dense", scales=(48,), mesh=mesh)
+        for mesh in (make_mesh(), make_mesh(jax.devices()[:1]))
+    )
+    chex.assert_trees_all_close(
+        dataclasses.asdict(many), dataclasses.asdict(one), atol=1e-5
+    )
+
+
+def test_dense_at_the_crop_of_a_symmetric_square_is_the_centre(
+    model: ConvNet, config: Config, make_source: Callable
+) -> None:
+    source = make_source([(32, 32)] * 5)
+    source.images = [
+        np.concatenate([i[:, :16], i[:, 15::-1]], 1) for i in source.images
+    ]
+    center, dense = (
+        evaluate(model, source, config, protocol=p, scales=(32,))
+        for p in ("center", "dense")
+    )
+    chex.assert_trees_all_close(center.posteriors, dense.posteriors, atol=1e-5)
+
+
+def test_one_compilation_a_shape(
+    model: ConvNet,
+    config: Config,
+    make_source: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shapes = []
+    score_map = ConvNet.score_map
+
+    def spy(self: ConvNet, images: jax.Array) -> jax.Array:
+        shapes.append(images.shape)
+        return score_map(self, images)
+
+    monkeypatch.setattr(ConvNet, "score_map", spy)
+    source = make_source([(40, 56), (56, 40)] * 9 + [(40, 56)])
+    evaluate(model, source, config, protocol="center", scales=(32,))
+    assert shapes == [(8, 32, 32, 3)]
+    shapes.clear()
+    evaluate(model, source, config, protocol="dense", scales=(40,))
+    assert sorted(shapes) == [(8, 40, 56, 3)] * 2 + [(8, 56, 40, 3)] * 2
+
+
+def test_a_corrupt_image_is_left_out_and_known(
+    model: ConvNet, config: Config, make_source: Callable
+) -> None:
+    config.data.on_corrupt_image = "skip"
+    whole = make_source(SHAPES)
+    broken = make_source(SHAPES, corrupt=(2, 9))
+    for protocol in ("center", "dense"):
+        found, expected = (
+            evaluate(model, source, config, protocol=protocol, scales=(48,))
+            for source in (broken, whole)
+        )
+        np.testing.assert_array_equal(found.skipped, [2, 9])
+        np.testing.assert_array_equal(found.labels, whole.labels)
+        assert not found.posteriors[[2, 9]].any()
+        kept = found.weights > 0
+        chex.assert_trees_all_close(
+            found.posteriors[kept], expected.posteriors[kept], atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("times", [0, 2])
+def test_an_example_lost_or_doubled_by_the_pipeline_is_an_error(
+    model: ConvNet,
+    config: Config,
+    make_source: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    times: int,
+) -> None:
+    real = protocols.eval_batches
+
+    def wrong(*args, **kwargs):
+        first, *rest = real(*args, **kwargs)
+        return iter([first] * times + rest)
+
+    monkeypatch.setattr(protocols, "eval_batches", wrong)
+    with pytest.raises(RuntimeError, match=f"every example once.* {times} times"):
+        evaluate(model, make_source(SHAPES), config, protocol="center", scales=(32,))
+
+
+class Untouchable:
+    class_names = tuple("abcdefg")
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, i: int) -> dict:
+        raise AssertionError("work was done before the check")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "scales", "message"),
+    [
+        ("dence", (32,), "'dense'"),
+        ("dense", (64, 31), "scale 31 .* vgg11: the smallest that fits is 32"),
+        (
+            "center",
+            (31,),
+            "scale 31 .* 32x32 centre crop: the smallest that fits is 32",
+        ),
+        ("dense", (), "at least one scale"),
+    ],
+)
+def test_what_is_refused_before_any_work(
+    model: ConvNet, config: Config, protocol: str, scales: tuple, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, Untouchable(), config, protocol=protocol, scales=scales)
+
+
+def test_settings_that_do_not_fit(model: ConvNet, config: Config) -> None:
+    few = Untouchable()
+    few.class_names = ("a", "b")
+    with pytest.raises(ValueError, match=r"network of 2 classes.* got 7"):
+        evaluate(model, few, config, protocol="center", scales=(32,))
+    config.data.crop = 24
+    with pytest.raises(ValueError, match=r"data\.crop=24 .* smallest that fits is 32"):
+        check(model, config, "center", (32,))
+    config.evaluation.averaging = "scoremap"
+    with pytest.raises(ValueError, match="'score_map'"):
+        check(model, config, "dense", (32,))
+
+
+def test_default_scales(config: Config) -> None:
+    assert default_scales("center", config) == (48,)
+    assert default_scales("dense", config) == (32, 48, 64)
+    with pytest.raises(ValueError, match="'center'"):
+        default_scales("centre", config)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_progress_goes_to_stderr(
+    model: ConvNet,
+    config: Config,
+    make_source: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    stream: type[io.StringIO],
+) -> None:
+    def run(progress: str | None) -> str:
+        monkeypatch.setattr(sys, "stderr", stream())
+        source = make_source([(32, 32)] * 20)
+        found: Predictions = evaluate(
+            model,
+            source,
+            config,
+            protocol="center",
+            scales=(32, 40),
+            progress=progress,
+        )
+        assert len(found.labels) == 20
+        return sys.stderr.getvalue()  # type: ignore[attr-defined]
+
+    assert run(None) == ""
+    text = run("run7 center")
+    assert "run7 center  40/40 images" in text and text.endswith("\n")
+    assert ("\r" in text) == (stream is Terminal)
