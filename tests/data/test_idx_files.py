@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import http.server
+import shutil
 import socketserver
 import subprocess
 import threading
@@ -36,13 +37,8 @@ def nothing_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def debian(tmp_path: Path, published: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
-    """An apt-get that knows a real package only with lists of its own, or says 404."""
-    tree = tmp_path / "tree"
-    target = tree / "usr/share/datasets/fashion-mnist"
-    target.mkdir(parents=True)
-    for path in published.iterdir():
-        (target / path.name).write_bytes(path.read_bytes())
+def debian(published: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """An apt-get that knows a real package only with lists of its own."""
     state = {"calls": [], "error": "E: Unable to locate package"}
 
     def run(command, *, cwd, **options):
@@ -50,10 +46,7 @@ def debian(tmp_path: Path, published: Path, monkeypatch: pytest.MonkeyPatch) -> 
         private = any("Dir::State::Lists" in part for part in command)
         code, error = 0, ""
         if command[0] == "dpkg":
-            for path in target.iterdir():
-                unpacked = cwd / "unpacked/usr/share/datasets/fashion-mnist"
-                unpacked.mkdir(parents=True, exist_ok=True)
-                (unpacked / path.name).write_bytes(path.read_bytes())
+            shutil.copytree(published, cwd / "unpacked" / idx_files.DEBIAN_FOLDER)
         elif "download" in command:
             if state["error"] and not private:
                 code, error = 100, state["error"]

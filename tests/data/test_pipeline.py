@@ -1,7 +1,6 @@
 import dataclasses
 import itertools
 import logging
-import shutil
 from pathlib import Path
 
 import chex
@@ -11,6 +10,7 @@ import pytest
 
 from vgg_jax.config import DataConfig
 from vgg_jax.data import transforms
+from vgg_jax.data.base import Source
 from vgg_jax.data.collate import uniforms
 from vgg_jax.data.pipeline import eval_batches, train_batches
 from vgg_jax.data.sources import open_source
@@ -141,17 +141,14 @@ def test_flip_can_be_switched_off():
 
 
 def test_the_scale_is_drawn_from_every_integer_of_the_range():
-    # Pixels of a crop at scale S are 20 / S apart in the original.
+    source = Pictures([(120, 120)] * 30)
     config = dataclasses.replace(CONFIG, scale_min=40, scale_max=44, crop=40)
-    images = join(take(train(config=config), 50))["image"].astype(float)
-    rise = images[:, -2, 0, 0] - images[:, 1, 0, 0]
-    scales = 20 * 37 / rise
-    assert 38.5 < scales.min() < 41.5 and 42.5 < scales.max() < 45.5
-    draws = uniforms(0, 0, 400)
-    drawn = 40 + (draws[:, 0] * 5).astype(int)
+    images = join(take(train(source, config), 25))["image"].astype(float)
+    # Neighbours in a crop at scale S are 120 / S apart in the original.
+    scales = 120 * 37 / (images[:, -2, 0, 0] - images[:, 1, 0, 0])
+    drawn = 40 + (uniforms(0, 0, 200)[:, 0] * 5).astype(int)
     np.testing.assert_array_equal(np.unique(drawn), [40, 41, 42, 43, 44])
-    assert np.abs(scales - drawn).max() < 2.5
-    assert np.corrcoef(scales, drawn)[0, 1] > 0.7
+    np.testing.assert_allclose(scales, drawn, atol=0.5)
 
 
 def test_uniforms_depend_on_seed_and_position_alone():
@@ -161,11 +158,14 @@ def test_uniforms_depend_on_seed_and_position_alone():
     assert stream.min() >= 0 and stream.max() < 1
     np.testing.assert_allclose(stream.mean(0), 0.5, atol=0.05)
     assert np.unique(np.stack([uniforms(seed, 0, 1) for seed in range(9)])).size == 36
-    # Spelled out: a checkpoint must go on with the same numbers under newer libraries.
-    np.testing.assert_allclose(uniforms(0, 0, 1)[0], EXPECTED_UNIFORMS, rtol=1e-12)
-
-
-EXPECTED_UNIFORMS = [0, 0, 0, 0]
+    # A checkpoint must go on with the same numbers under newer libraries.
+    spelled_out = [
+        0.014067035665647709,
+        0.2577672456246177,
+        0.47156538101528966,
+        0.0914196711073687,
+    ]
+    np.testing.assert_array_equal(uniforms(0, 0, 1)[0], spelled_out)
 
 
 def test_resume_is_exact():
@@ -237,7 +237,7 @@ def test_whole_images_of_every_example_once(batch_size):
             assert batch["label"][row] == index % 2
             seen.append(int(index))
     assert sorted(seen) == list(range(29))
-    assert len({batch["image"].shape for batch in batches}) == 6
+    assert len({batch["image"].shape for batch in batches}) == 5  # two are square
 
 
 def test_whole_images_that_wait_too_long_go_out_unfilled():
@@ -309,23 +309,35 @@ def test_corrupt_images_can_be_left_out_and_are_named_once(caplog):
         np.testing.assert_array_equal(np.sort(all_numbers), range(30))
 
 
+def torn_folder(config: DataConfig) -> tuple[Source, str]:
+    """The training pictures of which one is truncated, and its name."""
+    source = open_source(config, "train")
+    path = Path(source[7]["name"])
+    path.write_bytes(path.read_bytes()[:-99])
+    return source, str(path)
+
+
 def test_worker_processes_give_the_same_batches(folder_config, caplog):
-    torn = Path(folder_config.data_dir) / "ant" / "00.jpg"
-    shutil.copy(torn, torn.with_name("torn.jpg"))
-    torn.with_name("torn.jpg").write_bytes(torn.read_bytes()[:-99])
     config = dataclasses.replace(folder_config, on_corrupt_image="skip")
-    source = open_source(dataclasses.replace(config, validation_fraction=0), "train")
-    names = [source[i]["name"] for i in range(len(source))]
-    assert str(torn.with_name("torn.jpg")) in names
-    in_workers = dataclasses.replace(config, num_workers=2)
+    source, torn = torn_folder(config)
     here = take(train(source, config, start_step=2), 30)
-    with caplog.at_level(logging.WARNING, logger="absl"):
-        there = take(train(source, in_workers, start_step=2), 30)
+    caplog.clear()
+    in_workers = dataclasses.replace(config, num_workers=2)
+    there = take(train(source, in_workers, start_step=2), 30)
     chex.assert_trees_all_equal(there, here)
-    messages = [record.getMessage() for record in caplog.records]
-    assert sum("torn.jpg" in message for message in messages) == 1
+    assert sum(torn in record.getMessage() for record in caplog.records) == 1
+
+
+@pytest.mark.slow
+def test_worker_processes_evaluate_the_same(folder_config):
+    config = dataclasses.replace(folder_config, on_corrupt_image="skip")
+    source, torn = torn_folder(config)
+    here = evaluate(source, config, crop=None, scale=32)
+    in_workers = dataclasses.replace(config, num_workers=2)
+    there = evaluate(source, in_workers, crop=None, scale=32)
+    chex.assert_trees_all_equal(there, here)
     raising = dataclasses.replace(in_workers, on_corrupt_image="raise")
-    with pytest.raises(transforms.CorruptImage, match=r"torn.jpg"):
+    with pytest.raises(transforms.CorruptImage, match=Path(torn).name):
         evaluate(source, raising, crop=None, scale=32)
 
 

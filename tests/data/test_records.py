@@ -1,3 +1,4 @@
+import io
 import pickle
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from vgg_jax.data.sources import open_source
 WNIDS = ("n01440764", "n01443537", "n15075141")
 
 
-def jpeg(label: int, number: int) -> Path | bytes:
+def jpeg(label: int, number: int) -> bytes:
     image = np.full((40 + number, 50, 3), 80 * label, np.uint8)
     return cv2.imencode(".jpg", image)[1].tobytes()
 
@@ -43,8 +44,6 @@ class Imagenet2012(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         raise NotImplementedError
 
     def _examples(self, prefix, count):
-        import io
-
         for label in range(3):
             for number in range(count):
                 name = f"{prefix}_{label}_{number}.JPEG"

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import cv2
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -59,24 +61,44 @@ def make_source() -> Callable[..., Pictures]:
 
 
 @pytest.fixture(scope="session")
-def model() -> vgg_jax.ConvNet:
-    """A small network for 32x32 crops, whose random scores are far apart."""
-    return vgg_jax.ConvNet(
-        (
-            Conv("conv1", 8, kernel=5, padding=2),
-            Relu("relu1"),
-            MaxPool("pool1", window=4, stride=4, ceil_mode=False),
-            Conv("conv2", 16, kernel=3, padding=1),
-            Relu("relu2"),
-            MaxPool("pool2", window=4, stride=4, ceil_mode=False),
-            FullyConnected("fc8", CLASSES, kernel=2),
-        ),
-        num_classes=CLASSES,
-        in_channels=3,
-        init="he",
-        dtype="float32",
-        rngs=nnx.Rngs(0),
+def make_model() -> Callable[..., vgg_jax.ConvNet]:
+    """(seed) -> a small network for 32x32 crops, whose scores are far apart."""
+    layers = (
+        Conv("conv1", 8, kernel=5, padding=2),
+        Relu("relu1"),
+        MaxPool("pool1", window=4, stride=4, ceil_mode=False),
+        Conv("conv2", 16, kernel=3, padding=1),
+        Relu("relu2"),
+        MaxPool("pool2", window=4, stride=4, ceil_mode=False),
+        FullyConnected("fc8", CLASSES, kernel=2),
     )
+
+    def make(seed: int) -> vgg_jax.ConvNet:
+        abstract = nnx.eval_shape(
+            lambda: vgg_jax.ConvNet(
+                layers,
+                num_classes=CLASSES,
+                in_channels=3,
+                init="he",
+                dtype="float32",
+                rngs=nnx.Rngs(0),
+            )
+        )
+        graphdef, state = nnx.split(abstract)
+        rng = np.random.default_rng(seed)  # JAX's would take seconds to compile
+
+        def weights(a: jax.ShapeDtypeStruct) -> jax.Array:
+            scale = 2 * np.prod(a.shape[:-1]) ** -0.5 if len(a.shape) > 1 else 0.1
+            return jnp.asarray(rng.normal(size=a.shape) * scale, a.dtype)
+
+        return nnx.merge(graphdef, jax.tree.map(weights, state))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def model(make_model: Callable[..., vgg_jax.ConvNet]) -> vgg_jax.ConvNet:
+    return make_model(0)
 
 
 @pytest.fixture
