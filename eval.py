@@ -16,6 +16,7 @@ from vgg_jax import cli
 
 
 def main(values: flags.FlagValues) -> int:
+    """Evaluate what the flags say; 0."""
     from vgg_jax.evaluation.run import run_evaluation
 
     run_evaluation(

@@ -14,6 +14,7 @@ from vgg_jax import cli
 
 
 def main(values: flags.FlagValues) -> int:
+    """Train as the flags say; 0, or 128 and the signal that stopped it."""
     from vgg_jax.evaluation.pictures import draw_curves
     from vgg_jax.training.loop import train
 

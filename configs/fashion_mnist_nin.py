@@ -1,6 +1,6 @@
 """A small Network in Network on Fashion-MNIST, for two CPU cores.
 
-  python train.py --config configs/fashion_mnist_nin.py
+python train.py --config configs/fashion_mnist_nin.py
 """
 
 from vgg_jax.config import (

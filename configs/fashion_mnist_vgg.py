@@ -1,6 +1,6 @@
 """A small VGG on Fashion-MNIST, for two CPU cores.
 
-  python train.py --config configs/fashion_mnist_vgg.py
+python train.py --config configs/fashion_mnist_vgg.py
 """
 
 from vgg_jax.config import (

@@ -1,6 +1,6 @@
 """VGG-11, configuration A, on ImageNet at S = 256: section 3.1 of arXiv:1409.1556.
 
-  python train.py --config configs/vgg11.py
+python train.py --config configs/vgg11.py
 """
 
 from vgg_jax.config import Config, DataConfig, EvaluationConfig, VGGConfig

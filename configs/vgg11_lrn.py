@@ -1,6 +1,8 @@
-"""VGG-11 with local response normalisation, configuration A-LRN, on ImageNet at S = 256: section 3.1 of arXiv:1409.1556.
+"""VGG-11 with local response normalisation, A-LRN, on ImageNet at S = 256.
 
-  python train.py --config configs/vgg11_lrn.py
+Section 3.1 of arXiv:1409.1556.
+
+python train.py --config configs/vgg11_lrn.py
 """
 
 from vgg_jax.config import Config, DataConfig, EvaluationConfig, VGGConfig

@@ -1,6 +1,6 @@
 """VGG-13, configuration B, on ImageNet at S = 256: section 3.1 of arXiv:1409.1556.
 
-  python train.py --config configs/vgg13.py
+python train.py --config configs/vgg13.py
 """
 
 from vgg_jax.config import Config, DataConfig, EvaluationConfig, VGGConfig

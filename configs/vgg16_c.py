@@ -1,6 +1,8 @@
-"""VGG-16 with 1x1 convolutions, configuration C, on ImageNet at S = 256: section 3.1 of arXiv:1409.1556.
+"""VGG-16 with 1x1 convolutions, configuration C, on ImageNet at S = 256.
 
-  python train.py --config configs/vgg16_c.py
+Section 3.1 of arXiv:1409.1556.
+
+python train.py --config configs/vgg16_c.py
 """
 
 from vgg_jax.config import Config, DataConfig, EvaluationConfig, VGGConfig

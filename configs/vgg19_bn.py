@@ -1,6 +1,8 @@
-"""VGG-19 with batch normalisation (not in the paper), on ImageNet at S = 256: section 3.1 of arXiv:1409.1556.
+"""VGG-19 with batch normalisation, which is not in the paper, on ImageNet at S = 256.
 
-  python train.py --config configs/vgg19_bn.py
+Section 3.1 of arXiv:1409.1556.
+
+python train.py --config configs/vgg19_bn.py
 """
 
 from vgg_jax.config import Config, DataConfig, EvaluationConfig, VGGConfig

@@ -59,12 +59,18 @@ def convolve(
         for j in range(side):
             rows = slice(i, i + stride * (height - 1) + 1, stride)
             columns = slice(j, j + stride * (width - 1) + 1, stride)
-            out += x[:, rows, columns].reshape(-1, inputs) @ kernel[i, j].astype(x.dtype)
+            out += x[:, rows, columns].reshape(-1, inputs) @ kernel[i, j].astype(
+                x.dtype
+            )
     return out.reshape(len(x), height, width, outputs)
 
 
 def pool(
-    x: np.ndarray, window: int, stride: int, ceil: bool, reduce: Callable[..., np.ndarray]
+    x: np.ndarray,
+    window: int,
+    stride: int,
+    ceil: bool,
+    reduce: Callable[..., np.ndarray],
 ) -> np.ndarray:
     """`reduce` (np.max or np.mean) over the pixels that each window has, rows then columns."""
     for axis in (1, 2):
@@ -73,7 +79,9 @@ def pool(
         count = (-(-free // stride) if ceil else free // stride) + 1
         parts = [
             reduce(
-                np.take(x, range(s, min(s + window, size)), axis), axis=axis, keepdims=True
+                np.take(x, range(s, min(s + window, size)), axis),
+                axis=axis,
+                keepdims=True,
             )
             for s in range(0, count * stride, stride)
         ]
@@ -97,7 +105,9 @@ def normalise_response(
 class Run:
     """One forward pass: each call transforms `x` and notes it under a name."""
 
-    def __init__(self, params: Params, images: np.ndarray, batch_statistics: bool = False):
+    def __init__(
+        self, params: Params, images: np.ndarray, batch_statistics: bool = False
+    ):
         self.params = params
         self.x = images
         self.batch_statistics = batch_statistics
@@ -126,7 +136,9 @@ class Run:
         self.note(name)
 
     def batch_norm(self, name: str) -> None:
-        bn = {key: value.astype(self.x.dtype) for key, value in self.params[name].items()}
+        bn = {
+            key: value.astype(self.x.dtype) for key, value in self.params[name].items()
+        }
         mean, var = bn["mean"], bn["var"]
         if self.batch_statistics:
             mean, var = self.x.mean((0, 1, 2)), self.x.var((0, 1, 2))

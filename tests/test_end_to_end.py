@@ -1,4 +1,4 @@
-"""The scripts as a user runs them: train, interrupt, resume, evaluate; and bad input."""
+"""The scripts as a user runs them: train, stop, go on, evaluate; and bad input."""
 
 import json
 import os
@@ -158,7 +158,11 @@ def test_evaluation_prints_a_table_and_writes_it(pictures: Path, whole: Path) ->
         ("eval.py", ["--protocol=centre"], "did you mean 'center'"),
         ("eval.py", ["--workdir=/nowhere"], "python train.py --config"),
         ("eval.py", ["--scales=a"], "--scales 256,384,512"),
-        ("eval.py", ["--config", "configs/vgg61.py"], "did you mean 'configs/vgg16.py'"),
+        (
+            "eval.py",
+            ["--config", "configs/vgg61.py"],
+            "did you mean 'configs/vgg16.py'",
+        ),
     ],
 )
 def test_bad_input_is_answered_in_a_line(

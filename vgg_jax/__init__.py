@@ -1,6 +1,17 @@
 """VGG and Network in Network in JAX: the networks, their training, their evaluation."""
 
+from vgg_jax.analysis import receptive_field, summary
+from vgg_jax.evaluation.dense import dense_posteriors
 from vgg_jax.models import MODELS, VGG, ConvNet, NiN, create_model
 
-__all__ = ["MODELS", "VGG", "ConvNet", "NiN", "create_model"]
+__all__ = [
+    "MODELS",
+    "VGG",
+    "ConvNet",
+    "NiN",
+    "create_model",
+    "dense_posteriors",
+    "receptive_field",
+    "summary",
+]
 __version__ = "0.1.0"

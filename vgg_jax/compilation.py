@@ -13,6 +13,6 @@ def cache_compilations() -> None:
     JAX's own switch is the environment variable JAX_COMPILATION_CACHE_DIR; set to the
     empty string it keeps nothing.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(Path(CACHE).expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

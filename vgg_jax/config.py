@@ -1,4 +1,4 @@
-"""Every setting of a run, as dataclasses; the defaults are section 3.1 of arXiv:1409.1556.
+"""Every setting of a run, as dataclasses; defaults as arXiv:1409.1556, section 3.1.
 
 A file in `configs/` has `get_config() -> Config` and states only what differs from the
 paper's recipe. Nothing here imports JAX or reads a file.
@@ -70,8 +70,12 @@ class OptimizerConfig:
     plateau_factor: float = 0.1
     plateau_patience: int = 3  # validations without improvement before the rate falls
     plateau_min_delta: float = 1e-3  # smallest fall of the error that counts
-    plateau_drops: int = 3  # falls of the rate; the plateau after the last one ends the run
-    metric: str = "top5_error"  # of validation: sets the plateau and the best checkpoint
+    plateau_drops: int = (
+        3  # falls of the rate; the plateau after the last one ends the run
+    )
+    metric: str = (
+        "top5_error"  # of validation: sets the plateau and the best checkpoint
+    )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -127,7 +131,7 @@ def from_dict(settings: Mapping[str, Any]) -> Config:
 def differences(
     ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    """(field, ours, theirs) of two `to_dict`s where they differ, fields as flags name them."""
+    """(field, ours, theirs) where two `to_dict`s differ; fields as flags name them."""
     for name in sorted(ours.keys() | theirs.keys()):
         a, b = ours.get(name), theirs.get(name)
         if isinstance(a, Mapping) and isinstance(b, Mapping):

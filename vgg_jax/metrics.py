@@ -10,7 +10,7 @@ Sums = dict[str, jax.Array]
 def classification_sums(
     logits: jax.Array, labels: jax.Array, weights: jax.Array
 ) -> Sums:
-    """Weighted sums of cross-entropy (nats), top-1 and top-5 errors, and of the weights.
+    """Weighted sums of cross-entropy (nats), top-1 and top-5 errors, and weights.
 
     logits [N, num_classes], labels int [N], weights [N] (0 leaves an example out) ->
     four float32 scalars: "loss", "top1_error", "top5_error", "weight".

@@ -11,7 +11,7 @@ import pytest
 from vgg_jax.config import DataConfig
 from vgg_jax.data import transforms
 from vgg_jax.data.base import Source
-from vgg_jax.data.collate import uniforms
+from vgg_jax.data.collate import Decoder, TrainCrops, uniforms
 from vgg_jax.data.pipeline import eval_batches, train_batches
 from vgg_jax.data.sources import open_source
 
@@ -171,8 +171,21 @@ def test_uniforms_depend_on_seed_and_position_alone():
 def test_resume_is_exact():
     whole = take(train(seed=5), 12)
     chex.assert_trees_all_equal(take(train(seed=5, start_step=9), 3), whole[9:])
-    other = take(train(seed=6), 1)
-    assert (other[0]["image"] != whole[0]["image"]).any()
+
+
+def test_the_seed_changes_the_order_and_the_crops():
+    images = [
+        join(take(train(seed=seed, batch_size=30), 2))["image"] for seed in (5, 6)
+    ]
+    orders = [image[:, 0, 0, 2] for image in images]
+    assert (orders[0][:30] != orders[1][:30]).any()
+    assert (orders[0][30:] != orders[1][:30]).any()  # nor is it only shifted
+    crops = [
+        TrainCrops(Decoder(SQUARES, 3), 20, 20, crop=16, flip=False, seed=seed)
+        for seed in (5, 6)
+    ]
+    first, second = (make(0, np.arange(30))["image"] for make in crops)
+    assert (first[:, 0, 0, :2] != second[:, 0, 0, :2]).any(1).sum() > 15
 
 
 def test_the_stream_does_not_depend_on_threads():

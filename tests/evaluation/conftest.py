@@ -88,7 +88,7 @@ def make_model() -> Callable[..., vgg_jax.ConvNet]:
         rng = np.random.default_rng(seed)  # JAX's would take seconds to compile
 
         def weights(a: jax.ShapeDtypeStruct) -> jax.Array:
-            scale = 2 * np.prod(a.shape[:-1]) ** -0.5 if len(a.shape) > 1 else 0.1
+            scale = 1.2 * np.prod(a.shape[:-1]) ** -0.5 if len(a.shape) > 1 else 0.1
             return jnp.asarray(rng.normal(size=a.shape) * scale, a.dtype)
 
         return nnx.merge(graphdef, jax.tree.map(weights, state))

@@ -33,7 +33,9 @@ def network(name: str, seed: int = 0, **options: Any) -> tuple[Any, Params]:
             deviation = np.sqrt(2 / np.prod(shape[:-1])).astype(np.float32)
             return deviation * rng.standard_normal(shape, np.float32)
         if leaf == "var":
-            return np.exp(rng.uniform(np.log(1e-3), np.log(2), shape)).astype(np.float32)
+            return np.exp(rng.uniform(np.log(1e-3), np.log(2), shape)).astype(
+                np.float32
+            )
         return rng.normal(0, 0.3, shape).astype(np.float32)
 
     params: Params = {}

@@ -29,7 +29,11 @@ REFERENCES = {
 # Kernels, HWIO, of the networks as their authors used them.
 CLASSES = {"nin_imagenet": 1000, "nin_cifar": 10, "nin_tutorial": 10}
 CHANNELS = {"nin_imagenet": 3, "nin_cifar": 3, "nin_tutorial": 1}
-PARAMETERS = {"nin_imagenet": 7_595_176, "nin_cifar": 966_986, "nin_tutorial": 1_992_166}
+PARAMETERS = {
+    "nin_imagenet": 7_595_176,
+    "nin_cifar": 966_986,
+    "nin_tutorial": 1_992_166,
+}
 KERNELS: dict[str, dict[str, tuple[int, ...]]] = {
     "nin_imagenet": {
         "conv1": (11, 11, 3, 96),

@@ -123,7 +123,9 @@ def check(
     graphdef, params = network(
         name, in_channels=x.shape[-1], num_classes=num_classes, **options
     )
-    want = reference.vgg(letter, params, x.astype(dtype), **known | dict(settings or {}))
+    want = reference.vgg(
+        letter, params, x.astype(dtype), **known | dict(settings or {})
+    )
     assert_relus_clip(want)
     got = answers(graphdef, params, x)
     if num_classes is None:
@@ -185,7 +187,10 @@ def test_names_and_shapes_of_the_parameters(name: str) -> None:
                 "fc8": (1, 1, 41, 1000),
             },
         ),
-        ({"width": 0.001}, {m: (*k[:2], 1, 1) for m, k in (KERNELS["A"] | HEAD).items()}),
+        (
+            {"width": 0.001},
+            {m: (*k[:2], 1, 1) for m, k in (KERNELS["A"] | HEAD).items()},
+        ),
     ],
 )
 def test_options_change_these_kernels_only(
@@ -205,23 +210,29 @@ def test_options_change_these_kernels_only(
 def test_every_value_equals_the_reference(name: str) -> None:
     # A-LRN sees pixels of the paper's range: its constants are made for them.
     deviation = 60.0 if name == "vgg11_lrn" else 1.0
-    got = check(name, images(2, 224, 224, 3, deviation=deviation), width=1 / 8)
+    x = images(2, 96, 96, 3, deviation=deviation)
+    got = check(name, x, width=1 / 8, fc_kernel=3, settings={"fc_kernel": 3})
     assert got["score_map"].shape == (2, 1, 1, 7)
     np.testing.assert_array_equal(got["score_map"][:, 0, 0], got["logits"])
-    pools = [got[f"pool{stage}"].shape[1:3] for stage in range(1, 6)]
-    assert pools == [(112, 112), (56, 56), (28, 28), (14, 14), (7, 7)]
 
 
 def test_full_width_vgg16_equals_the_reference() -> None:
     got = check("vgg16", images(1, 224, 224, 3), num_classes=1000, dtype=np.float32)
+    pools = [got[f"pool{stage}"].shape[1:3] for stage in range(1, 6)]
+    assert pools == [(112, 112), (56, 56), (28, 28), (14, 14), (7, 7)]
     assert got["relu5_3"].shape == (1, 14, 14, 512)
     assert got["relu7"].shape == (1, 1, 1, 4096)
-    assert got["logits"].shape == (1, 1000) and got["logits"].dtype == np.float32
+    assert got["score_map"].shape == (1, 1, 1, 1000)
+    np.testing.assert_array_equal(got["score_map"][:, 0, 0], got["logits"])
 
 
 def test_caffe_constants_of_a_lrn() -> None:
     x = images(2, 32, 32, 3, deviation=60)
-    caffe = {"settings": {"lrn": "caffe", "fc_kernel": 1}, "fc_kernel": 1, "width": 1 / 8}
+    caffe = {
+        "settings": {"lrn": "caffe", "fc_kernel": 1},
+        "fc_kernel": 1,
+        "width": 1 / 8,
+    }
     check("vgg11_lrn", x, lrn="caffe", **caffe)
     check("vgg11", x, lrn="caffe", **caffe)
 
@@ -234,7 +245,12 @@ def test_caffe_constants_of_a_lrn() -> None:
         ("vgg13", (2, 28, 28, 1), (1, 1), {"fc_kernel": 1, "ceil_mode": True}),
         ("vgg16", (1, 41, 30, 3), (2, 1), {"fc_kernel": 1, "ceil_mode": True}),
         ("vgg16", (1, 101, 67, 3), (3, 2), {"head": "global_pool"}),
-        ("vgg11_bn", (2, 28, 47, 1), (1, 2), {"head": "global_pool", "ceil_mode": True}),
+        (
+            "vgg11_bn",
+            (2, 28, 47, 1),
+            (1, 2),
+            {"head": "global_pool", "ceil_mode": True},
+        ),
     ],
 )
 def test_small_images_and_both_heads(
@@ -247,7 +263,8 @@ def test_small_images_and_both_heads(
 
 
 @pytest.mark.parametrize(
-    ("size", "cells"), [((384, 384), (6, 6)), ((288, 224), (3, 1)), ((300, 257), (3, 2))]
+    ("size", "cells"),
+    [((384, 384), (6, 6)), ((288, 224), (3, 1)), ((300, 257), (3, 2))],
 )
 def test_dense_score_map_of_larger_images(
     size: tuple[int, int], cells: tuple[int, int]
@@ -271,7 +288,12 @@ def test_a_cell_sees_its_receptive_field_and_nothing_else() -> None:
     np.testing.assert_allclose(crop[0, 3, 3], whole[0, 5, 4], **tolerance)
     assert np.abs(crop[0, 2, 3] - whole[0, 4, 4]).max() > 100 * tolerance["atol"]
     first, last = 32 * 5 - 90, 32 * 5 - 90 + 403
-    for row, seen in ((first, True), (first - 1, False), (last, True), (last + 1, False)):
+    for row, seen in (
+        (first, True),
+        (first - 1, False),
+        (last, True),
+        (last + 1, False),
+    ):
         changed = x.copy()
         changed[:, row] += 1000
         moved = np.abs(np.asarray(score_map(params, changed)) - whole)[0, 5, 4].max()

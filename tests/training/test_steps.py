@@ -117,9 +117,7 @@ def test_eight_images_are_learnt_by_heart() -> None:
             break
     else:
         raise AssertionError(f"loss {float(sums['loss']) / 8} after 300 steps")
-    sums = eval_step(
-        state.params, {}, data, graphdef=graphdef, mean=MEAN, std=STD
-    )
+    sums = eval_step(state.params, {}, data, graphdef=graphdef, mean=MEAN, std=STD)
     assert float(sums["top1_error"]) == 0 and float(sums["weight"]) == 8
 
 
@@ -150,7 +148,10 @@ def test_batch_statistics_follow_the_batches() -> None:
     model = nnx.merge(graphdef, state.params, state.batch_stats)
     x = model.features(normalise(data["image"], MEAN, STD), ["conv1_1"])["conv1_1"]
     np.testing.assert_allclose(
-        after.batch_stats["bn1_1"]["mean"], 0.1 * x.mean((0, 1, 2)), rtol=1e-4, atol=1e-6
+        after.batch_stats["bn1_1"]["mean"],
+        0.1 * x.mean((0, 1, 2)),
+        rtol=1e-4,
+        atol=1e-6,
     )
     np.testing.assert_allclose(
         after.batch_stats["bn1_1"]["var"], 0.9 + 0.1 * x.var((0, 1, 2)), rtol=1e-4

@@ -16,7 +16,9 @@ def config(**changes: object) -> Config:
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("model", [VGGConfig(name="vgg11"), NiNConfig(name="nin_cifar")])
+@pytest.mark.parametrize(
+    "model", [VGGConfig(name="vgg11"), NiNConfig(name="nin_cifar")]
+)
 def test_a_configuration_survives_json(model: VGGConfig | NiNConfig) -> None:
     before = config(model=model)
     after = from_dict(json.loads(json.dumps(to_dict(before))))

@@ -1,6 +1,5 @@
 """Receptive fields, sizes and costs of a network, from its rows of layers alone."""
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from vgg_jax.models.layers import (
     LocalResponseNorm,
     Pool,
     Relu,
-    output_size,
+    check_size,
 )
 
 Network = str | ConvNet | Sequence[Layer]
@@ -51,13 +50,7 @@ def summary(network: Network, image_size: ImageSize = 224, **options: Any) -> Su
     height, width = (
         image_size if isinstance(image_size, Sequence) else (image_size, image_size)
     )
-    if any(output_size(layers, side) < 1 for side in (height, width)):
-        needed = next(n for n in itertools.count(1) if output_size(layers, n))
-        raise ValueError(
-            f"expected images of at least {needed}x{needed} pixels, got "
-            f"{height}x{width}; ask for a larger size, or a VGG for small images: "
-            "fc_kernel=1 or head='global_pool' takes 32x32, with ceil_mode=True 28x28"
-        )
+    check_size(layers, height, width)
     measured = _measure(layers, height, width, model.in_channels, model.dtype.itemsize)
     return Summary(
         network=network if isinstance(network, str) else type(model).__name__,

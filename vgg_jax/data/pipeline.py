@@ -73,7 +73,8 @@ def train_batches(
     )
     batches = (
         grain.MapDataset.range(len(source))
-        .shuffle(seed)
+        .seed(seed)
+        .shuffle()
         .repeat()
         .batch(batch_size // process_count, drop_remainder=True)
         .map_with_index(crops)

@@ -12,7 +12,7 @@ from vgg_jax.models.nin import NiN
 from vgg_jax.models.vgg import STAGES, VGG
 from vgg_jax.names import did_you_mean
 
-MODELS: dict[str, functools.partial[ConvNet]] = {
+MODELS: dict[str, functools.partial[Any]] = {
     "vgg11": functools.partial(VGG, STAGES["A"]),
     "vgg11_lrn": functools.partial(VGG, STAGES["A"], lrn="krizhevsky"),
     "vgg13": functools.partial(VGG, STAGES["B"]),
@@ -43,8 +43,12 @@ def create_model(name: str, *, rngs: nnx.Rngs, **options: Any) -> ConvNet:
     """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}: {did_you_mean(name, MODELS)}")
-    init = inspect.signature(MODELS[name].func.__init__)  # type: ignore[attr-defined]
-    accepted = [p.name for p in init.parameters.values() if p.kind is p.KEYWORD_ONLY]
+    init = inspect.signature(MODELS[name].func.__init__)
+    accepted = [
+        p.name
+        for p in init.parameters.values()
+        if p.kind is p.KEYWORD_ONLY and p.name != "rngs"
+    ]
     for option in options:
         if option not in accepted:
             raise ValueError(
@@ -53,4 +57,4 @@ def create_model(name: str, *, rngs: nnx.Rngs, **options: Any) -> ConvNet:
     return MODELS[name](**options, rngs=rngs)
 
 
-__all__ = ["MODELS", "NiN", "VGG", "ConvNet", "create_model"]
+__all__ = ["MODELS", "VGG", "ConvNet", "NiN", "create_model"]

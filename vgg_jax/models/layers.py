@@ -5,6 +5,7 @@ A row says what a layer is and how it changes a map's side; `network.ConvNet` ru
 """
 
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -15,11 +16,12 @@ from jax import lax
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A named layer; `output_size` maps a side in pixels to a side, below 1 if too small."""
+    """A named layer."""
 
     name: str
 
     def output_size(self, size: int) -> int:
+        """Side of its map for a side of its input; below 1 if that is too small."""
         return size
 
 
@@ -33,6 +35,7 @@ class Conv(Layer):
     padding: int = 0
 
     def output_size(self, size: int) -> int:
+        """Whole windows that fit."""
         return (size + 2 * self.padding - self.kernel) // self.stride + 1
 
 
@@ -63,13 +66,14 @@ class Relu(Layer):
 
 @dataclasses.dataclass(frozen=True)
 class Pool(Layer):
-    """A pool without padding; `ceil_mode` keeps a last, partial window as Caffe does."""
+    """A pool without padding; `ceil_mode` keeps a last, partial window, as Caffe."""
 
     window: int
     stride: int
     ceil_mode: bool
 
     def output_size(self, size: int) -> int:
+        """Windows that fit, with `ceil_mode` also one that begins inside."""
         steps = (size - self.window) / self.stride
         return (math.ceil(steps) if self.ceil_mode else math.floor(steps)) + 1
 
@@ -86,18 +90,43 @@ class AveragePool(Pool):
 
 @dataclasses.dataclass(frozen=True)
 class Dropout(Layer):
-    """Inverted dropout: zero with probability `rate`, the rest scaled by 1 / (1 - rate)."""
+    """Inverted dropout: zero with probability `rate`, else scaled by 1 / (1 - rate)."""
 
     rate: float
 
+    def __post_init__(self) -> None:
+        """Refuses a rate outside [0, 1)."""
+        if not 0 <= self.rate < 1:
+            raise ValueError(f"expected a dropout rate in [0, 1), got {self.rate}")
+
 
 def output_size(layers: tuple[Layer, ...], size: int) -> int:
-    """Side of the last layer's map for an image side, in pixels; 0 if it is too small."""
+    """Side of the last map for an image side, in pixels; 0 if that is too small."""
     for layer in layers:
         size = layer.output_size(size)
         if size < 1:
             return 0
     return size
+
+
+def smallest_size(layers: tuple[Layer, ...]) -> int:
+    """The smallest image side, in pixels, that leaves a map of at least one cell."""
+    return next(size for size in itertools.count(1) if output_size(layers, size))
+
+
+def check_size(layers: tuple[Layer, ...], height: int, width: int) -> None:
+    """That images of this size, in pixels, are large enough for the layers.
+
+    Raises:
+        ValueError: they are not; the message says what fits.
+    """
+    if not all(output_size(layers, side) for side in (height, width)):
+        smallest = smallest_size(layers)
+        raise ValueError(
+            f"expected images of at least {smallest}x{smallest} pixels, got "
+            f"{height}x{width}; rescale them, or take a VGG for small images: "
+            "fc_kernel=1 or head='global_pool' fits 32x32, with ceil_mode=True 28x28"
+        )
 
 
 def _constant(value: float, like: jax.Array) -> np.generic:

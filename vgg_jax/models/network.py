@@ -1,6 +1,5 @@
 """A convolutional network: rows of layers, run one after another."""
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,8 +25,10 @@ INITS: dict[str, Initializer] = {
 
 
 def _as_matrix(init: Initializer) -> Initializer:
-    """The initialiser for a fully-connected layer: every input of a window counts in fan-in,
-    and each output feeds one unit, not one a window position."""
+    """The initialiser of a fully-connected layer, by the fans of its matrix.
+
+    A convolution's fan-out counts every position of the window.
+    """
 
     def init_as_matrix(key: Any, shape: Any, *args: Any) -> jax.Array:
         matrix = (int(np.prod(shape[:-1])), shape[-1])
@@ -64,6 +65,12 @@ class ConvNet(nnx.Module):
     ):
         if init not in INITS:
             raise ValueError(f"unknown init {init!r}: {did_you_mean(init, INITS)}")
+        for option, count in (
+            ("num_classes", num_classes),
+            ("in_channels", in_channels),
+        ):
+            if count is not None and count < 1:
+                raise ValueError(f"expected {option} of at least 1, got {count}")
         self.layers = tuple(layers)
         self.num_classes = num_classes
         self.in_channels = in_channels
@@ -87,7 +94,11 @@ class ConvNet(nnx.Module):
                 case rows.BatchNorm():
                     # torchvision's constants (its momentum is one minus ours).
                     module = nnx.BatchNorm(
-                        channels, momentum=0.9, epsilon=1e-5, dtype=self.dtype, rngs=rngs
+                        channels,
+                        momentum=0.9,
+                        epsilon=1e-5,
+                        dtype=self.dtype,
+                        rngs=rngs,
                     )
                 case rows.Dropout():
                     kept = rngs if keep_rngs and "dropout" in rngs else None
@@ -133,9 +144,7 @@ class ConvNet(nnx.Module):
         x = self._run(images, self.layers, train=False, rngs=None)
         return x.astype(jnp.float32)
 
-    def features(
-        self, images: jax.Array, names: Sequence[str]
-    ) -> dict[str, jax.Array]:
+    def features(self, images: jax.Array, names: Sequence[str]) -> dict[str, jax.Array]:
         """Named intermediates, [N, H, W, in_channels] -> {name: [N, h, w, C]}.
 
         Nothing past the deepest name is computed.
@@ -194,11 +203,4 @@ class ConvNet(nnx.Module):
             raise ValueError(
                 f"expected images [N, H, W, {self.in_channels}], got {list(images.shape)}"
             )
-        if any(rows.output_size(layers, side) < 1 for side in images.shape[1:3]):
-            needed = next(n for n in itertools.count(1) if rows.output_size(layers, n))
-            height, width = images.shape[1:3]
-            raise ValueError(
-                f"expected images of at least {needed}x{needed} pixels, got "
-                f"{height}x{width}; rescale them, or create a VGG for small images: "
-                "fc_kernel=1 or head='global_pool' takes 32x32, with ceil_mode=True 28x28"
-            )
+        rows.check_size(layers, *images.shape[1:3])

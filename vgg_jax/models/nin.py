@@ -42,7 +42,9 @@ IMAGENET = (
 )
 CIFAR = (
     Block(5, 1, 2, (192, 160, 96), MaxPool("pool1", 3, 2, ceil_mode=True), "drop1"),
-    Block(5, 1, 2, (192, 192, 192), AveragePool("pool2", 3, 2, ceil_mode=True), "drop2"),
+    Block(
+        5, 1, 2, (192, 192, 192), AveragePool("pool2", 3, 2, ceil_mode=True), "drop2"
+    ),
     Block(3, 1, 1, (192, 192, None)),
 )
 # The tutorial's Fashion-MNIST network: floor pools, 54, 26, 12, 5 at 224.

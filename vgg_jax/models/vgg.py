@@ -1,5 +1,6 @@
 """VGG: Simonyan & Zisserman, arXiv:1409.1556, Table 1."""
 
+import math
 from typing import Any
 
 from flax import nnx
@@ -38,7 +39,16 @@ LRN = {
 
 
 def scaled(channels: int, width: float) -> int:
-    """A hidden layer's channels under a width multiplier, at least one."""
+    """A hidden layer's channels under a width multiplier, at least one.
+
+    Raises:
+        ValueError: `channels` or `width` is not a number above zero.
+    """
+    if not (channels > 0 and 0 < width < math.inf):
+        raise ValueError(
+            f"expected channels and a width multiplier above 0, got {channels} channels "
+            f"and width {width}"
+        )
     return max(1, round(channels * width))
 
 
@@ -60,6 +70,8 @@ def vgg_layers(
         raise ValueError(f"unknown head {head!r}: {did_you_mean(head, HEADS)}")
     if lrn is not None and lrn not in LRN:
         raise ValueError(f"unknown lrn {lrn!r}: {did_you_mean(lrn, LRN)}")
+    if fc_kernel < 1:
+        raise ValueError(f"expected an fc_kernel of at least 1, got {fc_kernel}")
     layers: list[Layer] = []
     for stage, (kernels, channels) in enumerate(zip(stages, WIDTHS, strict=True), 1):
         for i, kernel in enumerate(kernels, 1):

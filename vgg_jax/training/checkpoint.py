@@ -1,4 +1,4 @@
-"""Checkpoints with Orbax: the latest and the best, parameters apart from the optimiser."""
+"""Checkpoints with Orbax: the latest and the best, parameters on their own."""
 
 import dataclasses
 import json
@@ -139,7 +139,9 @@ def restore_model(
     workdir = Path(workdir)
     config = read_config(workdir)
     if not (workdir / "checkpoints").exists():
-        raise FileNotFoundError(f"no checkpoint in {workdir}: its training saved none yet")
+        raise FileNotFoundError(
+            f"no checkpoint in {workdir}: its training saved none yet"
+        )
     abstract = nnx.eval_shape(
         lambda: create_model(**dataclasses.asdict(config.model), rngs=nnx.Rngs(0))
     )

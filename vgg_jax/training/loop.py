@@ -1,4 +1,4 @@
-"""The training loop of section 3.1: step, log, validate, save, until the plateau ends it."""
+"""The loop of section 3.1: step, log, validate, save, until the plateau ends it."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,6 @@ from vgg_jax.training.sharding import make_mesh, replicated, shard_batch
 from vgg_jax.training.steps import TrainState, init_state, jit_steps, split
 from vgg_jax.training.workdir import claim
 from vgg_jax.training.writer import MetricWriter
-
 
 METRICS = ("top1_error", "top5_error", "loss")  # that can set the plateau
 
@@ -76,7 +75,9 @@ class Trainer:
         self._init = functools.partial(
             init_state, lambda rngs: create(rngs=rngs), optimizer
         )
-        self._init_key, self._dropout_key = jax.random.split(jax.random.key(config.seed))
+        self._init_key, self._dropout_key = jax.random.split(
+            jax.random.key(config.seed)
+        )
         self._abstract = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(
                 a.shape, a.dtype, sharding=replicated(self.mesh)
@@ -145,13 +146,12 @@ class Trainer:
                         errors = self._validate(state)
                         writer.write(step, errors | {"epoch": schedule.epoch(step)})
                         self._print(step, errors)
-                        plateau.update(
-                            errors[self.metric], self.config.optimizer
-                        )
-                        state = state.replace(
+                        plateau.update(errors[self.metric], self.config.optimizer)
+                        state = dataclasses.replace(
+                            state,
                             opt_state=set_learning_rate(
                                 state.opt_state, plateau.rate(self.config.optimizer)
-                            )
+                            ),
                         )
                     if saves:
                         checkpoints.save(state, plateau, errors)

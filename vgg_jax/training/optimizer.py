@@ -1,4 +1,4 @@
-"""SGD with momentum and coupled L2, and the rate that falls on a plateau (section 3.1)."""
+"""SGD with momentum and coupled L2, and a rate that falls on plateaus (section 3.1)."""
 
 import dataclasses
 

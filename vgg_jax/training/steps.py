@@ -27,7 +27,8 @@ class TrainState:
 
 def split(model: ConvNet) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
     """A model as (graphdef, params, batch_stats), plain dictionaries of arrays."""
-    graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    parts: Any = nnx.split(model, nnx.Param, nnx.BatchStat)
+    graphdef, params, batch_stats = parts
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
@@ -121,8 +122,8 @@ def jit_steps(
     std: Sequence[float],
     state_shardings: TrainState,
 ) -> tuple[Callable[..., tuple[TrainState, Sums]], Callable[..., Sums]]:
-    """Both steps compiled; the train step reuses the memory of the state it is given."""
-    statistics = {"mean": mean, "std": std}
+    """Both steps compiled; the train step reuses the memory of its state."""
+    statistics: dict[str, Any] = {"mean": mean, "std": std}
     return (
         jax.jit(
             functools.partial(

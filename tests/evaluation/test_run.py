@@ -1,0 +1,148 @@
+"""What eval.py calls, from workdirs to files."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vgg_jax.config import Config
+from vgg_jax.evaluation import run
+from vgg_jax.evaluation.metrics import top_k_error
+from vgg_jax.evaluation.predictions import fuse
+from vgg_jax.evaluation.protocols import evaluate
+from vgg_jax.evaluation.run import planned_rows, run_evaluation
+
+SHAPES = [(40, 56), (48, 48)] * 6
+
+
+def test_rows_of_the_table(config: Config) -> None:
+    several = (32, 48, 64)
+    assert planned_rows(config, (), ()) == (
+        ("center", (48,)),
+        ("dense", (32,)),
+        ("dense", (48,)),
+        ("dense", (64,)),
+        ("dense", several),
+    )
+    assert planned_rows(config, (), (40,)) == (("center", (48,)), ("dense", (40,)))
+    assert planned_rows(config, ("dense", "center", "dense"), ()) == (
+        ("dense", several),
+        ("center", (48,)),
+    )
+    assert planned_rows(config, ("center", "dense"), (40, 48)) == (
+        ("center", (40, 48)),
+        ("dense", (40, 48)),
+    )
+    with pytest.raises(ValueError, match="'dense'"):
+        planned_rows(config, ("dens",), ())
+
+
+@pytest.fixture
+def workdirs(
+    make_model: Callable,
+    config: Config,
+    make_source: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> list[Path]:
+    """Two runs, of which the second subtracts another mean."""
+    source = make_source(SHAPES, corrupt=(3,))
+    other = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, mean=(90.0, 90.0, 90.0))
+    )
+    runs = {"one": (make_model(0), config, 70), "two": (make_model(1), other, 90)}
+    monkeypatch.setattr(run, "restore_model", lambda path: runs[path.name])
+    monkeypatch.setattr(
+        run,
+        "open_source",
+        lambda data, split: source if split == "test" else None,
+    )
+    folders = [tmp_path / name for name in runs]
+    for folder in folders:
+        folder.mkdir()
+    return folders
+
+
+def test_one_network(
+    workdirs: list[Path],
+    config: Config,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done = []
+    real = run.protocols.evaluate
+
+    def spy(*args, **kwargs):
+        done.append((kwargs["protocol"], kwargs["scales"]))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(run.protocols, "evaluate", spy)
+    config.data.on_corrupt_image = "skip"
+    metrics = {"step": 1, "epoch": 0.1, "train_loss": 1.0, "train_top1_error": 0.5}
+    (workdirs[0] / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
+    results = run_evaluation(workdirs[:1], config)
+    # Each scale is run once; the last row averages what is there.
+    assert done == [
+        ("center", (48,)),
+        ("dense", (32,)),
+        ("dense", (48,)),
+        ("dense", (64,)),
+    ]
+    assert [result.scales for result in results] == [
+        (48,), (32,), (48,), (64,), (32, 48, 64)
+    ]  # fmt: skip
+    model, _, _ = run.restore_model(workdirs[0])
+    source = run.open_source(config.data, "test")
+    direct = evaluate(model, source, config, protocol="dense", scales=(32, 48, 64))
+    assert results[-1].top1_error == top_k_error(direct, 1)
+    assert results[-1].images == len(SHAPES) - 1
+    assert results[-1].skipped == ("picture3.png",)
+    rows = json.loads((workdirs[0] / "eval.json").read_text())["results"]
+    assert [row["scales"] for row in rows] == [list(r.scales) for r in results]
+    assert rows[0]["networks"][0]["step"] == 70
+    assert sorted(path.name for path in workdirs[0].iterdir()) == [
+        "curves.png",
+        "eval.json",
+        "metrics.jsonl",
+        "predictions.png",
+    ]
+    output = capsys.readouterr()
+    assert output.out.count("one ") == 5 and "32, 48, 64" in output.out
+    assert "11/12" not in output.err and "12/12 images" in output.err
+
+
+def test_several_networks_are_fused(workdirs: list[Path], config: Config) -> None:
+    config.data.on_corrupt_image = "skip"
+    results = run_evaluation(workdirs, config, ("center",), (40,))
+    runs = [[network.run for network in result.networks] for result in results]
+    assert runs == [["one"], ["two"], ["one", "two"]]
+    source = run.open_source(config.data, "test")
+    alone = []
+    for folder in workdirs:
+        model, its_config, _ = run.restore_model(folder)
+        its_config.data.on_corrupt_image = "skip"
+        alone.append(
+            evaluate(model, source, its_config, protocol="center", scales=(40,))
+        )
+    for result, predictions in zip(results, [*alone, fuse(alone)], strict=True):
+        assert result.top1_error == top_k_error(predictions, 1)
+    assert len({result.top1_error.value for result in results}) > 1
+    assert np.abs(alone[0].posteriors - alone[1].posteriors).max() > 0.1
+    assert len(json.loads((workdirs[0] / "eval.json").read_text())["results"]) == 3
+    assert not (workdirs[1] / "eval.json").exists()
+
+
+def test_what_is_refused(workdirs: list[Path], config: Config) -> None:
+    with pytest.raises(ValueError, match="at least one workdir"):
+        run_evaluation([], config)
+    with pytest.raises(ValueError, match="scale 20 .* smallest that fits is 32"):
+        run_evaluation(workdirs, config, ("center", "dense"), (20, 40))
+    elsewhere = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, dataset="fashion_mnist")
+    )
+    with pytest.raises(ValueError, match="trained on 'folder'.* 'fashion_mnist'"):
+        run_evaluation(workdirs, elsewhere)
+    assert not (workdirs[0] / "eval.json").exists()

@@ -1,0 +1,155 @@
+"""Each kind of row against the reference, and by hand."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from tests import reference
+from vgg_jax.models.layers import (
+    AveragePool,
+    Conv,
+    Layer,
+    MaxPool,
+    Pool,
+    Relu,
+    average_pool,
+    local_response_norm,
+    max_pool,
+    output_size,
+)
+
+POOLS: dict[type[Pool], tuple[Any, Any]] = {
+    MaxPool: (max_pool, np.max),
+    AveragePool: (average_pool, np.mean),
+}
+KRIZHEVSKY = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 2.0}
+CAFFE = {"size": 5, "alpha": 1e-4 / 5, "beta": 0.75, "k": 1.0}
+
+
+def negative(*shape: int) -> np.ndarray:
+    """All below zero, so that a padding of zeros would win every maximum."""
+    return -np.random.default_rng(0).uniform(1, 2, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", POOLS)
+@pytest.mark.parametrize("ceil", [False, True])
+@pytest.mark.parametrize(("window", "stride"), [(2, 2), (3, 2)])
+def test_pools_equal_the_reference(
+    kind: type[Pool], ceil: bool, window: int, stride: int
+) -> None:
+    pool, reduce = POOLS[kind]
+    row = kind("pool", window=window, stride=stride, ceil_mode=ceil)
+    for height, width in ((3, 4), (5, 6), (8, 7)):
+        x = negative(2, height, width, 3)
+        want = reference.pool(x, window, stride, ceil, reduce)
+        assert (row.output_size(height), row.output_size(width)) == want.shape[1:3]
+        np.testing.assert_allclose(pool(jnp.asarray(x), row), want, rtol=1e-6)
+
+
+def test_a_partial_window_by_hand() -> None:
+    x = jnp.arange(-16.0, 0.0).reshape(1, 4, 4, 1)
+    largest = max_pool(x, MaxPool("pool", 3, 2, ceil_mode=True))
+    np.testing.assert_array_equal(largest[0, :, :, 0], [[-6, -5], [-2, -1]])
+    mean = average_pool(x, AveragePool("pool", 3, 2, ceil_mode=True))
+    np.testing.assert_array_equal(
+        mean[0, :, :, 0], [[-11, -9.5], [-5, (-6 - 5 - 2 - 1) / 4]]
+    )
+    whole = max_pool(x, MaxPool("pool", 3, 2, ceil_mode=False))
+    np.testing.assert_array_equal(whole[0, :, :, 0], [[-6]])
+
+
+def test_a_window_larger_than_the_map_by_hand() -> None:
+    x = jnp.array([-3.0, -1.0]).reshape(1, 1, 2, 1)
+    pool = MaxPool("pool", 2, 2, ceil_mode=True)
+    np.testing.assert_array_equal(max_pool(x, pool), [[[[-1]]]])
+    np.testing.assert_array_equal(
+        average_pool(x, AveragePool("pool", 2, 2, ceil_mode=True)), [[[[-2]]]]
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "sides"),
+    [
+        (
+            MaxPool("pool", 2, 2, ceil_mode=False),
+            {1: 0, 2: 1, 3: 1, 4: 2, 7: 3, 224: 112},
+        ),
+        (
+            MaxPool("pool", 2, 2, ceil_mode=True),
+            {1: 1, 2: 1, 3: 2, 4: 2, 7: 4, 224: 112},
+        ),
+        (
+            MaxPool("pool", 3, 2, ceil_mode=True),
+            {1: 0, 2: 1, 3: 1, 4: 2, 54: 27, 27: 13},
+        ),
+        (MaxPool("pool", 3, 2, ceil_mode=False), {2: 0, 3: 1, 4: 1, 54: 26, 26: 12}),
+        (Conv("conv", 8, kernel=3, padding=1), {1: 1, 2: 2, 224: 224}),
+        (Conv("conv", 8, kernel=11, stride=4), {10: 0, 11: 1, 14: 1, 15: 2, 224: 54}),
+        (Conv("conv", 8, kernel=7), {6: 0, 7: 1, 12: 6}),
+        (Relu("relu"), {1: 1, 5: 5}),
+    ],
+)
+def test_output_sizes_by_hand(row: Layer, sides: dict[int, int]) -> None:
+    for side, want in sides.items():
+        assert max(0, row.output_size(side)) == want, side
+        assert output_size((row,), side) == want, side
+    if isinstance(row, Conv) and row.stride == 4:
+        assert output_size((row, MaxPool("pool", 3, 2, ceil_mode=True)), 10) == 0
+
+
+@pytest.mark.parametrize("channels", [1, 3, 8, 13])
+@pytest.mark.parametrize(
+    ("constants", "name"), [(KRIZHEVSKY, "krizhevsky"), (CAFFE, "caffe")]
+)
+def test_local_response_norm_equals_the_reference(
+    channels: int, constants: dict[str, Any], name: str
+) -> None:
+    x = np.random.default_rng(0).normal(0, 100, (2, 3, 2, channels))
+    run = reference.Run({}, x)
+    run.local_response_norm(name)
+    got = local_response_norm(jnp.asarray(x, jnp.float32), **constants)
+    np.testing.assert_allclose(got, run.x, rtol=1e-5)
+
+
+def test_local_response_norm_by_hand() -> None:
+    x = jnp.array([1.0, 2, 3, 4, 5, 6]).reshape(1, 1, 1, 6)
+    got = local_response_norm(x, size=3, alpha=2.0, beta=0.5, k=1.0)
+    sums = np.array([1 + 4, 1 + 4 + 9, 4 + 9 + 16, 9 + 16 + 25, 16 + 25 + 36, 25 + 36])
+    np.testing.assert_allclose(got.ravel(), np.arange(1, 7) / np.sqrt(1 + 2 * sums))
+
+
+def test_gradients_equal_finite_differences() -> None:
+    rng = np.random.default_rng(0)
+    x = (
+        jnp.asarray(rng.permutation(2 * 4 * 5 * 6), jnp.float32).reshape(2, 4, 5, 6)
+        / 20
+    )
+    for kind, (pool, _) in POOLS.items():
+        row = kind("pool", 3, 2, ceil_mode=True)
+        check_grads(lambda x, p=pool, r=row: p(x, r), (x,), 1, ["rev"], eps=1e-2)
+    check_grads(
+        lambda x: local_response_norm(x, size=5, alpha=0.1, beta=0.75, k=2.0),
+        (x,),
+        order=1,
+        modes=["rev"],
+        eps=1e-2,
+    )
+
+
+def test_the_gradient_of_a_maximum_goes_to_the_largest_pixel() -> None:
+    x = jnp.asarray(negative(1, 4, 4, 1))
+    row = MaxPool("pool", 2, 2, ceil_mode=True)
+    gradient = jax.grad(lambda x: max_pool(x, row).sum())(x)
+    largest = max_pool(x, row).repeat(2, axis=1).repeat(2, axis=2)
+    np.testing.assert_array_equal(gradient, x == largest)
+
+
+def test_bfloat16_stays_bfloat16() -> None:
+    x = jnp.asarray(negative(1, 5, 5, 8), jnp.bfloat16)
+    for kind, (pool, _) in POOLS.items():
+        assert pool(x, kind("pool", 3, 2, ceil_mode=True)).dtype == jnp.bfloat16
+    assert local_response_norm(x, **KRIZHEVSKY).dtype == jnp.bfloat16

@@ -1,0 +1,145 @@
+"""The same networks inside a Linen project, through `nnx.bridge.to_linen`."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.models.drawn import images, network
+from vgg_jax import VGG, ConvNet, create_model
+from vgg_jax.models.vgg import STAGES
+
+OPTIONS = {"width": 1 / 16, "num_classes": 7, "fc_kernel": 1}
+
+
+def linen(name: str = "vgg11") -> Any:
+    return nnx.bridge.to_linen(create_model, name, keep_rngs=True, **OPTIONS)
+
+
+def x() -> jax.Array:
+    return jnp.asarray(images(2, 32, 32, 3))
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_init_makes_the_tree_of_names(direct: bool) -> None:
+    module = linen()
+    if direct:
+        module = nnx.bridge.to_linen(VGG, STAGES["A"], keep_rngs=True, **OPTIONS)
+    variables = jax.eval_shape(module.init, jax.random.key(0), x())
+    _, params = network("vgg11", **OPTIONS)
+    assert set(variables) == {"params"}
+    want = jax.tree.map(np.shape, params)
+    assert jax.tree.map(lambda v: v.shape, variables["params"]) == want
+
+
+def test_transplanted_weights_give_the_same_logits() -> None:
+    graphdef, params = network("vgg11", **OPTIONS)
+    want = jax.jit(lambda p, x: nnx.merge(graphdef, p)(x))(params, x())
+    got = jax.jit(linen().apply)({"params": params}, x())
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_fresh_weights_are_those_of_the_scheme() -> None:
+    variables = jax.jit(linen().init)(jax.random.key(0), x())
+    other = jax.jit(linen().init)(jax.random.key(1), x())
+    kernel = variables["params"]["fc7"]["kernel"]
+    assert abs(kernel.std() / (2 / sum(kernel.shape[2:])) ** 0.5 - 1) < 0.05
+    assert (kernel != other["params"]["fc7"]["kernel"]).mean() > 0.99
+
+
+def test_score_map_and_features() -> None:
+    graphdef, params = network("vgg11", **OPTIONS)
+    model, module = nnx.merge(graphdef, params), linen()
+    pixels = jnp.asarray(images(1, 64, 96, 3))
+
+    @jax.jit
+    def both(params: Any) -> Any:
+        variables = {"params": params}
+        features = module.apply(variables, pixels, ("pool2",), nnx_method="features")
+        return (
+            module.apply(variables, pixels, nnx_method=ConvNet.score_map),
+            model.score_map(pixels),
+            features["pool2"],
+            model.features(pixels, ("pool2",))["pool2"],
+        )
+
+    linen_map, nnx_map, linen_feature, nnx_feature = both(params)
+    assert linen_map.shape == (1, 2, 3, 7)
+    np.testing.assert_allclose(linen_map, nnx_map, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(linen_feature, nnx_feature, rtol=1e-5)
+
+
+def test_gradients_are_the_same() -> None:
+    graphdef, params = network("vgg11", **OPTIONS)
+    module = linen()
+
+    def here(params: Any) -> jax.Array:
+        return jnp.square(nnx.merge(graphdef, params)(x())).mean()
+
+    def there(params: Any) -> jax.Array:
+        return jnp.square(module.apply({"params": params}, x())).mean()
+
+    ours, theirs = jax.jit(lambda p: (jax.grad(here)(p), jax.grad(there)(p)))(params)
+    for module_name, leaves in ours.items():
+        for leaf, gradient in leaves.items():
+            got = theirs[module_name][leaf]
+            assert np.abs(gradient).max() > 0
+            scale = np.abs(gradient).max()
+            np.testing.assert_allclose(got, gradient, rtol=0, atol=1e-5 * scale)
+
+
+def test_dropout_follows_the_key_of_apply() -> None:
+    _, params = network("vgg11", **OPTIONS)
+    module = linen()
+
+    @jax.jit
+    def train(params: Any, key: jax.Array) -> jax.Array:
+        return module.apply({"params": params}, x(), train=True, rngs={"dropout": key})
+
+    one, two = jax.random.key(1), jax.random.key(2)
+    np.testing.assert_array_equal(train(params, one), train(params, one))
+    assert (train(params, one) != train(params, two)).all()
+    evaluated = jax.jit(module.apply)({"params": params}, x())
+    assert (train(params, one) != evaluated).all()
+    with pytest.raises(ValueError, match="rngs"):
+        jax.eval_shape(lambda p: module.apply({"params": p}, x(), train=True), params)
+
+
+def test_batch_statistics_are_linen_s_own_collection() -> None:
+    _, params = network("vgg11_bn", **OPTIONS)
+    module = linen("vgg11_bn")
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x())
+    assert set(shapes) == {"params", "batch_stats"}
+    variables = {
+        collection: {m: {n: params[m][n] for n in leaves} for m, leaves in tree.items()}
+        for collection, tree in shapes.items()
+    }
+    assert set(variables["batch_stats"]["bn1_1"]) == {"mean", "var"}
+
+    @jax.jit
+    def train(variables: Any, key: jax.Array) -> Any:
+        rngs, collections = {"dropout": key}, ["batch_stats"]
+        return module.apply(variables, x(), train=True, rngs=rngs, mutable=collections)
+
+    _, updated = train(variables, jax.random.key(0))
+    before, after = (v["batch_stats"]["bn1_1"]["mean"] for v in (variables, updated))
+    assert np.abs(np.asarray(after) - before).max() > 1e-3
+
+
+def test_a_backbone_inside_a_linen_module() -> None:
+    class Project(nn.Module):
+        @nn.compact
+        def __call__(self, images: jax.Array) -> jax.Array:
+            backbone = nnx.bridge.to_linen(
+                create_model, "vgg11", num_classes=None, width=1 / 16, name="vgg"
+            )
+            return nn.Dense(3)(backbone(images).mean(axis=(1, 2)))
+
+    shapes = jax.eval_shape(Project().init, jax.random.key(0), x())["params"]
+    assert set(shapes) == {"vgg", "Dense_0"}
+    assert shapes["vgg"]["conv5_2"]["kernel"].shape == (3, 3, 32, 32)
+    assert shapes["Dense_0"]["kernel"].shape == (32, 3)
