@@ -20,7 +20,7 @@ class Progress:
         return self.done == self._start
 
     def advance(self, units: int) -> float:
-        """Count units done since the last call; returns their rate in units a second."""
+        """Count units done since the last call; returns their rate a second."""
         now = time.monotonic()
         seconds = now - self._since
         self._since = now

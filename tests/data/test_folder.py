@@ -22,8 +22,9 @@ def test_examples_have_the_bytes_and_the_label_of_their_class(folder):
     for split in SPLITS:
         source = open_folder(str(folder), split, 0.2)
         assert source.class_names == ("ant", "bee", "cat")
-        for i in range(len(source)):
-            path = Path(source[i]["name"])
+        paths = [source[i]["name"] for i in range(len(source))]
+        assert paths == sorted(paths)  # whatever order the disk lists them in
+        for i, path in enumerate(map(Path, paths)):
             assert source[i]["image"] == path.read_bytes()
             assert source.class_names[source[i]["label"]] == path.parent.name
 

@@ -59,6 +59,25 @@ def debian(published: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     return state
 
 
+class Server(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(published: Path, monkeypatch: pytest.MonkeyPatch):
+    def handler(*arguments):
+        return Server(*arguments, directory=str(published))
+
+    monkeypatch.setenv("no_proxy", "*")
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_address[1]}/"
+        running.shutdown()
+        thread.join()
+
+
 def test_read_idx_gzipped_or_not(published):
     name = next(iter(idx_files.CONTENT_SHA256))
     array = idx_files.read_idx(published, name)
@@ -88,16 +107,23 @@ def test_damaged_files_are_not_used(published, damage):
         idx_files.check(published)
 
 
-def test_a_copy_on_disk_comes_first(published, nothing_works, monkeypatch):
+def test_a_copy_on_disk_comes_first(
+    published, nothing_works, debian, server, monkeypatch
+):
+    monkeypatch.setattr(idx_files, "OFFICIAL_URL", server)
     monkeypatch.setattr(idx_files, "DEBIAN_FOLDER", str(published))
     assert idx_files.find(nothing_works) == published
+    assert not debian["calls"]
 
 
-def test_the_package_is_fetched_and_unpacked(nothing_works, debian):
+def test_the_package_comes_before_the_official_download(
+    nothing_works, debian, server, monkeypatch
+):
+    monkeypatch.setattr(idx_files, "OFFICIAL_URL", server)
     debian["error"] = ""
-    folder = idx_files._from_debian(nothing_works)
-    idx_files.check(folder)
+    folder = idx_files.find(nothing_works)
     assert [call[0] for call in debian["calls"]] == ["apt-get", "dpkg"]
+    assert folder == nothing_works / "debian" / "unpacked" / idx_files.DEBIAN_FOLDER
 
 
 @pytest.mark.parametrize("error", ["E: Unable to locate package", "E: 404  Not Found"])
@@ -117,25 +143,6 @@ def test_a_dead_mirror_is_not_asked_again(nothing_works, debian):
     with pytest.raises(idx_files.Unavailable, match="Connection timed out"):
         idx_files._from_debian(nothing_works)
     assert len(debian["calls"]) == 1
-
-
-class Server(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server(published: Path, monkeypatch: pytest.MonkeyPatch):
-    def handler(*arguments):
-        return Server(*arguments, directory=str(published))
-
-    monkeypatch.setenv("no_proxy", "*")
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_address[1]}/"
-        running.shutdown()
-        thread.join()
 
 
 def test_official_download_comes_last(nothing_works, published, server, monkeypatch):

@@ -11,8 +11,8 @@ import pytest
 from vgg_jax.config import DataConfig
 from vgg_jax.data import transforms
 from vgg_jax.data.base import Source
-from vgg_jax.data.collate import Decoder, TrainCrops, uniforms
-from vgg_jax.data.pipeline import eval_batches, train_batches
+from vgg_jax.data.collate import Decoder, Row, TrainCrops, uniforms
+from vgg_jax.data.pipeline import _by_shape, eval_batches, train_batches
 from vgg_jax.data.sources import open_source
 
 
@@ -254,14 +254,20 @@ def test_whole_images_of_every_example_once(batch_size):
 
 
 def test_whole_images_that_wait_too_long_go_out_unfilled():
-    source = Pictures([(20, 20 + i) for i in range(50)])  # no two alike
-    batches = evaluate(source, crop=None, batch_size=2)
-    assert len(batches) == 50
-    assert sorted(join_index(batches)) == list(range(50))
+    shapes = [(20, 20 + i, 3) for i in range(50)]  # no two alike
+    read = []
 
+    def chunks():
+        for i, shape in enumerate(shapes):
+            read.append(i)
+            yield [Row(i, 0, np.zeros(shape, np.uint8))]
 
-def join_index(batches) -> list[int]:
-    return [int(i) for batch in batches for i in batch["index"] if i >= 0]
+    batches = _by_shape(chunks(), 2, slice(0, 2), (20, 20, 3))
+    assert next(batches)["index"].tolist() == [0, -1]
+    assert len(read) == 17  # more than eight batches wait
+    assert [batch["index"].tolist() for batch in batches] == [
+        [i, -1] for i in range(1, 50)
+    ]
 
 
 def test_grey_batches():
@@ -273,6 +279,11 @@ def test_grey_batches():
         batches = eval_batches(SQUARES, config, scale=20, crop=crop, **kwargs)
         chex.assert_shape(next(batches)["image"], (4, side, side, 1))
         batches.close()
+    config = dataclasses.replace(config, on_corrupt_image="skip")
+    torn = Torn([(20, 20)] * 8)
+    batches = list(eval_batches(torn, config, scale=20, crop=None, **kwargs))
+    chex.assert_shape([batch["image"] for batch in batches], (4, 20, 20, 1))
+    np.testing.assert_array_equal(join(batches)["weight"], [1, 0, 1, 1] * 2)
 
 
 def test_fashion_mnist_streams(fashion_mnist):

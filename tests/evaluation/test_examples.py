@@ -81,7 +81,7 @@ def test_the_map_has_enough_cells_and_starts_at_the_crop() -> None:
 
     assert map_side(layers("vgg16"), 224) == 448
     small = layers("vgg11", head="global_pool", ceil_mode=True)
-    assert map_side(small, 28) == 196
+    assert map_side(small, 28) == 210
     assert map_side(layers("nin_cifar"), 28) == 28
 
 

@@ -49,8 +49,8 @@ def test_curves_show_the_numbers() -> None:
     assert rate.get_yscale() == "log"
     # A line through every panel where the rate falls, and its value.
     for axes in (loss, error, rate):
-        upright = [l for l in axes.lines if len(set(l.get_xdata())) == 1]
-        assert {2.0, 3.0} <= {float(l.get_xdata()[0]) for l in upright}
+        upright = [line for line in axes.lines if len(set(line.get_xdata())) == 1]
+        assert {2.0, 3.0} <= {float(line.get_xdata()[0]) for line in upright}
     assert [text.get_text() for text in rate.texts] == ["0.01", "0.001", "0.0001"]
 
 
@@ -74,7 +74,7 @@ def test_sheet_of_predictions(
     model: ConvNet, config: Config, make_source: Callable, tmp_path: Path, right: int
 ) -> None:
     source = make_source([(40, 56)] * 5)
-    source.class_names = tuple(f"a long name of a class {i}" for i in range(7))
+    source.class_names = tuple(f"a long name with $, ${i}_$" for i in range(7))
     labels = np.array(source.labels)
     shown = np.where(np.arange(5) < right, labels, (labels + 1) % 7)
     predictions = Predictions(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from vgg_jax.config import Config
 from vgg_jax.data.transforms import center_crop, rescale
@@ -85,6 +86,9 @@ def test_eight_devices_give_what_one_gives(
     model: ConvNet, config: Config, make_source: Callable
 ) -> None:
     assert len(jax.devices()) == 8
+    # A restored network's arrays are bound to one device.
+    graphdef, state = nnx.split(model)
+    model = nnx.merge(graphdef, jax.device_put(state, jax.devices()[0]))
     config.evaluation.batch_size = 5  # becomes 8, then stays 5
     source = make_source(SHAPES)
     many, one = (
@@ -125,9 +129,11 @@ def test_one_compilation_a_shape(
 
     monkeypatch.setattr(ConvNet, "score_map", spy)
     source = make_source([(40, 56), (56, 40)] * 9 + [(40, 56)])
+    config.evaluation.batch_size = 12  # rounded up to a multiple of 8 devices
     evaluate(model, source, config, protocol="center", scales=(32,))
-    assert shapes == [(8, 32, 32, 3)]
+    assert shapes == [(16, 32, 32, 3)]
     shapes.clear()
+    config.evaluation.batch_size = 8
     evaluate(model, source, config, protocol="dense", scales=(40,))
     assert sorted(shapes) == [(8, 40, 56, 3)] * 2 + [(8, 56, 40, 3)] * 2
 

@@ -52,15 +52,15 @@ def test_table() -> None:
     both = make(averaging="posteriors", runs=("vgg16", "vgg19"), wrong=0)
     assert format_table([fixed, both]).splitlines() == [
         "network        protocol                   train S     test Q         images"
-        "  top-1 error %   top-5 error %",
+        "  top-1 error %  top-5 error %",
         "-------------  -------------------------  ----------  -------------  ------"
-        "  -------------  --------------",
+        "  -------------  -------------",
         "a              center                     256         256                39"
-        "  7.69 +- 8.84   0.00 +- 4.48",
+        "   7.69 +- 8.84   0.00 +- 4.48",
         "vgg16 + vgg19  dense, mean of posteriors  [256; 512]  256, 384, 512      39"
-        "  0.00 +- 4.48   0.00 +- 4.48",
+        "   0.00 +- 4.48   0.00 +- 4.48",
         "-------------  -------------------------  ----------  -------------  ------"
-        "  -------------  --------------",
+        "  -------------  -------------",
         "+-: half of the 95% interval (Wilson)",
     ]
 

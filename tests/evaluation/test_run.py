@@ -138,11 +138,11 @@ def test_several_networks_are_fused(workdirs: list[Path], config: Config) -> Non
 def test_what_is_refused(workdirs: list[Path], config: Config) -> None:
     with pytest.raises(ValueError, match="at least one workdir"):
         run_evaluation([], config)
-    with pytest.raises(ValueError, match="scale 20 .* smallest that fits is 32"):
+    with pytest.raises(ValueError, match=r"scale 20 .* smallest that fits is 32"):
         run_evaluation(workdirs, config, ("center", "dense"), (20, 40))
     elsewhere = dataclasses.replace(
         config, data=dataclasses.replace(config.data, dataset="fashion_mnist")
     )
-    with pytest.raises(ValueError, match="trained on 'folder'.* 'fashion_mnist'"):
+    with pytest.raises(ValueError, match=r"trained on 'folder'.* 'fashion_mnist'"):
         run_evaluation(workdirs, elsewhere)
     assert not (workdirs[0] / "eval.json").exists()

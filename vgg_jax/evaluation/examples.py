@@ -75,10 +75,19 @@ class ScoreMap:
 
 
 def map_side(layers: tuple[Layer, ...], crop: int) -> int:
-    """An image side, in pixels, that gives `CELLS` cells: the smallest multiple of half
-    the training crop from the crop itself on."""
-    half_crops = (crop * halves // 2 for halves in itertools.count(2))
-    return next(side for side in half_crops if output_size(layers, side) >= CELLS)
+    """An image side, in pixels, for a map of at least `CELLS` cells.
+
+    The training crop, or the next multiple of half of it whose last cell has its centre
+    inside the image.
+    """
+    halves = 2
+    while True:
+        side = crop * halves // 2
+        cells = output_size(layers, side)
+        begin, end = map_interval(layers, side)
+        if cells >= CELLS and end - (end - begin) / (2 * cells) <= side - 1:
+            return side
+        halves += 1
 
 
 def map_interval(layers: tuple[Layer, ...], side: int) -> tuple[float, float]:

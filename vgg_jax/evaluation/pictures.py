@@ -77,15 +77,16 @@ def _mark_best(axes: Axes, epochs: list[float], errors: list[float]) -> None:
     best = int(np.argmin(errors))
     at = (epochs[best], errors[best])
     axes.plot(*at, "o", markersize=11, color=style.VALIDATION, fillstyle="none")
-    axes.annotate(
-        f"lowest {errors[best]:.2%}",
-        at,
-        xytext=(0, 14),
-        textcoords="offset points",
+    axes.text(
+        0.99,
+        0.95,
+        f"lowest on validation: {errors[best]:.2%} at epoch {epochs[best]:.4g}",
+        transform=axes.transAxes,
         ha="right",
+        va="top",
         color=style.VALIDATION,
         fontsize=11,
-        weight="bold",
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 3},
     )
 
 
@@ -136,24 +137,24 @@ def draw_predictions(
     if wrong:
         groups.append(("Wrong: the most confident mistakes", style.WRONG, wrong))
     rows = [-(-len(examples) // COLUMNS) for _, _, examples in groups]
-    heights = [0.6 + 2.05 * n for n in rows] + [0.75]  # inches; the last is the note's
+    heights = [0.45 + 2.0 * n for n in rows] + [0.7]  # inches; the last is the note's
     figure = Figure(figsize=(12, sum(heights)), dpi=150)
     parts: Any = figure.subfigures(len(heights), height_ratios=heights)
     for part, height, n, (title, color, examples) in zip(
         parts, heights, rows, groups, strict=False
     ):
         part.text(
-            0.02, 1 - 0.3 / height, title, color=color, fontsize=15, weight="bold"
+            0.02, 1 - 0.35 / height, title, color=color, fontsize=15, weight="bold"
         )
         grid = part.add_gridspec(
             n,
             COLUMNS,
             left=0.02,
             right=0.98,
-            top=1 - 1.0 / height,
-            bottom=0.1 / height,
+            top=1 - 0.95 / height,
+            bottom=0.15 / height,
             wspace=0.1,
-            hspace=0.42,
+            hspace=0.45,
         )
         maps = score_maps(model, source, config, examples)
         for at, (example, found) in enumerate(zip(examples, maps, strict=True)):
@@ -173,22 +174,27 @@ def _draw_example(
     side = found.image.shape[0]
     grey = found.image.mean(axis=-1)
     picture = found.image if found.image.shape[-1] == 3 else grey
-    for axes, pixels in zip(pair, (picture, grey), strict=True):
+    # Under the map in few greys, which leave its colours as the legend has them.
+    for axes, pixels in zip(pair, (picture, 50 + 0.65 * grey), strict=True):
         axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_color(style.RULE)
-    pair[1].imshow(found.scores, extent=found.extent, cmap=style.HEAT, alpha=0.72)
+    pair[1].imshow(found.scores, extent=found.extent, cmap=style.HEAT, alpha=0.68)
     pair[1].set_xlim(-0.5, side - 0.5)
     pair[1].set_ylim(side - 0.5, -0.5)
-    above = pair[0].transAxes
-    lines = [
-        (f"{_short(class_names[example.predicted])}  {example.posterior:.1%}", color)
-    ]
-    if example.label != example.predicted:
-        lines.insert(0, (f"truth: {_short(class_names[example.label])}", style.MUTED))
-    for (text, ink), height in zip(lines, (1.05, 1.2), strict=False):
-        pair[0].text(0, height, text, transform=above, color=ink, fontsize=10.5)
+    predicted = f"{_short(class_names[example.predicted])}  {example.posterior:.1%}"
+    true = f"truth: {_short(class_names[example.label])}"
+    for text, ink, height in ((predicted, color, 1.2), (true, style.MUTED, 1.05)):
+        pair[0].text(
+            0,
+            height,
+            text,
+            transform=pair[0].transAxes,
+            color=ink,
+            fontsize=10.5,
+            parse_math=False,
+        )
 
 
 def _short(name: str) -> str:
@@ -202,11 +208,20 @@ def _draw_note(part: SubFigure, config: Config, found: ScoreMap) -> None:
         0.02,
         0.5,
         f"Beside each picture: the scores of the predicted class, {height} x {width} "
-        f"cells, from the network run on the picture at {side} x {side} pixels\n"
-        f"({side / config.data.crop:g} times the training crop). Every picture has its "
-        "own range: dark is its lowest score, bright its highest.",
+        f"cells, of the network on its\ncentre square at {side} x {side} pixels, "
+        f"{side / config.data.crop:g} times the training crop. Every picture has its "
+        "own range.",
         color=style.MUTED,
         fontsize=10.5,
         va="center",
         linespacing=1.5,
     )
+    legend = part.add_axes((0.78, 0.5, 0.2, 0.2))
+    legend.imshow(np.linspace(0, 1, 256)[None], cmap=style.HEAT, aspect="auto")
+    legend.set_xticks([0, 255], ["lowest score", "highest"])
+    first, last = legend.get_xticklabels()
+    first.set_horizontalalignment("left")
+    last.set_horizontalalignment("right")
+    legend.tick_params(length=0, colors=style.MUTED, labelsize=10)
+    legend.set_yticks([])
+    legend.spines[:].set_visible(False)

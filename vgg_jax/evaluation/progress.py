@@ -19,6 +19,7 @@ class ProgressLine:
         self._done = 0
         self._stream = sys.stderr
         self._rewrites = self._stream.isatty()
+        self._every = ON_TERMINAL if self._rewrites else IN_LOG
         self._started = self._shown = time.monotonic()
         self._first: tuple[float, int] | None = None  # when it ended, its images
 
@@ -28,7 +29,7 @@ class ProgressLine:
         self._done += images
         if self._first is None:  # mostly compilation: says nothing about the rate
             self._first = now, self._done
-        elif now - self._shown >= (ON_TERMINAL if self._rewrites else IN_LOG):
+        elif self._done < self._total and now - self._shown >= self._every:
             self._shown = now
             since, before = self._first
             rate = (self._done - before) / max(now - since, 1e-9)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -17,7 +16,7 @@ from vgg_jax.evaluation.dense import check_averaging, posteriors
 from vgg_jax.evaluation.predictions import Predictions, fuse
 from vgg_jax.evaluation.progress import ProgressLine
 from vgg_jax.models import ConvNet
-from vgg_jax.models.layers import output_size
+from vgg_jax.models.layers import smallest_size
 from vgg_jax.names import did_you_mean
 from vgg_jax.training.sharding import make_mesh, replicate, shard_batch
 from vgg_jax.training.steps import normalise
@@ -75,7 +74,7 @@ def check(model: ConvNet, config: Config, protocol: str, scales: Sequence[int]) 
     if not scales:
         raise ValueError(f"expected at least one scale for {protocol}, got none")
     crop = config.data.crop
-    smallest = next(n for n in itertools.count(1) if output_size(model.layers, n) >= 1)
+    smallest = smallest_size(model.layers)
     if not whole and crop < smallest:
         raise ValueError(
             f"data.crop={crop} is too small for {config.model.name}: the smallest that "

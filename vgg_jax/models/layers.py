@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from vgg_jax.models import cpu
+
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
@@ -154,24 +156,20 @@ def local_response_norm(
     return x * (k + alpha * sums) ** -beta
 
 
-def _padding(x: jax.Array, pool: Pool) -> list[tuple[int, int]]:
-    """Rows and columns to add after each axis so that `ceil_mode` windows are whole."""
-    missing = [
+def _padding(x: jax.Array, pool: Pool) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows and columns to add at the end so that `ceil_mode` windows are whole."""
+    rows, columns = (
         max(0, (pool.output_size(n) - 1) * pool.stride + pool.window - n)
         for n in x.shape[1:3]
-    ]
-    return [(0, 0), (0, missing[0]), (0, missing[1]), (0, 0)]
+    )
+    return (0, rows), (0, columns)
 
 
 def max_pool(x: jax.Array, pool: Pool) -> jax.Array:
     """The largest value of each window: [N, H, W, C] -> [N, h, w, C]."""
-    return lax.reduce_window(
-        x,
-        _constant(-jnp.inf, x),
-        lax.max,
-        window_dimensions=(1, pool.window, pool.window, 1),
-        window_strides=(1, pool.stride, pool.stride, 1),
-        padding=_padding(x, pool),
+    rows, columns = _padding(x, pool)
+    return cpu.max_pool(
+        x, window=pool.window, stride=pool.stride, padding=(rows, columns)
     )
 
 
@@ -188,7 +186,7 @@ def average_pool(x: jax.Array, pool: Pool) -> jax.Array:
             lax.add,
             window_dimensions=(1, pool.window, pool.window, 1),
             window_strides=(1, pool.stride, pool.stride, 1),
-            padding=_padding(values, pool),
+            padding=((0, 0), *_padding(values, pool), (0, 0)),
         )
 
     return window_sum(x) / window_sum(jnp.ones((1, *x.shape[1:3], 1), x.dtype))

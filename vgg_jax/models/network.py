@@ -10,6 +10,7 @@ from flax import nnx
 from flax.typing import Initializer
 
 from vgg_jax.models import layers as rows
+from vgg_jax.models.cpu import conv_general_dilated
 from vgg_jax.names import did_you_mean
 
 _init = jax.nn.initializers
@@ -88,6 +89,7 @@ class ConvNet(nnx.Module):
                         padding=layer.padding,
                         kernel_init=_as_matrix(INITS[init]) if dense else INITS[init],
                         dtype=self.dtype,
+                        conv_general_dilated=conv_general_dilated,
                         rngs=rngs,
                     )
                     channels = layer.features
@@ -110,10 +112,11 @@ class ConvNet(nnx.Module):
     def __call__(
         self, images: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
     ) -> jax.Array:
-        """Class scores before soft-max: [N, H, W, in_channels] -> float32 [N, num_classes].
+        """Class scores: [N, H, W, in_channels] -> float32 [N, num_classes].
 
-        At the training size the score map is one cell; on larger images it is averaged
-        over space (section 3.2). A backbone returns its map, [N, h, w, C].
+        Before soft-max. At the training size the score map is one cell; on larger
+        images it is averaged over space (section 3.2). A backbone returns its map,
+        [N, h, w, C].
 
         Args:
             images: NHWC, normalised as the weights expect.
@@ -201,6 +204,7 @@ class ConvNet(nnx.Module):
     def _check(self, images: jax.Array, layers: tuple[rows.Layer, ...]) -> None:
         if images.ndim != 4 or images.shape[-1] != self.in_channels:
             raise ValueError(
-                f"expected images [N, H, W, {self.in_channels}], got {list(images.shape)}"
+                f"expected images [N, H, W, {self.in_channels}], got "
+                f"{list(images.shape)}"
             )
         rows.check_size(layers, *images.shape[1:3])

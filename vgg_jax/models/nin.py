@@ -98,7 +98,8 @@ class NiN(ConvNet):
     """A Network in Network; its score map holds the class activation maps.
 
     Parameters are `conv1`, `cccp1`, `cccp2`, `conv2` ...: cccp, "cascaded cross-channel
-    parametric pooling", is the 1x1 convolution. Intermediates also `relu_conv1`, `pool1`.
+    parametric pooling", is the 1x1 convolution. Intermediates also `relu_conv1`,
+    `pool1`.
 
     Args:
         blocks: `IMAGENET`, `CIFAR` or `TUTORIAL`.

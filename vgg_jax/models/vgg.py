@@ -46,8 +46,8 @@ def scaled(channels: int, width: float) -> int:
     """
     if not (channels > 0 and 0 < width < math.inf):
         raise ValueError(
-            f"expected channels and a width multiplier above 0, got {channels} channels "
-            f"and width {width}"
+            f"expected channels and a width multiplier above 0, got {channels} "
+            f"channels and width {width}"
         )
     return max(1, round(channels * width))
 

@@ -70,7 +70,7 @@ class Checkpoints:
     def save(
         self, state: TrainState, plateau: Plateau, errors: Mapping[str, float] | None
     ) -> None:
-        """Start saving; `errors` are the validation's at this step, if there was one."""
+        """Start saving; `errors` are those of a validation at this step."""
         self._checkpointer.save_checkpointables_async(
             int(state.step),
             _checkpointables(state),

@@ -43,8 +43,8 @@ def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Ar
     for name, rows in batch.items():
         if len(rows) % local:
             raise ValueError(
-                f"expected a batch that {local} devices can share, got "
-                f"{len(rows)} rows of {name!r}; make the batch size a multiple of {mesh.size}"
+                f"expected a batch that {local} devices can share, got {len(rows)} "
+                f"rows of {name!r}; make the batch size a multiple of {mesh.size}"
             )
     sharding = batch_sharding(mesh)
     return {

@@ -1,0 +1,397 @@
+"""Convolution and max pooling, with the forms that are fast on CPU.
+
+XLA compiles some of their gradients to slow code on CPU. Each function here is the plain
+`jax.lax` one, values and gradients, on every platform; only when the program is lowered
+for CPU do the forms below replace it, chosen by shape alone:
+
+- the gradient of a max pool compares instead of scattering;
+- the weight gradient of a convolution is one matrix product (`_gram`);
+- a convolution on a map of at most 2x2 pixels is one matrix product (`_dense`);
+- one on single-channel images is a sum of shifted images (`_taps`).
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+Pads = tuple[tuple[int, int], tuple[int, int]]  # rows (top, bottom), columns
+
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+_SPECS = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+
+
+def _on_cpu(
+    fast: Callable[..., jax.Array], plain: Callable[..., jax.Array], *args: jax.Array
+) -> jax.Array:
+    """`fast(*args)` in a program for CPU, `plain(*args)` in any other."""
+    return lax.platform_dependent(*args, cpu=fast, default=plain)
+
+
+# Convolution
+
+
+@dataclasses.dataclass(frozen=True)
+class _Geometry:
+    """Of a convolution: sides of the map and of the kernel, strides and padding."""
+
+    size: tuple[int, int]
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    padding: Pads
+
+    @property
+    def output(self) -> tuple[int, int]:
+        height, width = (
+            (n + sum(pads) - k) // s + 1
+            for n, k, s, pads in zip(
+                self.size, self.kernel, self.strides, self.padding, strict=True
+            )
+        )
+        return height, width
+
+    @property
+    def is_tiny(self) -> bool:
+        """Few pixels, each of them in reach of most others."""
+        return self.strides == (1, 1) and self.kernel != (1, 1) and _area(self.size) <= 4
+
+
+def _area(sides: tuple[int, int]) -> int:
+    return sides[0] * sides[1]
+
+
+def conv_general_dilated(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    out_sharding: Any = None,
+) -> jax.Array:
+    """`jax.lax.conv_general_dilated`, fast on CPU for NHWC images and an HWIO kernel.
+
+    For `nnx.Conv(..., conv_general_dilated=conv_general_dilated)`. What the layers of
+    this package do not use (dilation, groups, a precision) goes to `jax.lax` on every
+    platform.
+    """
+    ones = (None, (1, 1))
+    covered = (
+        lhs.ndim == 4
+        and dimension_numbers in (_DIMENSIONS, _SPECS)
+        and lhs.dtype == rhs.dtype
+        and jnp.issubdtype(lhs.dtype, jnp.floating)
+        and (lhs_dilation if lhs_dilation is None else tuple(lhs_dilation)) in ones
+        and (rhs_dilation if rhs_dilation is None else tuple(rhs_dilation)) in ones
+        and feature_group_count == batch_group_count == 1
+        and precision is preferred_element_type is out_sharding is None
+    )
+    if not covered:
+        return lax.conv_general_dilated(
+            lhs,
+            rhs,
+            window_strides,
+            padding,
+            lhs_dilation=lhs_dilation,
+            rhs_dilation=rhs_dilation,
+            dimension_numbers=dimension_numbers,
+            feature_group_count=feature_group_count,
+            batch_group_count=batch_group_count,
+            precision=precision,
+            preferred_element_type=preferred_element_type,
+            out_sharding=out_sharding,
+        )
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(
+            lhs.shape[1:3], rhs.shape[:2], window_strides, padding
+        )
+    rows, columns = padding
+    geometry = _Geometry(
+        size=(lhs.shape[1], lhs.shape[2]),
+        kernel=(rhs.shape[0], rhs.shape[1]),
+        strides=(window_strides[0], window_strides[1]),
+        padding=((rows[0], rows[1]), (columns[0], columns[1])),
+    )
+    return _conv(lhs, rhs, geometry)
+
+
+def conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
+    """Cross-correlation: [N, H, W, I] with [kh, kw, I, O] -> [N, h, w, O].
+
+    `padding` is in pixels of zeros on every side.
+    """
+    pads = ((padding, padding), (padding, padding))
+    return conv_general_dilated(
+        x, kernel, (stride, stride), pads, dimension_numbers=_DIMENSIONS
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
+    plain = functools.partial(_plain, geometry=geometry)
+    if geometry.is_tiny:
+        return _on_cpu(functools.partial(_dense, geometry=geometry), plain, x, kernel)
+    if x.shape[-1] == 1 and geometry.strides == (1, 1) and _area(geometry.kernel) <= 25:
+        return _on_cpu(functools.partial(_taps, geometry=geometry), plain, x, kernel)
+    return plain(x, kernel)
+
+
+def _conv_forward(
+    x: jax.Array, kernel: jax.Array, geometry: _Geometry
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _conv(x, kernel, geometry), (x, kernel)
+
+
+def _conv_backward(
+    geometry: _Geometry, inputs: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    def gradient(
+        of: Callable[..., jax.Array], wrt: int
+    ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+        def vjp(x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
+            return jax.vjp(lambda *xs: of(*xs, geometry), x, kernel)[1](g)[wrt]
+
+        return vjp
+
+    args = (*inputs, g)
+    if geometry.is_tiny:
+        dx = _on_cpu(gradient(_dense, 0), gradient(_plain, 0), *args)
+        dkernel = _on_cpu(gradient(_dense, 1), gradient(_plain, 1), *args)
+    else:
+        dx = gradient(_plain, 0)(*args)
+        dkernel = _on_cpu(
+            lambda x, kernel, g: _kernel_gradient(x, g, geometry),
+            gradient(_plain, 1),
+            *args,
+        )
+    return dx, dkernel
+
+
+_conv.defvjp(_conv_forward, _conv_backward)
+
+
+def _plain(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        geometry.strides,
+        geometry.padding,
+        dimension_numbers=_DIMENSIONS,
+    )
+
+
+def _taps(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
+    """A sum of shifted images, each times a pixel of the kernel; stride 1."""
+    x = _pad(x, *geometry.padding)
+    height, width = geometry.output
+    return sum(
+        x[:, a : a + height, b : b + width, c, None] * kernel[a, b, c]
+        for a, b, c in np.ndindex(*kernel.shape[:3])
+    )
+
+
+def _dense(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
+    """One product with the matrix from every input to every output; stride 1."""
+    n, height, width, channels = x.shape
+    rows, columns = geometry.output
+    (top, _), (left, _) = geometry.padding
+    # Input pixel (i, j) reaches output (u, v) by the kernel's (i - u + top, j - v + left):
+    # a window of the reversed kernel, with zeros where that is outside.
+    reversed_kernel = _pad(
+        kernel[None, ::-1, ::-1].reshape(1, *geometry.kernel, -1),
+        (rows + height, rows + height),
+        (columns + width, columns + width),
+    ).reshape(-1, geometry.kernel[1] + 2 * (columns + width), *kernel.shape[2:])
+    last_a, last_b = geometry.kernel[0] - 1, geometry.kernel[1] - 1
+    matrix = []
+    for i, j in np.ndindex(height, width):
+        a = rows + height + last_a - (i + top)
+        b = columns + width + last_b - (j + left)
+        matrix.append(reversed_kernel[a : a + rows, b : b + columns])
+    # [H W, h, w, I, O] -> [H W I, h w O]
+    weights = jnp.stack(matrix).transpose(0, 3, 1, 2, 4)
+    weights = weights.reshape(height * width * channels, -1)
+    return (x.reshape(n, -1) @ weights).reshape(n, rows, columns, -1)
+
+
+def _kernel_gradient(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Array:
+    """The kernel's gradient from the input and the output's gradient."""
+    if geometry.strides != (1, 1):
+        return _strided(x, g, geometry)
+    if x.shape[-1] <= 3:
+        return _patches(x, g, geometry)
+    return _gram(x, g, geometry)
+
+
+def _gram(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Array:
+    """One product, of x at every column shift with g at every row shift; stride 1.
+
+    Expanding each side by one axis of the kernel copies less than all shifts of x would,
+    and makes both sides of the product wide.
+    """
+    height, width = x.shape[1], geometry.output[1]
+    (top, bottom), columns = geometry.padding
+    kh, kw = geometry.kernel
+    x = _pad(x, (0, 0), columns)
+    x = jnp.stack([x[:, :, b : b + width] for b in range(kw)], axis=3)
+    g = _pad(g, (kh - 1 - top, kh - 1 - bottom), (0, 0))
+    g = jnp.stack([g[:, kh - 1 - a :][:, :height] for a in range(kh)], axis=3)
+    shifts = (kw, x.shape[-1], kh, g.shape[-1])
+    product = _contract(x.reshape(-1, kw * shifts[1]), g.reshape(-1, kh * shifts[3]))
+    return product.reshape(shifts).transpose(2, 0, 1, 3)
+
+
+def _patches(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Array:
+    """One product with x at every shift, few channels' pixels in rows; stride 1."""
+    height, width = geometry.output
+    channels, features = x.shape[-1], g.shape[-1]
+    x = _pad(x, *geometry.padding).transpose(3, 0, 1, 2)
+    shifts = np.ndindex(*geometry.kernel)
+    x = jnp.stack([x[:, :, a : a + height, b : b + width] for a, b in shifts])
+    x = x.reshape(_area(geometry.kernel) * channels, -1)
+    product = _contract(x, g.reshape(-1, features), axis=1)
+    return product.reshape(*geometry.kernel, channels, features)
+
+
+def _strided(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Array:
+    """As stride 1 on blocks of stride x stride pixels, taken as channels."""
+    n, channels = x.shape[0], x.shape[-1]
+    (sh, sw), (kh, kw) = geometry.strides, geometry.kernel
+    block_kernel = (-(-kh // sh), -(-kw // sw))
+    height = geometry.output[0] + block_kernel[0] - 1
+    width = geometry.output[1] + block_kernel[1] - 1
+    (top, _), (left, _) = geometry.padding
+    x = _pad(
+        x,
+        (top, height * sh - x.shape[1] - top),
+        (left, width * sw - x.shape[2] - left),
+    )
+    x = x.reshape(n, height, sh, width, sw, channels).transpose(0, 1, 3, 2, 4, 5)
+    blocks = _Geometry((height, width), block_kernel, (1, 1), ((0, 0), (0, 0)))
+    product = _kernel_gradient(x.reshape(n, height, width, -1), g, blocks)
+    product = product.reshape(*block_kernel, sh, sw, channels, -1)
+    product = product.transpose(0, 2, 1, 3, 4, 5)
+    product = product.reshape(block_kernel[0] * sh, -1, channels, g.shape[-1])
+    return product[:kh, :kw]
+
+
+def _contract(a: jax.Array, b: jax.Array, axis: int = 0) -> jax.Array:
+    """The product over `axis` of a and axis 0 of b, accumulated in at least float32."""
+    wide = jnp.promote_types(a.dtype, jnp.float32)
+    product = lax.dot_general(
+        a, b, (((axis,), (0,)), ((), ())), preferred_element_type=wide
+    )
+    return product.astype(a.dtype)
+
+
+def _pad(
+    x: jax.Array, rows: tuple[int, int], columns: tuple[int, int], value: float = 0.0
+) -> jax.Array:
+    """Rows and columns added to NHWC, or taken away where negative."""
+    config = ((0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0))
+    return lax.pad(x, x.dtype.type(value), config)
+
+
+# Pooling
+
+
+def max_pool(x: jax.Array, *, window: int, stride: int, padding: Pads) -> jax.Array:
+    """The largest value of each window, outside counting as -inf: NHWC -> [N, h, w, C].
+
+    A window's gradient goes to its first largest value in row-major order.
+    """
+    return _max_pool(x, window, stride, padding)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _max_pool(x: jax.Array, window: int, stride: int, padding: Pads) -> jax.Array:
+    return _plain_max_pool(x, window, stride, padding)
+
+
+def _max_pool_forward(
+    x: jax.Array, window: int, stride: int, padding: Pads
+) -> tuple[jax.Array, jax.Array]:
+    return _max_pool(x, window, stride, padding), x
+
+
+def _max_pool_backward(
+    window: int, stride: int, padding: Pads, x: jax.Array, g: jax.Array
+) -> tuple[jax.Array]:
+    def plain(x: jax.Array, g: jax.Array) -> jax.Array:
+        return jax.vjp(lambda x: _plain_max_pool(x, window, stride, padding), x)[1](g)[0]
+
+    def fast(x: jax.Array, g: jax.Array) -> jax.Array:
+        return _max_pool_gradient(x, g, window, stride, padding)
+
+    return (_on_cpu(fast, plain, x, g),)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def _plain_max_pool(
+    x: jax.Array, window: int, stride: int, padding: Pads
+) -> jax.Array:
+    return lax.reduce_window(
+        x,
+        x.dtype.type(-np.inf),  # concrete: only then has reduce_window a gradient
+        lax.max,
+        window_dimensions=(1, window, window, 1),
+        window_strides=(1, stride, stride, 1),
+        padding=((0, 0), *padding, (0, 0)),
+    )
+
+
+def _max_pool_gradient(
+    x: jax.Array, g: jax.Array, window: int, stride: int, padding: Pads
+) -> jax.Array:
+    """Each pixel takes the gradient of the windows whose first largest value it is."""
+    n, height, width, channels = x.shape
+    _, rows, columns, _ = g.shape
+    (top, _), (left, _) = padding
+    # `overlap` windows in a row may hold a pixel. The map, padded to blocks of one stride,
+    # gets so many more blocks that every window's pixels are there.
+    overlap = -(-window // stride)
+    down, across = rows + overlap - 1, columns + overlap - 1
+    x = _pad(
+        x,
+        (top, down * stride - height - top),
+        (left, across * stride - width - left),
+        -np.inf,
+    )
+    # Which of its pixels each window chose, numbered as if windows were whole blocks.
+    largest: Any = None
+    choice: Any = None
+    for a, b in itertools.product(range(window), repeat=2):
+        pixel = x[:, a::stride, b::stride][:, :rows, :columns]
+        number = a * overlap * stride + b
+        if largest is None:
+            largest, choice = pixel, jnp.full(pixel.shape, number, jnp.int32)
+        else:
+            choice = jnp.where(pixel > largest, number, choice)
+            largest = jnp.maximum(largest, pixel)
+    inside = np.arange(stride)
+    total: Any = 0
+    for i, j in itertools.product(range(overlap), repeat=2):
+        # The window that starts i blocks above and j blocks left of a pixel's block.
+        around = (i, overlap - 1 - i), (j, overlap - 1 - j)
+        chosen = choice if overlap == 1 else lax.pad(
+            choice, jnp.int32(-1), ((0, 0, 0), (*around[0], 0), (*around[1], 0), (0, 0, 0))
+        )
+        gradient = g if overlap == 1 else _pad(g, *around)
+        number = (inside[:, None] + i * stride) * overlap * stride + inside + j * stride
+        mine = chosen[:, :, None, :, None] == number[:, None, :, None]
+        total += jnp.where(mine, gradient[:, :, None, :, None], 0)
+    total = total.reshape(n, down * stride, across * stride, channels)
+    return total[:, top : top + height, left : left + width].astype(g.dtype)
