@@ -6,33 +6,32 @@ import sys
 
 import vgg_jax
 
-HEAVY = [
-    "tensorflow",
-    "tensorflow_datasets",
-    "grain",
-    "orbax",
-    "matplotlib",
-    "cv2",
-    "torch",
+HEAVY = {
     "PIL",
     "array_record",
+    "cv2",
+    "grain",
+    "matplotlib",
     "ml_collections",
-    "absl.flags",
+    "orbax",
     "tensorboardX",
-]
+    "tensorflow",
+    "tensorflow_datasets",
+    "torch",
+}
 
 
 def test_importing_it_loads_nothing_heavy() -> None:
     code = (
-        "import sys, json, flax.nnx, optax; before = set(sys.modules); import vgg_jax; "
-        "print(json.dumps(sorted(set(sys.modules) - before)))"
+        "import sys, json, vgg_jax; "
+        "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
     )
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    loaded = json.loads(out.stdout.splitlines()[-1])
-    assert "vgg_jax.models" in loaded
-    assert [m for m in loaded if m.split(".")[0] in HEAVY or m in HEAVY] == []
+    loaded = set(json.loads(out.stdout.splitlines()[-1]))
+    assert {"vgg_jax", "flax"} <= loaded
+    assert loaded & HEAVY == set()
 
 
 def test_the_promised_names_are_there() -> None:

@@ -57,7 +57,7 @@ class DataConfig:
     validation_fraction: float = 0.01  # held out of train, for the plateau and the best
     on_corrupt_image: str = "raise"  # or "skip": leave it out, name it and count it
     num_workers: int = 0  # processes that decode; 0 decodes in threads of this one
-    num_threads: int = 16  # reading threads of each process
+    num_threads: int = 4  # of each process; each holds a batch that it read ahead
 
 
 @dataclasses.dataclass(kw_only=True)

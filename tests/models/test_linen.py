@@ -44,8 +44,9 @@ def test_transplanted_weights_give_the_same_logits() -> None:
 
 
 def test_fresh_weights_are_those_of_the_scheme() -> None:
-    variables = jax.jit(linen().init)(jax.random.key(0), x())
-    other = jax.jit(linen().init)(jax.random.key(1), x())
+    init = jax.jit(linen().init)  # "rbg" because XLA compiles it faster
+    variables = init(jax.random.key(0, impl="rbg"), x())
+    other = init(jax.random.key(1, impl="rbg"), x())
     kernel = variables["params"]["fc7"]["kernel"]
     assert abs(kernel.std() / (2 / sum(kernel.shape[2:])) ** 0.5 - 1) < 0.05
     assert (kernel != other["params"]["fc7"]["kernel"]).mean() > 0.99
@@ -70,7 +71,7 @@ def test_score_map_and_features() -> None:
     linen_map, nnx_map, linen_feature, nnx_feature = both(params)
     assert linen_map.shape == (1, 2, 3, 7)
     np.testing.assert_allclose(linen_map, nnx_map, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(linen_feature, nnx_feature, rtol=1e-5)
+    np.testing.assert_allclose(linen_feature, nnx_feature, rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_are_the_same() -> None:

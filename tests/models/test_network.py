@@ -273,19 +273,28 @@ def deviations(fan_in: int, fan_out: int) -> dict[str, float]:
 
 
 def initial(name: str, seed: int = 0, **options: Any) -> Any:
-    def create() -> Any:
-        model = create_model(name, rngs=nnx.Rngs(seed), **options)
-        return nnx.to_pure_dict(nnx.state(model))
+    """Fresh weights; XLA compiles "rbg" numbers many times faster than the default's."""
 
-    return jax.device_get(jax.jit(create)())
+    def create(key: jax.Array) -> Any:
+        return nnx.to_pure_dict(
+            nnx.state(create_model(name, rngs=nnx.Rngs(key), **options))
+        )
+
+    return jax.device_get(jax.jit(create)(jax.random.key(seed, impl="rbg")))
 
 
-@pytest.mark.parametrize("init", ["paper", "caffe_001", "glorot", "he"])
-@pytest.mark.parametrize("name", ["vgg11", "nin_cifar"])
+@pytest.mark.parametrize(
+    ("name", "init"),
+    [
+        ("vgg11", "paper"),
+        ("vgg11", "caffe_001"),
+        ("vgg11", "glorot"),
+        ("vgg11", "he"),
+        ("nin_cifar", "glorot"),
+    ],
+)
 def test_every_kernel_has_the_deviation_of_its_scheme(name: str, init: str) -> None:
-    params = initial(
-        name, init=init, width=1 / 4 if name == "vgg11" else 1, num_classes=50
-    )
+    params = initial(name, init=init, width=1 / 4, num_classes=50)
     seen = []
     for module, leaves in params.items():
         kernel = leaves["kernel"]
@@ -298,15 +307,16 @@ def test_every_kernel_has_the_deviation_of_its_scheme(name: str, init: str) -> N
         tolerance = 5 / np.sqrt(2 * kernel.size)
         assert abs(kernel.std() / want - 1) < tolerance, module
         assert abs(kernel.mean()) < 5 * want / np.sqrt(kernel.size), module
-        if init == "glorot":
-            assert np.abs(kernel).max() <= want * 3**0.5 * 1.001
-        elif init == "he":
-            assert 2 < np.abs(kernel).max() / want < 2.3
+        largest = np.abs(kernel).max() / want
+        if init == "glorot":  # uniform
+            assert 1.6 < largest < 1.733, module
+        elif init == "he":  # truncated at two deviations of the uncut normal
+            assert 2 < largest < 2.28, module
         else:
-            assert np.abs(kernel).max() > 2.5 * want
+            assert largest > 2.5, module
         assert not leaves["bias"].any()
-        seen.append(kernel.ravel()[:9] / want)
-    assert len({tuple(values) for values in seen}) == len(seen)
+        seen.append(tuple(kernel.ravel()[:9] / want))
+    assert len(set(seen)) == len(seen)
 
 
 def test_batch_norm_starts_as_the_identity_does() -> None:
