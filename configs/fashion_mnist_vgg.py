@@ -21,25 +21,26 @@ def get_config() -> Config:
             width=0.25,
             head="global_pool",
             ceil_mode=True,  # 28 -> 14 -> 7 -> 4 -> 2 -> 1
-            dropout=0.5,
+            dropout=0.2,
             init="he",
         ),
         data=DataConfig(
             dataset="fashion_mnist",
             crop=28,
             scale_min=28,
-            scale_max=34,
+            scale_max=32,
             mean=(72.94,),
             std=(90.02,),
             validation_fraction=1 / 12,  # 5,000 images
         ),
         optimizer=OptimizerConfig(
-            learning_rate=0.05, plateau_patience=2, metric="top1_error"
+            learning_rate=0.05, plateau_patience=3, metric="top1_error"
         ),
         evaluation=EvaluationConfig(
             center_scale=28, scales=(28, 32, 36), batch_size=500
         ),
         batch_size=128,
         num_epochs=12,
+        validate_every_epochs=0.5,
         log_every_steps=50,
     )

@@ -23,7 +23,7 @@ from vgg_jax.evaluation.examples import (
 )
 from vgg_jax.evaluation.predictions import Predictions
 from vgg_jax.models import ConvNet
-from vgg_jax.models.layers import Layer, output_size
+from vgg_jax.models.layers import Conv, Layer, MaxPool, output_size
 
 
 def make(confidences: list[tuple[int, int, float]], classes: int = 4) -> Predictions:
@@ -88,19 +88,26 @@ def test_the_map_has_enough_cells_and_starts_at_the_crop() -> None:
 @pytest.mark.parametrize("side", [96, 101])
 def test_where_the_map_lies(side: int) -> None:
     """A pixel that is not a number makes every cell that sees it not a number."""
-    model = ConvNet(
-        (
-            layers_of("conv", "first", 1, kernel=5, stride=2, padding=1),
-            layers_of("pool", "pool", window=3, stride=2, ceil_mode=True),
-            layers_of("conv", "second", 1, kernel=3, padding=1),
-            layers_of("conv", "last", 1, kernel=4),
-        ),
-        num_classes=1,
-        in_channels=1,
-        init="he",
-        dtype="float32",
-        rngs=nnx.Rngs(0),
+    layers = (
+        Conv("first", 1, kernel=5, stride=2, padding=1),
+        MaxPool("pool", window=3, stride=2, ceil_mode=True),
+        Conv("second", 1, kernel=3, padding=1),
+        Conv("last", 1, kernel=4),
     )
+    graphdef, abstract = nnx.split(
+        nnx.eval_shape(
+            lambda: ConvNet(
+                layers,
+                num_classes=1,
+                in_channels=1,
+                init="he",
+                dtype="float32",
+                rngs=nnx.Rngs(0),
+            )
+        )
+    )
+    state = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), abstract)
+    model = nnx.merge(graphdef, state)
     images = np.zeros((side, side, side, 1), np.float32)
     images[np.arange(side), :, np.arange(side)] = np.nan  # one column in each
     seen = np.isnan(jax.jit(model.score_map)(images)[:, 0, :, 0])  # [column, cell]
@@ -111,12 +118,6 @@ def test_where_the_map_lies(side: int) -> None:
     for cell in range(2, cells - 2):  # cells that see no padding
         first, last = np.flatnonzero(seen[:, cell])[[0, -1]]
         assert (first + last) / 2 == centers[cell]
-
-
-def layers_of(kind: str, name: str, *args, **options) -> Layer:
-    from vgg_jax.models.layers import Conv, MaxPool
-
-    return {"conv": Conv, "pool": MaxPool}[kind](name, *args, **options)
 
 
 def test_score_maps_are_of_the_predicted_class(

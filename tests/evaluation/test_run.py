@@ -145,4 +145,18 @@ def test_what_is_refused(workdirs: list[Path], config: Config) -> None:
     )
     with pytest.raises(ValueError, match=r"trained on 'folder'.* 'fashion_mnist'"):
         run_evaluation(workdirs, elsewhere)
+    with pytest.raises(ValueError, match="same one twice"):
+        run_evaluation([workdirs[0], workdirs[0]], config)
     assert not (workdirs[0] / "eval.json").exists()
+
+
+def test_runs_of_one_name_are_told_apart(
+    workdirs: list[Path], config: Config, tmp_path: Path
+) -> None:
+    config.data.on_corrupt_image = "skip"
+    (tmp_path / "b").mkdir()
+    again = workdirs[0].rename(tmp_path / "b" / "two")
+    results = run_evaluation([again, workdirs[1]], config, ("center",))
+    runs = [network.run for network in results[-1].networks]
+    assert runs == ["b/two", f"{tmp_path.name}/two"]
+    assert len(json.loads((again / "eval.json").read_text())["results"]) == 3

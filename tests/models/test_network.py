@@ -482,7 +482,6 @@ def test_batch_statistics_are_the_batch_s_and_move_by_a_tenth() -> None:
     graphdef, params = network("vgg11_bn", dropout=0.0, **SMALL)
     x = images(8, 64, 64, 3)
 
-    @jax.jit
     def step(params: Any, x: jax.Array, train: bool) -> Any:
         model = nnx.merge(graphdef, params)
         logits = model(x, train=train)
@@ -515,9 +514,11 @@ def test_batch_statistics_are_the_batch_s_and_move_by_a_tenth() -> None:
     chex.assert_trees_all_equal(unchanged, params)
 
 
-@pytest.mark.parametrize("name", ["vgg11_lrn", "vgg16_c", "vgg11_bn", "nin_cifar"])
+@pytest.mark.parametrize("name", ["vgg11_lrn", "nin_cifar"])
 def test_every_parameter_has_a_gradient(name: str) -> None:
-    options = SMALL if name.startswith("vgg") else {"width": 1 / 8, "num_classes": 7}
+    options: dict[str, Any] = {"width": 1 / 8, "num_classes": 7}
+    if name == "vgg11_lrn":
+        options |= {"fc_kernel": 1, "batch_norm": True}
     graphdef, params = network(name, **options)
     x, labels = images(4, 32, 32, 3), np.arange(4)
 

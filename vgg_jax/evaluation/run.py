@@ -1,7 +1,8 @@
 """What eval.py does: networks and protocols to a table, eval.json and pictures."""
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vgg_jax.config import Config
@@ -79,20 +80,19 @@ def run_evaluation(
     """
     if not workdirs:
         raise ValueError("expected at least one workdir, got none")
+    rows = planned_rows(config, names, scales)
+    paths = [Path(workdir).resolve() for workdir in workdirs]
     contenders = []
-    for workdir in workdirs:
-        model, trained_with, step = restore_model(Path(workdir))
-        contenders.append(contender(model, trained_with, config, step, Path(workdir)))
+    for path, name in zip(paths, _short_names(paths), strict=True):
+        model, trained_with, step = restore_model(path)
+        contenders.append(contender(model, trained_with, config, step, name))
     return evaluate_contenders(
-        contenders,
-        open_source(config.data, "test"),
-        planned_rows(config, names, scales),
-        Path(workdirs[0]),
+        contenders, open_source(config.data, "test"), rows, paths[0]
     )
 
 
 def contender(
-    model: ConvNet, trained_with: Config, config: Config, step: int, workdir: Path
+    model: ConvNet, trained_with: Config, config: Config, step: int, run: str
 ) -> Contender:
     """A restored network, to be evaluated as `config` says on what it was trained on.
 
@@ -102,7 +102,7 @@ def contender(
     theirs, ours = trained_with.data, config.data
     if theirs.dataset != ours.dataset:
         raise ValueError(
-            f"{workdir} was trained on {theirs.dataset!r}, and the configuration's "
+            f"{run} was trained on {theirs.dataset!r}, and the configuration's "
             f"data is {ours.dataset!r}; give the configuration that it was trained with"
         )
     data = dataclasses.replace(ours, crop=theirs.crop, mean=theirs.mean, std=theirs.std)
@@ -110,12 +110,23 @@ def contender(
         model=model,
         config=dataclasses.replace(config, model=trained_with.model, data=data),
         trained=TrainedNetwork(
-            run=workdir.resolve().name,
+            run=run,
             model=trained_with.model.name,
             step=step,
             train_scale=(theirs.scale_min, theirs.scale_max),
         ),
     )
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """The folders' names, with as many parents as tell them apart."""
+    if len(set(paths)) < len(paths):
+        raise ValueError("expected different workdirs to fuse, got the same one twice")
+    for parts in itertools.count(1):
+        names = ["/".join(path.parts[-parts:]) for path in paths]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def evaluate_contenders(
@@ -149,9 +160,12 @@ def evaluate_contenders(
         write_json(output / "eval.json", results[-1:])
 
     for one in contenders:
-        found.append(_evaluate_rows(one, source, rows))
-        for row, predictions in zip(rows, found[-1], strict=True):
+        found.append([])
+        for row, predictions in zip(
+            rows, _evaluate_rows(one, source, rows), strict=True
+        ):
             record([one], row, predictions)
+            found[-1].append(predictions)
     if len(contenders) > 1:
         for row, *alone in zip(rows, *found, strict=True):
             record(contenders, row, fuse(alone))
@@ -168,8 +182,8 @@ def evaluate_contenders(
 
 def _evaluate_rows(
     one: Contender, source: Source, rows: Sequence[Row]
-) -> list[Predictions]:
-    """Predictions of each row; a scale that several rows share is run once."""
+) -> Iterator[Predictions]:
+    """Predictions of one row after another; a scale that several share is run once."""
     alone: dict[tuple[str, int], Predictions] = {}
     for protocol, scales in rows:
         for scale in scales:
@@ -182,6 +196,4 @@ def _evaluate_rows(
                     scales=(scale,),
                     progress=f"{one.trained.run}  {protocol}  Q={scale}",
                 )
-    return [
-        fuse([alone[protocol, scale] for scale in scales]) for protocol, scales in rows
-    ]
+        yield fuse([alone[protocol, scale] for scale in scales])

@@ -394,4 +394,8 @@ def _max_pool_gradient(
         mine = chosen[:, :, None, :, None] == number[:, None, :, None]
         total += jnp.where(mine, gradient[:, :, None, :, None], 0)
     total = total.reshape(n, down * stride, across * stride, channels)
-    return total[:, top : top + height, left : left + width].astype(g.dtype)
+    return _pad(
+        total.astype(g.dtype),
+        (-top, height + top - down * stride),
+        (-left, width + left - across * stride),
+    )

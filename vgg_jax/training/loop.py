@@ -155,7 +155,7 @@ class Trainer:
                         )
                     if saves:
                         checkpoints.save(state, plateau, errors)
-                    progress.resume()
+                        progress.resume()  # the rate is that of training alone
                     if stopped is not None:
                         break
             checkpoints.wait()
