@@ -2,14 +2,18 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+
+Call = Callable[[list[str]], subprocess.CompletedProcess[str]]
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = {"train": 24, "test": 9}
@@ -60,9 +64,26 @@ def command(script: str, pictures: Path, workdir: Path, *more: str) -> list[str]
 
 
 def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """The script as a process of its own, on two devices."""
     return subprocess.run(
         arguments, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
     )
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
+    """The same in this process, on its eight devices, where that is quicker."""
+
+    def run_here(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", arguments[1:])
+        with pytest.raises(SystemExit) as exit:
+            runpy.run_path(arguments[1], run_name="__main__")
+        code = exit.value.code
+        assert isinstance(code, int)
+        return subprocess.CompletedProcess(arguments, code, *capfd.readouterr())
+
+    return run_here
 
 
 def history(workdir: Path) -> list[dict[str, float]]:
@@ -83,7 +104,7 @@ def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
-@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     kill: signal.Signals, pictures: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -115,19 +136,23 @@ def test_a_run_leaves_its_files(whole: Path) -> None:
     assert list((whole / "tensorboard").glob("events.*"))
     rows = history(whole)
     validations = [row for row in rows if "validation_loss" in row]
-    assert len(validations) == 4 or validations[-1]["epoch"] < 4
+    assert len(validations) > 1 and rows[-1] == validations[-1]
     assert {"train_loss", "train_top1_error", "learning_rate"} <= rows[0].keys()
 
 
-def test_a_finished_run_has_nothing_to_do(pictures: Path, whole: Path) -> None:
+def test_a_finished_run_has_nothing_to_do(
+    pictures: Path, whole: Path, call: Call
+) -> None:
     before = history(whole)
-    done = run(command("train.py", pictures, whole))
+    done = call(command("train.py", pictures, whole))
     assert done.returncode == 0 and "finished" in done.stdout
     assert history(whole) == before
 
 
-def test_evaluation_prints_a_table_and_writes_it(pictures: Path, whole: Path) -> None:
-    done = run(command("eval.py", pictures, whole, "--scales=28,32"))
+def test_evaluation_prints_a_table_and_writes_it(
+    pictures: Path, whole: Path, call: Call
+) -> None:
+    done = call(command("eval.py", pictures, whole, "--scales=28,32"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "center" in done.stdout and "dense" in done.stdout
     assert (whole / "predictions.png").stat().st_size > 10_000
@@ -153,29 +178,34 @@ def test_evaluation_prints_a_table_and_writes_it(pictures: Path, whole: Path) ->
         ("train.py", ["--config.data.data_dir=/nowhere"], "/nowhere"),
         ("train.py", ["--config.model.num_classes=4"], "model.num_classes=4"),
         ("train.py", ["--config.seed=1"], "seed: 0 there, 1 now"),
-        ("train.py", ["--config.batch_size=7"], "multiple of 2"),
-        ("train.py", ["--config.optimizer.metric=top1"], "did you mean 'top1_error'"),
+        ("train.py", ["--config.batch_size=7"], "multiple of 8"),
+        ("train.py", ["--config.optimizer.metric=top1"], "unknown optimizer.metric 'top1'"),
         ("eval.py", ["--protocol=centre"], "did you mean 'center'"),
         ("eval.py", ["--workdir=/nowhere"], "python train.py --config"),
         ("eval.py", ["--scales=a"], "--scales 256,384,512"),
         (
             "eval.py",
             ["--config", "configs/vgg61.py"],
-            "did you mean 'configs/vgg16.py'",
+            "or 'configs/vgg16.py'",
         ),
     ],
 )
 def test_bad_input_is_answered_in_a_line(
-    script: str, more: list[str], expected: str, pictures: Path, whole: Path
+    script: str,
+    more: list[str],
+    expected: str,
+    pictures: Path,
+    whole: Path,
+    call: Call,
 ) -> None:
-    done = run(command(script, pictures, whole, *more))
+    done = call(command(script, pictures, whole, *more))
     assert done.returncode in (1, 2)
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_divergence_names_the_last_good_checkpoint(
-    pictures: Path, tmp_path: Path
+    pictures: Path, tmp_path: Path, call: Call
 ) -> None:
     arguments = command(
         "train.py",
@@ -184,6 +214,6 @@ def test_divergence_names_the_last_good_checkpoint(
         "--config.model.name=vgg11",
         "--config.optimizer.learning_rate=1e30",
     )
-    done = run(arguments)
+    done = call(arguments)
     assert done.returncode == 1
     assert "not a finite number" in done.stderr and "last good" in done.stderr

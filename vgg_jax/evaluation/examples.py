@@ -77,17 +77,18 @@ class ScoreMap:
 def map_side(layers: tuple[Layer, ...], crop: int) -> int:
     """An image side, in pixels, for a map of at least `CELLS` cells.
 
-    The training crop, or the next multiple of half of it whose last cell has its centre
-    inside the image.
+    The training crop or one of the next multiples of half of it; preferably one whose
+    last cell has its centre inside the image.
     """
-    halves = 2
-    while True:
-        side = crop * halves // 2
-        cells = output_size(layers, side)
+
+    def inside(side: int) -> bool:
         begin, end = map_interval(layers, side)
-        if cells >= CELLS and end - (end - begin) / (2 * cells) <= side - 1:
-            return side
-        halves += 1
+        return end - (end - begin) / (2 * output_size(layers, side)) <= side - 1
+
+    sides = (crop * halves // 2 for halves in itertools.count(2))
+    enough = (side for side in sides if output_size(layers, side) >= CELLS)
+    first = list(itertools.islice(enough, 4))
+    return next(filter(inside, first), first[0])
 
 
 def map_interval(layers: tuple[Layer, ...], side: int) -> tuple[float, float]:
