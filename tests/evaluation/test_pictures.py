@@ -74,7 +74,7 @@ def test_sheet_of_predictions(
     model: ConvNet, config: Config, make_source: Callable, tmp_path: Path, right: int
 ) -> None:
     source = make_source([(40, 56)] * 5)
-    source.class_names = tuple(f"a long name with $, ${i}_$" for i in range(7))
+    source.class_names = tuple(f"$_$ is not a formula, {i}" for i in range(7))
     labels = np.array(source.labels)
     shown = np.where(np.arange(5) < right, labels, (labels + 1) % 7)
     predictions = Predictions(

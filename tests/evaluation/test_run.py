@@ -72,14 +72,19 @@ def test_one_network(
     capsys: pytest.CaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    done = []
-    real = run.protocols.evaluate
+    done, recorded = [], []
+    real_evaluate, real_make_result = run.protocols.evaluate, run.make_result
 
     def spy(*args, **kwargs):
         done.append((kwargs["protocol"], kwargs["scales"]))
-        return real(*args, **kwargs)
+        return real_evaluate(*args, **kwargs)
+
+    def record(predictions, **kwargs):
+        recorded.append(predictions)
+        return real_make_result(predictions, **kwargs)
 
     monkeypatch.setattr(run.protocols, "evaluate", spy)
+    monkeypatch.setattr(run, "make_result", record)
     config.data.on_corrupt_image = "skip"
     metrics = {"step": 1, "epoch": 0.1, "train_loss": 1.0, "train_top1_error": 0.5}
     (workdirs[0] / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
@@ -97,6 +102,7 @@ def test_one_network(
     model, _, _ = run.restore_model(workdirs[0])
     source = run.open_source(config.data, "test")
     direct = evaluate(model, source, config, protocol="dense", scales=(32, 48, 64))
+    np.testing.assert_allclose(recorded[-1].posteriors, direct.posteriors, atol=1e-5)
     assert results[-1].top1_error == top_k_error(direct, 1)
     assert results[-1].images == len(SHAPES) - 1
     assert results[-1].skipped == ("picture3.png",)

@@ -475,7 +475,7 @@ def test_train_needs_a_dropout_stream_and_evaluation_none() -> None:
     assert (first != next(train(2))).all()
     without, _ = network("vgg11", dropout=0.0, **SMALL)
     kept = jax.jit(lambda p, x: nnx.merge(without, p)(x, train=True))(params, x)
-    np.testing.assert_allclose(kept, plain[:, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(kept, plain[:, 0, 0], rtol=1e-5, atol=1e-5)
 
 
 def test_batch_statistics_are_the_batch_s_and_move_by_a_tenth() -> None:

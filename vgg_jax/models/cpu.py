@@ -208,21 +208,19 @@ def _dense(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
     (top, _), (left, _) = geometry.padding
     # Input pixel (i, j) reaches output (u, v) by the kernel's (i - u + top, j - v + left):
     # a window of the reversed kernel, with zeros where that is outside.
-    reversed_kernel = _pad(
-        kernel[None, ::-1, ::-1].reshape(1, *geometry.kernel, -1),
-        (rows + height, rows + height),
-        (columns + width, columns + width),
-    ).reshape(-1, geometry.kernel[1] + 2 * (columns + width), *kernel.shape[2:])
-    last_a, last_b = geometry.kernel[0] - 1, geometry.kernel[1] - 1
+    kh, kw, _, features = kernel.shape
+    above, before = max(0, height + top - kh), max(0, width + left - kw)
+    taps = lax.rev(kernel, (0, 1)).reshape(1, kh, kw, channels * features)
+    below, after = max(0, rows - 1 - top), max(0, columns - 1 - left)
+    taps = _pad(taps, (above, below), (before, after))[0]
     matrix = []
     for i, j in np.ndindex(height, width):
-        a = rows + height + last_a - (i + top)
-        b = columns + width + last_b - (j + left)
-        matrix.append(reversed_kernel[a : a + rows, b : b + columns])
+        a, b = above + kh - 1 - (i + top), before + kw - 1 - (j + left)
+        matrix.append(taps[a : a + rows, b : b + columns])
     # [H W, h, w, I, O] -> [H W I, h w O]
-    weights = jnp.stack(matrix).transpose(0, 3, 1, 2, 4)
-    weights = weights.reshape(height * width * channels, -1)
-    return (x.reshape(n, -1) @ weights).reshape(n, rows, columns, -1)
+    weights = jnp.stack(matrix).reshape(-1, rows, columns, channels, features)
+    weights = weights.transpose(0, 3, 1, 2, 4).reshape(height * width * channels, -1)
+    return (x.reshape(n, -1) @ weights).reshape(n, rows, columns, features)
 
 
 def _kernel_gradient(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Array:
