@@ -37,7 +37,10 @@ def get_config() -> Config:
             learning_rate=0.05, plateau_patience=3, metric="top1_error"
         ),
         evaluation=EvaluationConfig(
-            center_scale=28, scales=(28, 32, 36), batch_size=500
+            # Up to 32 pixels pool5 is one cell; on more its further cells see padding.
+            center_scale=30,
+            scales=(28, 30, 32),
+            batch_size=500,
         ),
         batch_size=128,
         num_epochs=12,

@@ -1,13 +1,13 @@
 """The networks of both papers in NumPy: what the tests hold the library against.
 
-Written from the papers and from what Caffe and torchvision compute, with tables and loops of
-its own and nothing of `vgg_jax`, so that one mistake cannot stand on both sides.
+Written from the papers and from what Caffe and torchvision compute, with tables and
+loops of its own and nothing of `vgg_jax`, so that one mistake cannot be on both sides.
 
     seen = vgg("D", params, images)
 
-takes parameters by name, {"conv1_1": {"kernel": HWIO, "bias"}, "bn1_1": {"scale", "bias",
-"mean", "var"}}, and images NHWC; it returns every intermediate by name in the order of
-computation, then "score_map" and "logits". It computes in the dtype of the images.
+takes parameters by name, {"conv1_1": {"kernel": HWIO, "bias"}, "bn1_1": {"scale",
+"bias", "mean", "var"}}, and images NHWC; it returns every intermediate by name in the
+order of computation, then "score_map" and "logits". It computes in the images' dtype.
 """
 
 from collections.abc import Callable, Mapping
@@ -72,7 +72,7 @@ def pool(
     ceil: bool,
     reduce: Callable[..., np.ndarray],
 ) -> np.ndarray:
-    """`reduce` (np.max or np.mean) over the pixels that each window has, rows then columns."""
+    """`reduce` (np.max, np.mean) over the pixels that each window has, axis by axis."""
     for axis in (1, 2):
         size = x.shape[axis]
         free = size - window
@@ -206,7 +206,7 @@ def vgg(
 def nin_imagenet(
     params: Params, images: np.ndarray, *, final_relu: bool = False
 ) -> Arrays:
-    """The Caffe zoo's network; its file has a ReLU on the scores, which is optional here."""
+    """The Caffe zoo's network; the ReLU that its file has on the scores is optional."""
     run = Run(params, images)
     run.conv("conv1", 11, stride=4)
     run.relu("relu_conv1")
@@ -243,7 +243,7 @@ def nin_imagenet(
 def nin_cifar(
     params: Params, images: np.ndarray, *, final_relu: bool = False
 ) -> Arrays:
-    """The authors' CIFAR-10 network; its file too has a ReLU on the scores."""
+    """The authors' CIFAR-10 network; as above for the ReLU on the scores."""
     run = Run(params, images)
     run.conv("conv1", 5, padding=2)
     run.relu("relu_conv1")

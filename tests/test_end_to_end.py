@@ -179,7 +179,7 @@ def test_evaluation_prints_a_table_and_writes_it(
         ("train.py", ["--config.model.num_classes=4"], "model.num_classes=4"),
         ("train.py", ["--config.seed=1"], "seed: 0 there, 1 now"),
         ("train.py", ["--config.batch_size=7"], "multiple of 8"),
-        ("train.py", ["--config.optimizer.metric=top1"], "unknown optimizer.metric 'top1'"),
+        ("train.py", ["--config.optimizer.metric=top1"], "optimizer.metric 'top1'"),
         ("eval.py", ["--protocol=centre"], "did you mean 'center'"),
         ("eval.py", ["--workdir=/nowhere"], "python train.py --config"),
         ("eval.py", ["--scales=a"], "--scales 256,384,512"),

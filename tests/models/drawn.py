@@ -14,7 +14,7 @@ Params = dict[str, dict[str, np.ndarray]]
 
 
 def shapes(create: Any) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """Every parameter of what `create()` makes, by module and name; nothing is computed."""
+    """Every parameter of what `create()` makes; nothing is computed."""
     return nnx.to_pure_dict(nnx.state(nnx.eval_shape(create)))
 
 
@@ -75,7 +75,7 @@ def answers(graphdef: Any, params: Mapping[str, Any], x: np.ndarray) -> dict[str
 def assert_same(
     got: Mapping[str, Any], want: Mapping[str, np.ndarray], tolerance: float = 1e-5
 ) -> None:
-    """The same names in the same order, and values to `tolerance` of each array's largest."""
+    """The same names in order, and values to `tolerance` of each array's largest."""
     order = ("score_map", "logits")
     assert [n for n in got if n not in order] == [n for n in want if n not in order]
     for name, expected in want.items():
@@ -90,7 +90,7 @@ def assert_same(
 
 
 def assert_relus_clip(seen: Mapping[str, np.ndarray]) -> None:
-    """Each ReLU sets a good share of its inputs to zero, so that its loss would be seen."""
+    """Each ReLU sets a good share of its inputs to zero: its loss would be seen."""
     before: np.ndarray | None = None
     for name, values in seen.items():
         if name.startswith("relu"):

@@ -1,6 +1,5 @@
-"""What every network shares: errors, features, precision, initialisation, training mode."""
+"""What every network shares: errors, features, precision, jit."""
 
-import itertools
 from typing import Any
 
 import chex
@@ -12,7 +11,7 @@ from flax import nnx
 
 from tests import reference
 from tests.models.drawn import assert_same, images, network
-from vgg_jax import MODELS, create_model
+from vgg_jax import create_model
 
 SMALL = {"width": 1 / 8, "num_classes": 7, "fc_kernel": 1}
 
@@ -33,18 +32,6 @@ def shape_of(name: str, *shape: int, **options: Any) -> tuple[int, ...]:
     return out.shape
 
 
-def train_mode(graphdef: Any, params: Any, x: np.ndarray, name: str) -> Any:
-    """jit of a key -> (`model(x, train=True)`, an intermediate when evaluating)."""
-
-    @jax.jit
-    def forward(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        model, images = nnx.merge(graphdef, params), jnp.asarray(x)
-        logits = model(images, train=True, rngs=nnx.Rngs(dropout=key))
-        return logits, model.features(images, [name])[name]
-
-    return lambda seed: map(np.asarray, forward(jax.random.key(seed)))
-
-
 def equations(jaxpr: Any) -> Any:
     """Every equation, those of inner functions too."""
     for equation in jaxpr.eqns:
@@ -54,9 +41,6 @@ def equations(jaxpr: Any) -> Any:
                 yield from equations(inner)
             elif hasattr(inner, "jaxpr"):
                 yield from equations(inner.jaxpr)
-
-
-# Names and errors
 
 
 @pytest.mark.parametrize(
@@ -151,9 +135,6 @@ def test_a_backbone_has_no_score_map(name: str) -> None:
         jax.eval_shape(lambda s, x: nnx.merge(graphdef, s).score_map(x), state, x)
 
 
-# Features
-
-
 def test_features_are_the_named_ones_in_the_order_asked() -> None:
     graphdef, params = network("vgg11", **SMALL)
     x = images(2, 32, 32, 3)
@@ -217,9 +198,6 @@ def test_an_unknown_feature_offers_the_nearest() -> None:
         model.features(jnp.zeros((1, 32, 32, 3)), ("pool1", "relu_1_1"))
 
 
-# Precision
-
-
 @pytest.mark.parametrize("name", ["vgg11_lrn", "nin_cifar"])
 def test_bfloat16_computes_in_bfloat16(name: str) -> None:
     options: dict[str, Any] = {"width": 1 / 4, "num_classes": 7}
@@ -261,274 +239,3 @@ class Variants(chex.TestCase):
         want = reference.nin_cifar(params, x.astype(np.float64))
         got = {"score_map": score_map, "logits": logits}
         assert_same(got, {name: want[name] for name in got})
-
-
-# Initialisation
-
-
-def deviations(fan_in: int, fan_out: int) -> dict[str, float]:
-    return {
-        "paper": 0.1,
-        "caffe_001": 0.01,
-        "glorot": (2 / (fan_in + fan_out)) ** 0.5,
-        "he": (2 / fan_in) ** 0.5,
-    }
-
-
-def initial(name: str, **options: Any) -> Any:
-    """jit of a seed -> fresh weights, from "rbg" numbers: XLA compiles them faster."""
-
-    @jax.jit
-    def create(key: jax.Array) -> Any:
-        model = create_model(name, rngs=nnx.Rngs(key), **options)
-        return nnx.to_pure_dict(nnx.state(model))
-
-    return lambda seed: jax.device_get(create(jax.random.key(seed, impl="rbg")))
-
-
-@pytest.mark.parametrize(
-    ("name", "init"),
-    [
-        ("vgg11", None),
-        ("vgg11", "he"),
-        ("nin_cifar", None),
-        ("nin_cifar", "paper"),
-        ("nin_cifar", "caffe_001"),
-    ],
-)
-def test_every_kernel_has_the_deviation_of_its_scheme(
-    name: str, init: str | None
-) -> None:
-    chosen = {} if init is None else {"init": init}
-    init = init or "glorot"
-    params = initial(name, width=1 / 4, num_classes=50, **chosen)(0)
-    seen = []
-    for module, leaves in params.items():
-        kernel = leaves["kernel"]
-        side, _, inputs, outputs = kernel.shape
-        fan_in, fan_out = side * side * inputs, side * side * outputs
-        if module.startswith("fc"):  # a matrix: each output is one unit
-            fan_out = outputs
-        want = deviations(fan_in, fan_out)[init]
-        # Five deviations of the estimate; a uniform or truncated law has less.
-        tolerance = 5 / np.sqrt(2 * kernel.size)
-        assert abs(kernel.std() / want - 1) < tolerance, module
-        assert abs(kernel.mean()) < 5 * want / np.sqrt(kernel.size), module
-        largest = np.abs(kernel).max() / want
-        if init == "glorot":  # uniform
-            assert 1.6 < largest < 1.733, module
-        elif init == "he":  # truncated at two deviations of the uncut normal
-            assert 2 < largest < 2.28, module
-        else:
-            assert largest > 2.5, module
-        assert not leaves["bias"].any()
-        seen.append(tuple(kernel.ravel()[:9] / want))
-    assert len(set(seen)) == len(seen)
-
-
-def test_batch_norm_starts_as_the_identity_does() -> None:
-    params = initial("vgg11_bn", width=1 / 32, head="global_pool")(0)
-    norms = [leaves for module, leaves in params.items() if module.startswith("bn")]
-    assert len(norms) == 8
-    for leaves in norms:
-        assert (leaves["scale"] == 1).all() and (leaves["var"] == 1).all()
-        assert not leaves["bias"].any() and not leaves["mean"].any()
-
-
-def test_the_seed_alone_makes_the_weights() -> None:
-    create = initial("nin_cifar", width=1 / 8)
-    one, again, other = create(0), create(0), create(1)
-    chex.assert_trees_all_equal(one, again)
-    for module, leaves in one.items():
-        assert (leaves["kernel"] != other[module]["kernel"]).mean() > 0.99
-
-
-# Training mode
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_dropout_is_one_half_and_where_the_papers_have_it(name: str) -> None:
-    model = nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0)))
-    rates = {n: v.rate for n, v in vars(model).items() if isinstance(v, nnx.Dropout)}
-    places = ["drop6", "drop7"] if name.startswith("vgg") else ["drop3"]
-    if name == "nin_cifar":
-        places = ["drop1", "drop2"]
-    assert rates == dict.fromkeys(places, 0.5)
-
-
-def matrix(inputs: int, outputs: int, side: int = 1) -> np.ndarray:
-    """A kernel that passes each channel on, from the centre of its window."""
-    kernel = np.zeros((side, side, inputs, outputs), np.float32)
-    kernel[side // 2, side // 2] = np.eye(inputs, outputs)
-    return kernel
-
-
-def pass_on(params: Any, *modules: str, bias: float = 0.0) -> None:
-    for module in modules:
-        side, _, inputs, outputs = params[module]["kernel"].shape
-        params[module]["kernel"] = matrix(inputs, outputs, side)
-        params[module]["bias"] = np.full(outputs, bias, np.float32)
-
-
-def test_dropout_after_relu6_and_relu7_with_masks_of_their_own() -> None:
-    options = {"width": 1 / 8, "fc_features": 2048, "num_classes": 256, "fc_kernel": 1}
-    graphdef, params = network("vgg11", dropout=0.2, **options)
-    pass_on(params, "fc7", bias=2.0)
-    pass_on(params, "fc8", bias=5.0)
-    x = images(8, 32, 32, 3)
-    got, relu6 = train_mode(graphdef, params, x, "relu6")(0)
-    relu6 = relu6[:, 0, 0]
-    cases = np.stack(
-        [
-            np.full_like(relu6, 5.0),  # drop7 took it
-            np.full_like(relu6, 5.0 + 2.0 / 0.8),  # drop6 took it
-            5.0 + (relu6 / 0.8 + 2.0) / 0.8,
-        ]
-    )
-    distances = np.abs(got - cases)[:, relu6 > 0.1]
-    assert distances.min(axis=0).max() < 1e-4
-    case = distances.argmin(axis=0)
-    assert abs((case == 0).mean() - 0.2) < 0.05
-    assert abs((case[case != 0] == 1).mean() - 0.2) < 0.05
-
-
-def test_dropout_before_the_last_layer_of_the_global_pool_head() -> None:
-    options = {"width": 1 / 4, "num_classes": 128, "head": "global_pool"}
-    graphdef, params = network("vgg11", dropout=0.2, **options)
-    pass_on(params, "fc8", bias=5.0)
-    x = images(8, 32, 32, 3)
-    got, pool5 = train_mode(graphdef, params, x, "pool5")(0)
-    pool5 = pool5[:, 0, 0]
-    cases = np.stack([np.full_like(pool5, 5.0), 5.0 + pool5 / 0.8])
-    distances = np.abs(got - cases)[:, pool5 > 0.1]
-    assert distances.min(axis=0).max() < 1e-4
-    assert abs((distances.argmin(axis=0) == 0).mean() - 0.2) < 0.05
-
-
-@pytest.mark.parametrize(("name", "size"), [("nin_imagenet", 39), ("nin_tutorial", 67)])
-def test_dropout_after_the_last_pool_of_nin(name: str, size: int) -> None:
-    graphdef, params = network(name, width=1 / 4, num_classes=96, dropout=0.2)
-    pass_on(params, "conv4", "cccp7", "cccp8", bias=1.0)
-    x = images(8, size, size, 3)
-    got, pool3 = train_mode(graphdef, params, x, "pool3")(0)
-    pool3 = pool3[:, 0, 0]
-    cases = np.stack([np.full_like(pool3, 3.0), 3.0 + pool3 / 0.8])
-    distances = np.abs(got - cases)[:, pool3 > 0.1]
-    assert distances.min(axis=0).max() < 1e-4
-    assert abs((distances.argmin(axis=0) == 0).mean() - 0.2) < 0.06
-
-
-def test_dropout_after_both_pools_of_nin_cifar() -> None:
-    graphdef, params = network("nin_cifar", width=1 / 4, num_classes=24, dropout=0.2)
-    pass_on(params, "conv2", "cccp3", "cccp4", "conv3", "cccp5", "cccp6")
-    x = images(16, 4, 4, 3)  # pool1 is 2x2, pool2 its mean
-    got, pool1 = train_mode(graphdef, params, x, "pool1")(0)
-    pool1 = pool1.reshape(16, 4, 24)
-    masks = itertools.product((0, 1), repeat=4)
-    cases = np.stack(
-        [
-            np.einsum("p,npc->nc", mask, pool1) / 4 / 0.8**2
-            for mask in map(np.array, masks)
-        ]
-    )
-    alive = pool1.min(axis=1) > 0.01
-    assert alive.sum() > 100
-    distances = np.abs(got - cases)[:, alive]
-    assert distances.min(axis=0).max() < 1e-4
-    # drop2 takes the whole mean, drop1 single pixels of it.
-    assert abs((got[alive] == 0).mean() - 0.2) < 0.08
-    pixels = np.array(list(itertools.product((0, 1), repeat=4))).sum(axis=1)
-    kept = pixels[distances.argmin(axis=0)][got[alive] != 0]
-    assert abs(kept.mean() / 4 - 0.8) < 0.05
-
-
-def test_dropout_keeps_the_expectation() -> None:
-    options = {"width": 1 / 8, "fc_features": 256, "num_classes": 7, "fc_kernel": 1}
-    graphdef, params = network("vgg11", **options)
-    params["fc7"]["kernel"] = np.abs(params["fc7"]["kernel"])  # relu7 is then linear
-    params["fc7"]["bias"] = np.abs(params["fc7"]["bias"])
-    x = jnp.asarray(images(1, 32, 32, 3))
-
-    @jax.jit
-    def draws(params: Any, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def forward(key: jax.Array) -> jax.Array:
-            rngs = nnx.Rngs(dropout=key)
-            return nnx.merge(graphdef, params)(x, train=True, rngs=rngs)[0]
-
-        return jax.lax.map(forward, keys), nnx.merge(graphdef, params)(x)[0]
-
-    got, want = draws(params, jax.random.split(jax.random.key(0), 1000))
-    assert (got.std(axis=0) > 0.01 * np.abs(want)).all()
-    error = np.abs(got.mean(axis=0) - want) / (got.std(axis=0) / len(got) ** 0.5)
-    assert error.max() < 4, error
-
-
-def test_train_needs_a_dropout_stream_and_evaluation_none() -> None:
-    graphdef, params = network("vgg11", **SMALL)
-    model = nnx.merge(graphdef, params)
-    x = jnp.asarray(images(1, 32, 32, 3))
-    with pytest.raises(ValueError, match="rngs"):
-        jax.eval_shape(lambda x: model(x, train=True), x)
-    train = train_mode(graphdef, params, x, "fc8")
-    first, plain = train(1)
-    np.testing.assert_array_equal(first, next(train(1)))
-    assert (first != next(train(2))).all()
-    without, _ = network("vgg11", dropout=0.0, **SMALL)
-    kept = jax.jit(lambda p, x: nnx.merge(without, p)(x, train=True))(params, x)
-    np.testing.assert_allclose(kept, plain[:, 0, 0], rtol=1e-5, atol=1e-5)
-
-
-def test_batch_statistics_are_the_batch_s_and_move_by_a_tenth() -> None:
-    graphdef, params = network("vgg11_bn", dropout=0.0, **SMALL)
-    x = images(8, 64, 64, 3)
-
-    def step(params: Any, x: jax.Array, train: bool) -> Any:
-        model = nnx.merge(graphdef, params)
-        logits = model(x, train=train)
-        return logits, nnx.to_pure_dict(nnx.state(model))
-
-    step = jax.jit(step, static_argnums=2)
-    logits, after = step(params, x, True)
-    want = reference.vgg(
-        "A",
-        params,
-        x.astype(np.float64),
-        fc_kernel=1,
-        batch_norm=True,
-        batch_statistics=True,
-    )
-    assert_same({"logits": logits}, {"logits": want["logits"]}, tolerance=1e-4)
-    for module in params:
-        if not module.startswith("bn"):
-            chex.assert_trees_all_equal(after[module], params[module])
-            continue
-        conv = want[module.replace("bn", "conv")]
-        # The variance is the batch's own (divided by n); torchvision stores n - 1.
-        moved = {"mean": conv.mean((0, 1, 2)), "var": conv.var((0, 1, 2))}
-        for name, value in moved.items():
-            expected = 0.9 * params[module][name] + 0.1 * value
-            np.testing.assert_allclose(
-                after[module][name], expected, rtol=1e-4, atol=1e-4, err_msg=module
-            )
-    _, unchanged = step(params, x, False)
-    chex.assert_trees_all_equal(unchanged, params)
-
-
-@pytest.mark.parametrize("name", ["vgg11_lrn", "nin_cifar"])
-def test_every_parameter_has_a_gradient(name: str) -> None:
-    options: dict[str, Any] = {"width": 1 / 8, "num_classes": 7}
-    if name == "vgg11_lrn":
-        options |= {"fc_kernel": 1, "batch_norm": True}
-    graphdef, params = network(name, **options)
-    x, labels = images(4, 32, 32, 3), np.arange(4)
-
-    @jax.jit
-    @jax.grad
-    def gradients(params: Any) -> jax.Array:
-        log_p = jax.nn.log_softmax(nnx.merge(graphdef, params)(jnp.asarray(x)))
-        return -log_p[np.arange(4), labels].mean()
-
-    for module, leaves in gradients(params).items():
-        for leaf, gradient in leaves.items():
-            assert np.isfinite(gradient).all(), (module, leaf)
-            assert (gradient != 0).mean() > 0.2, (module, leaf)

@@ -26,7 +26,7 @@ class Checkpoints:
     goes on behind the training; a save cut short is not seen by the next start.
     """
 
-    def __init__(self, workdir: Path, metric: str):
+    def __init__(self, workdir: Path, metric: str, *, read_only: bool):
         self.metric = metric
         self._checkpointer = ocp.training.Checkpointer(
             (workdir / "checkpoints").absolute(),
@@ -44,7 +44,8 @@ class Checkpoints:
                     ),
                 ]
             ),
-            cleanup_tmp_directories=True,
+            # A reader must not take away what a training run is about to save.
+            cleanup_tmp_directories=not read_only,
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -152,7 +153,7 @@ def restore_model(
         (params, batch_stats),
     )
     metric = f"validation_{config.optimizer.metric}"
-    with Checkpoints(workdir, metric) as checkpoints:
+    with Checkpoints(workdir, metric, read_only=True) as checkpoints:
         step = checkpoints.best_step if step is None else step
         if step is None:
             raise FileNotFoundError(

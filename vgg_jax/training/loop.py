@@ -108,7 +108,7 @@ class Trainer:
         """The loop; see `train`."""
         schedule = self.schedule
         with (
-            Checkpoints(self.workdir, self.metric) as checkpoints,
+            Checkpoints(self.workdir, self.metric, read_only=False) as checkpoints,
             Interrupt() as interrupt,
         ):
             state, plateau = self._start(checkpoints)

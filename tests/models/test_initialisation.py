@@ -1,0 +1,88 @@
+"""Section 3.1: fresh weights under every scheme."""
+
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from vgg_jax import create_model
+
+
+def deviations(fan_in: int, fan_out: int) -> dict[str, float]:
+    return {
+        "paper": 0.1,
+        "caffe_001": 0.01,
+        "glorot": (2 / (fan_in + fan_out)) ** 0.5,
+        "he": (2 / fan_in) ** 0.5,
+    }
+
+
+def initial(name: str, **options: Any) -> Any:
+    """jit of a seed -> fresh weights, from "rbg" numbers: XLA compiles them faster."""
+
+    @jax.jit
+    def create(key: jax.Array) -> Any:
+        model = create_model(name, rngs=nnx.Rngs(key), **options)
+        return nnx.to_pure_dict(nnx.state(model))
+
+    return lambda seed: jax.device_get(create(jax.random.key(seed, impl="rbg")))
+
+
+@pytest.mark.parametrize(
+    ("name", "init"),
+    [
+        ("vgg11", None),
+        ("vgg11", "he"),
+        ("nin_cifar", None),
+        ("nin_cifar", "paper"),
+        ("nin_cifar", "caffe_001"),
+    ],
+)
+def test_every_kernel_has_the_deviation_of_its_scheme(
+    name: str, init: str | None
+) -> None:
+    chosen = {} if init is None else {"init": init}
+    init = init or "glorot"
+    params = initial(name, width=1 / 8, num_classes=50, **chosen)(0)
+    seen = []
+    for module, leaves in params.items():
+        kernel = leaves["kernel"]
+        side, _, inputs, outputs = kernel.shape
+        fan_in, fan_out = side * side * inputs, side * side * outputs
+        if module.startswith("fc"):  # a matrix: each output is one unit
+            fan_out = outputs
+        want = deviations(fan_in, fan_out)[init]
+        # Five deviations of the estimate; a uniform or truncated law has less.
+        tolerance = 5 / np.sqrt(2 * kernel.size)
+        assert abs(kernel.std() / want - 1) < tolerance, module
+        assert abs(kernel.mean()) < 5 * want / np.sqrt(kernel.size), module
+        largest = np.abs(kernel).max() / want
+        if init == "glorot":  # uniform
+            assert 1.6 < largest < 1.733, module
+        elif init == "he":  # truncated at two deviations of the uncut normal
+            assert 2 < largest < 2.28, module
+        else:
+            assert largest > 2.5, module
+        assert not leaves["bias"].any()
+        seen.append(tuple(kernel.ravel()[:9] / want))
+    assert len(set(seen)) == len(seen)
+
+
+def test_batch_norm_starts_as_the_identity_does() -> None:
+    params = initial("vgg11_bn", width=1 / 32, head="global_pool")(0)
+    norms = [leaves for module, leaves in params.items() if module.startswith("bn")]
+    assert len(norms) == 8
+    for leaves in norms:
+        assert (leaves["scale"] == 1).all() and (leaves["var"] == 1).all()
+        assert not leaves["bias"].any() and not leaves["mean"].any()
+
+
+def test_the_seed_alone_makes_the_weights() -> None:
+    create = initial("nin_cifar", width=1 / 8)
+    one, again, other = create(0), create(0), create(1)
+    chex.assert_trees_all_equal(one, again)
+    for module, leaves in one.items():
+        assert (leaves["kernel"] != other[module]["kernel"]).mean() > 0.99
