@@ -43,7 +43,7 @@ def get_config() -> Config:
             batch_size=500,
         ),
         batch_size=128,
-        num_epochs=12,
+        num_epochs=11,
         validate_every_epochs=0.5,
         log_every_steps=50,
     )

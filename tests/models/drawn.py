@@ -13,9 +13,14 @@ from vgg_jax import create_model
 Params = dict[str, dict[str, np.ndarray]]
 
 
-def shapes(create: Any) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """Every parameter of what `create()` makes; nothing is computed."""
-    return nnx.to_pure_dict(nnx.state(nnx.eval_shape(create)))
+def shapes(model: nnx.Module) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Every parameter's shape by module and name."""
+    return jax.tree.map(lambda leaf: leaf.shape, nnx.to_pure_dict(nnx.state(model)))
+
+
+def dropout_rates(model: nnx.Module) -> dict[str, float]:
+    """Every dropout by name."""
+    return {n: v.rate for n, v in vars(model).items() if isinstance(v, nnx.Dropout)}
 
 
 def network(name: str, seed: int = 0, **options: Any) -> tuple[Any, Params]:

@@ -24,16 +24,17 @@ def x() -> jax.Array:
     return jnp.asarray(images(2, 32, 32, 3))
 
 
-@pytest.mark.parametrize("direct", [False, True])
-def test_init_makes_the_tree_of_names(direct: bool) -> None:
-    module = linen()
-    if direct:
-        module = nnx.bridge.to_linen(VGG, STAGES["A"], keep_rngs=True, **OPTIONS)
-    variables = jax.eval_shape(module.init, jax.random.key(0), x())
+def test_init_makes_the_tree_of_names() -> None:
     _, params = network("vgg11", **OPTIONS)
-    assert set(variables) == {"params"}
-    want = jax.tree.map(np.shape, params)
-    assert jax.tree.map(lambda v: v.shape, variables["params"]) == want
+    want = jax.tree.map(np.shape, {"params": params})
+    direct = nnx.bridge.to_linen(VGG, STAGES["A"], keep_rngs=True, **OPTIONS)
+    variables = jax.eval_shape(direct.init, jax.random.key(0), x())
+    assert jax.tree.map(lambda leaf: leaf.shape, variables) == want
+    # "rbg" numbers because XLA compiles them faster.
+    variables = jax.jit(linen().init)(jax.random.key(0, impl="rbg"), x())
+    assert jax.tree.map(np.shape, variables) == want
+    kernel = variables["params"]["fc7"]["kernel"]
+    assert abs(kernel.std() / (2 / sum(kernel.shape[2:])) ** 0.5 - 1) < 0.05
 
 
 def test_transplanted_weights_give_the_same_logits() -> None:
@@ -41,15 +42,6 @@ def test_transplanted_weights_give_the_same_logits() -> None:
     want = jax.jit(lambda p, x: nnx.merge(graphdef, p)(x))(params, x())
     got = jax.jit(linen().apply)({"params": params}, x())
     np.testing.assert_allclose(got, want, rtol=1e-6)
-
-
-def test_fresh_weights_are_those_of_the_scheme() -> None:
-    init = jax.jit(linen().init)  # "rbg" because XLA compiles it faster
-    variables = init(jax.random.key(0, impl="rbg"), x())
-    other = init(jax.random.key(1, impl="rbg"), x())
-    kernel = variables["params"]["fc7"]["kernel"]
-    assert abs(kernel.std() / (2 / sum(kernel.shape[2:])) ** 0.5 - 1) < 0.05
-    assert (kernel != other["params"]["fc7"]["kernel"]).mean() > 0.99
 
 
 def test_score_map_and_features() -> None:
@@ -112,7 +104,7 @@ def test_dropout_follows_the_key_of_apply() -> None:
         jax.eval_shape(lambda p: module.apply({"params": p}, x(), train=True), params)
 
 
-def test_batch_statistics_are_linen_s_own_collection() -> None:
+def test_batch_statistics_are_a_collection_of_their_own() -> None:
     _, params = network("vgg11_bn", **OPTIONS)
     module = linen("vgg11_bn")
     shapes = jax.eval_shape(module.init, jax.random.key(0), x())

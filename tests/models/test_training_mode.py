@@ -12,7 +12,6 @@ from flax import nnx
 
 from tests import reference
 from tests.models.drawn import assert_same, images, network
-from vgg_jax import MODELS, create_model
 
 SMALL = {"width": 1 / 8, "num_classes": 7, "fc_kernel": 1}
 
@@ -27,16 +26,6 @@ def train_mode(graphdef: Any, params: Any, x: np.ndarray, name: str) -> Any:
         return logits, model.features(images, [name])[name]
 
     return lambda seed: map(np.asarray, forward(jax.random.key(seed)))
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_dropout_is_one_half_and_where_the_papers_have_it(name: str) -> None:
-    model = nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0)))
-    rates = {n: v.rate for n, v in vars(model).items() if isinstance(v, nnx.Dropout)}
-    places = ["drop6", "drop7"] if name.startswith("vgg") else ["drop3"]
-    if name == "nin_cifar":
-        places = ["drop1", "drop2"]
-    assert rates == dict.fromkeys(places, 0.5)
 
 
 def matrix(inputs: int, outputs: int, side: int = 1) -> np.ndarray:
@@ -73,13 +62,16 @@ def test_dropout_after_relu6_and_relu7_with_masks_of_their_own() -> None:
     case = distances.argmin(axis=0)
     assert abs((case == 0).mean() - 0.2) < 0.05
     assert abs((case[case != 0] == 1).mean() - 0.2) < 0.05
+    # relu7 clips nothing here, so the expectation is what evaluation gives.
+    difference = got - (7.0 + relu6)
+    assert abs(difference.mean()) < 4 * difference.std() / difference.size**0.5
 
 
 def test_dropout_before_the_last_layer_of_the_global_pool_head() -> None:
-    options = {"width": 1 / 4, "num_classes": 128, "head": "global_pool"}
+    options = {"width": 1 / 8, "num_classes": 64, "head": "global_pool"}
     graphdef, params = network("vgg11", dropout=0.2, **options)
     pass_on(params, "fc8", bias=5.0)
-    x = images(8, 32, 32, 3)
+    x = images(16, 32, 32, 3)
     got, pool5 = train_mode(graphdef, params, x, "pool5")(0)
     pool5 = pool5[:, 0, 0]
     cases = np.stack([np.full_like(pool5, 5.0), 5.0 + pool5 / 0.8])
@@ -125,27 +117,6 @@ def test_dropout_after_both_pools_of_nin_cifar() -> None:
     assert abs(kept.mean() / 4 - 0.8) < 0.05
 
 
-def test_dropout_keeps_the_expectation() -> None:
-    options = {"width": 1 / 8, "fc_features": 256, "num_classes": 7, "fc_kernel": 1}
-    graphdef, params = network("vgg11", **options)
-    params["fc7"]["kernel"] = np.abs(params["fc7"]["kernel"])  # relu7 is then linear
-    params["fc7"]["bias"] = np.abs(params["fc7"]["bias"])
-    x = jnp.asarray(images(1, 32, 32, 3))
-
-    @jax.jit
-    def draws(params: Any, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def forward(key: jax.Array) -> jax.Array:
-            rngs = nnx.Rngs(dropout=key)
-            return nnx.merge(graphdef, params)(x, train=True, rngs=rngs)[0]
-
-        return jax.lax.map(forward, keys), nnx.merge(graphdef, params)(x)[0]
-
-    got, want = draws(params, jax.random.split(jax.random.key(0), 1000))
-    assert (got.std(axis=0) > 0.01 * np.abs(want)).all()
-    error = np.abs(got.mean(axis=0) - want) / (got.std(axis=0) / len(got) ** 0.5)
-    assert error.max() < 4, error
-
-
 def test_train_needs_a_dropout_stream_and_evaluation_none() -> None:
     graphdef, params = network("vgg11", **SMALL)
     model = nnx.merge(graphdef, params)
@@ -161,7 +132,7 @@ def test_train_needs_a_dropout_stream_and_evaluation_none() -> None:
     np.testing.assert_allclose(kept, plain[:, 0, 0], rtol=1e-5, atol=1e-5)
 
 
-def test_batch_statistics_are_the_batch_s_and_move_by_a_tenth() -> None:
+def test_running_statistics_move_a_tenth_towards_the_batch() -> None:
     graphdef, params = network("vgg11_bn", dropout=0.0, **SMALL)
     x = images(8, 64, 64, 3)
 

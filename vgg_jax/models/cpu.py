@@ -1,18 +1,17 @@
 """Convolution and max pooling, with the forms that are fast on CPU.
 
-XLA compiles some of their gradients to slow code on CPU. Each function here is the plain
-`jax.lax` one, values and gradients, on every platform; only when the program is lowered
-for CPU do the forms below replace it, chosen by shape alone:
+XLA compiles some of their gradients to slow code on CPU. Each function here is the
+plain `jax.lax` one, values and gradients, on every platform; only when the program is
+lowered for CPU do the forms below replace it, chosen by shape alone:
 
 - the gradient of a max pool compares instead of scattering;
 - the weight gradient of a convolution is one matrix product (`_gram`);
-- a convolution on a map of at most 2x2 pixels is one matrix product (`_dense`);
+- so is a convolution on a map of at most 4 pixels or of the kernel's size (`_dense`);
 - one on single-channel images is a sum of shifted images (`_taps`).
 """
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import AxisType
 
 Pads = tuple[tuple[int, int], tuple[int, int]]  # rows (top, bottom), columns
 
@@ -32,6 +32,16 @@ def _on_cpu(
 ) -> jax.Array:
     """`fast(*args)` in a program for CPU, `plain(*args)` in any other."""
     return lax.platform_dependent(*args, cpu=fast, default=plain)
+
+
+def _is_auto(*arrays: jax.Array) -> bool:
+    """Neither under `jax.shard_map` nor on a mesh of explicit axes, whose types of an
+    array the forms here do not keep."""
+    return all(
+        kind == AxisType.Auto
+        for array in arrays
+        for kind in jax.typeof(array).sharding.mesh.axis_types
+    )
 
 
 # Convolution
@@ -57,9 +67,15 @@ class _Geometry:
         return height, width
 
     @property
-    def is_tiny(self) -> bool:
-        """Few pixels, each of them in reach of most others."""
-        return self.strides == (1, 1) and self.kernel != (1, 1) and _area(self.size) <= 4
+    def is_whole(self) -> bool:
+        """One window, the whole map: a fully-connected layer."""
+        return self.kernel == self.size and self.padding == ((0, 0), (0, 0))
+
+    @property
+    def is_dense(self) -> bool:
+        """Every input reaches every output, or on so few pixels that most do."""
+        is_tiny = self.kernel != (1, 1) and _area(self.size) <= 4
+        return self.strides == (1, 1) and (is_tiny or self.is_whole)
 
 
 def _area(sides: tuple[int, int]) -> int:
@@ -95,6 +111,7 @@ def conv_general_dilated(
         and (lhs_dilation if lhs_dilation is None else tuple(lhs_dilation)) in ones
         and (rhs_dilation if rhs_dilation is None else tuple(rhs_dilation)) in ones
         and feature_group_count == batch_group_count == 1
+        and _is_auto(lhs, rhs)
         and precision is preferred_element_type is out_sharding is None
     )
     if not covered:
@@ -140,7 +157,7 @@ def conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.A
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
     plain = functools.partial(_plain, geometry=geometry)
-    if geometry.is_tiny:
+    if geometry.is_dense:
         return _on_cpu(functools.partial(_dense, geometry=geometry), plain, x, kernel)
     if x.shape[-1] == 1 and geometry.strides == (1, 1) and _area(geometry.kernel) <= 25:
         return _on_cpu(functools.partial(_taps, geometry=geometry), plain, x, kernel)
@@ -165,7 +182,7 @@ def _conv_backward(
         return vjp
 
     args = (*inputs, g)
-    if geometry.is_tiny:
+    if geometry.is_dense:
         dx = _on_cpu(gradient(_dense, 0), gradient(_plain, 0), *args)
         dkernel = _on_cpu(gradient(_dense, 1), gradient(_plain, 1), *args)
     else:
@@ -195,10 +212,11 @@ def _taps(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
     """A sum of shifted images, each times a pixel of the kernel; stride 1."""
     x = _pad(x, *geometry.padding)
     height, width = geometry.output
-    return sum(
+    taps = (
         x[:, a : a + height, b : b + width, c, None] * kernel[a, b, c]
         for a, b, c in np.ndindex(*kernel.shape[:3])
     )
+    return functools.reduce(jnp.add, taps)
 
 
 def _dense(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
@@ -206,8 +224,12 @@ def _dense(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
     n, height, width, channels = x.shape
     rows, columns = geometry.output
     (top, _), (left, _) = geometry.padding
-    # Input pixel (i, j) reaches output (u, v) by the kernel's (i - u + top, j - v + left):
-    # a window of the reversed kernel, with zeros where that is outside.
+    if geometry.is_whole:
+        product = x.reshape(n, -1) @ kernel.reshape(-1, kernel.shape[-1])
+        return product.reshape(n, 1, 1, -1)
+    # Input pixel (i, j) reaches output (u, v) by the kernel's pixel
+    # (i - u + top, j - v + left), so all outputs by a window of the reversed kernel,
+    # with zeros where that is outside.
     kh, kw, _, features = kernel.shape
     above, before = max(0, height + top - kh), max(0, width + left - kw)
     taps = lax.rev(kernel, (0, 1)).reshape(1, kh, kw, channels * features)
@@ -235,8 +257,8 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Arr
 def _gram(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Array:
     """One product, of x at every column shift with g at every row shift; stride 1.
 
-    Expanding each side by one axis of the kernel copies less than all shifts of x would,
-    and makes both sides of the product wide.
+    Expanding each side by one axis of the kernel copies less than all shifts of x
+    would, and makes both sides of the product wide.
     """
     height, width = x.shape[1], geometry.output[1]
     (top, bottom), columns = geometry.padding
@@ -309,7 +331,8 @@ def max_pool(x: jax.Array, *, window: int, stride: int, padding: Pads) -> jax.Ar
 
     A window's gradient goes to its first largest value in row-major order.
     """
-    return _max_pool(x, window, stride, padding)
+    pool = _max_pool if _is_auto(x) else _plain_max_pool
+    return pool(x, window, stride, padding)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
@@ -327,7 +350,9 @@ def _max_pool_backward(
     window: int, stride: int, padding: Pads, x: jax.Array, g: jax.Array
 ) -> tuple[jax.Array]:
     def plain(x: jax.Array, g: jax.Array) -> jax.Array:
-        return jax.vjp(lambda x: _plain_max_pool(x, window, stride, padding), x)[1](g)[0]
+        return jax.vjp(lambda x: _plain_max_pool(x, window, stride, padding), x)[1](g)[
+            0
+        ]
 
     def fast(x: jax.Array, g: jax.Array) -> jax.Array:
         return _max_pool_gradient(x, g, window, stride, padding)
@@ -338,9 +363,7 @@ def _max_pool_backward(
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
-def _plain_max_pool(
-    x: jax.Array, window: int, stride: int, padding: Pads
-) -> jax.Array:
+def _plain_max_pool(x: jax.Array, window: int, stride: int, padding: Pads) -> jax.Array:
     return lax.reduce_window(
         x,
         x.dtype.type(-np.inf),  # concrete: only then has reduce_window a gradient
@@ -358,8 +381,8 @@ def _max_pool_gradient(
     n, height, width, channels = x.shape
     _, rows, columns, _ = g.shape
     (top, _), (left, _) = padding
-    # `overlap` windows in a row may hold a pixel. The map, padded to blocks of one stride,
-    # gets so many more blocks that every window's pixels are there.
+    # `overlap` windows in a row may hold a pixel. The map, padded to blocks of one
+    # stride, gets so many more blocks that every window's pixels are there.
     overlap = -(-window // stride)
     down, across = rows + overlap - 1, columns + overlap - 1
     x = _pad(
@@ -368,32 +391,26 @@ def _max_pool_gradient(
         (left, across * stride - width - left),
         -np.inf,
     )
-    # Which of its pixels each window chose, numbered as if windows were whole blocks.
-    largest: Any = None
-    choice: Any = None
-    for a, b in itertools.product(range(window), repeat=2):
+    # Which pixel each window chose, numbered as in a window of whole blocks.
+    side = overlap * stride
+    largest = jnp.full((), -np.inf, x.dtype)
+    choice = jnp.zeros((), jnp.int32)
+    for a, b in np.ndindex(window, window):
         pixel = x[:, a::stride, b::stride][:, :rows, :columns]
-        number = a * overlap * stride + b
-        if largest is None:
-            largest, choice = pixel, jnp.full(pixel.shape, number, jnp.int32)
-        else:
-            choice = jnp.where(pixel > largest, number, choice)
-            largest = jnp.maximum(largest, pixel)
+        choice = jnp.where(pixel > largest, a * side + b, choice)
+        largest = jnp.maximum(pixel, largest)
     inside = np.arange(stride)
-    total: Any = 0
-    for i, j in itertools.product(range(overlap), repeat=2):
+    total = jnp.zeros((), g.dtype)
+    for i, j in np.ndindex(overlap, overlap):
         # The window that starts i blocks above and j blocks left of a pixel's block.
         around = (i, overlap - 1 - i), (j, overlap - 1 - j)
-        chosen = choice if overlap == 1 else lax.pad(
-            choice, jnp.int32(-1), ((0, 0, 0), (*around[0], 0), (*around[1], 0), (0, 0, 0))
-        )
-        gradient = g if overlap == 1 else _pad(g, *around)
-        number = (inside[:, None] + i * stride) * overlap * stride + inside + j * stride
-        mine = chosen[:, :, None, :, None] == number[:, None, :, None]
-        total += jnp.where(mine, gradient[:, :, None, :, None], 0)
+        numbers = (inside[:, None] + i * stride) * side + inside + j * stride
+        chosen = _pad(choice, *around, -1)[:, :, None, :, None]
+        gradient = _pad(g, *around)[:, :, None, :, None]
+        total += jnp.where(chosen == numbers[:, None, :, None], gradient, 0)
     total = total.reshape(n, down * stride, across * stride, channels)
     return _pad(
-        total.astype(g.dtype),
+        total,
         (-top, height + top - down * stride),
         (-left, width + left - across * stride),
     )
