@@ -51,6 +51,7 @@ def equations(jaxpr: Any) -> Any:
         ("resnet50", {}, "unknown model 'resnet50': known are vgg11, .*nin_tutorial"),
         ("vgg16", {"droput": 0.1}, "vgg16 has no option 'droput': .*'dropout'"),
         ("vgg16", {"stages": ()}, "vgg16 has no option 'stages'"),
+        ("vgg16", {"rng": 0}, "vgg16 has no option 'rng': did you mean 'keep_rngs'"),
         (
             "nin_cifar",
             {"fc_kernel": 1},
@@ -67,6 +68,26 @@ def test_an_unknown_name_offers_the_nearest(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         create_model(name, rngs=nnx.Rngs(0), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("vgg11", {"num_classes": 0}, "num_classes of at least 1, got 0"),
+        ("nin_cifar", {"in_channels": 0}, "in_channels of at least 1, got 0"),
+        ("vgg11", {"width": 0.0}, "above 0, got 64 channels and width 0.0"),
+        ("nin_cifar", {"width": float("inf")}, "above 0, .* width inf"),
+        ("vgg11", {"fc_features": 0}, "above 0, got 0 channels"),
+        ("vgg11", {"fc_kernel": 0}, "fc_kernel of at least 1, got 0"),
+        ("vgg11", {"dropout": 1.0}, r"dropout rate in \[0, 1\), got 1.0"),
+        ("nin_cifar", {"dropout": -0.1}, r"dropout rate in \[0, 1\), got -0.1"),
+    ],
+)
+def test_a_number_out_of_range_is_told_the_range(
+    name: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0), **options))
 
 
 @pytest.mark.parametrize(

@@ -168,21 +168,64 @@ def test_running_statistics_move_a_tenth_towards_the_batch() -> None:
     chex.assert_trees_all_equal(unchanged, params)
 
 
-@pytest.mark.parametrize("name", ["vgg11_lrn", "nin_cifar"])
-def test_every_parameter_has_a_gradient(name: str) -> None:
-    options: dict[str, Any] = {"width": 1 / 8, "num_classes": 7}
-    if name == "vgg11_lrn":
-        options |= {"fc_kernel": 1, "batch_norm": True}
-    graphdef, params = network(name, **options)
-    x, labels = images(4, 32, 32, 3), np.arange(4)
+def vgg11_everything(params: Any, x: np.ndarray) -> Any:
+    """vgg11 with both normalisations, in training mode."""
+    options = {"batch_norm": True, "batch_statistics": True, "lrn": "krizhevsky"}
+    return reference.vgg("A", params, x, fc_kernel=1, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "forward", "shape", "options"),
+    [
+        (
+            "vgg11_lrn",
+            vgg11_everything,
+            (4, 32, 32, 1),
+            {"batch_norm": True, "fc_kernel": 1, "dropout": 0.0},
+        ),
+        ("nin_imagenet", reference.nin_imagenet, (2, 67, 67, 3), {}),
+        ("nin_cifar", reference.nin_cifar, (2, 15, 16, 3), {}),
+    ],
+)
+def test_gradients_equal_finite_differences_of_the_reference(
+    name: str, forward: Any, shape: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    graphdef, params = network(
+        name, width=1 / 16, num_classes=7, in_channels=shape[-1], **options
+    )
+    rng = np.random.default_rng(0)
+    x, weights = images(*shape), rng.normal(size=(shape[0], 7))
+    train = name.startswith("vgg")
 
     @jax.jit
     @jax.grad
     def gradients(params: Any) -> jax.Array:
-        log_p = jax.nn.log_softmax(nnx.merge(graphdef, params)(jnp.asarray(x)))
-        return -log_p[np.arange(4), labels].mean()
+        logits = nnx.merge(graphdef, params)(jnp.asarray(x), train=train)
+        return (logits * weights).sum()
+
+    exact = jax.tree.map(np.float64, params)
+
+    def slope(module: str, leaf: str, direction: np.ndarray) -> float:
+        ends = []
+        for step in (1e-7, -1e-7):
+            moved = exact[module] | {leaf: exact[module][leaf] + step * direction}
+            seen = forward(exact | {module: moved}, x.astype(np.float64))
+            ends.append((seen["logits"] * weights).sum())
+        return (ends[0] - ends[1]) / 2e-7
 
     for module, leaves in gradients(params).items():
         for leaf, gradient in leaves.items():
-            assert np.isfinite(gradient).all(), (module, leaf)
-            assert (gradient != 0).mean() > 0.2, (module, leaf)
+            place, length = f"{module}.{leaf}", np.linalg.norm(gradient)
+            before_norm = module.startswith("conv") and leaf == "bias"
+            if train and (before_norm or leaf in ("mean", "var")):
+                assert length < 1e-3, place  # the batch's own mean takes it away
+                continue
+            assert np.isfinite(length) and length > 1e-2, place
+            direction = rng.normal(size=gradient.shape)
+            np.testing.assert_allclose(
+                (np.asarray(gradient, np.float64) * direction).sum(),
+                slope(module, leaf, direction),
+                rtol=0,
+                atol=1e-3 * length,
+                err_msg=place,
+            )

@@ -1,0 +1,268 @@
+"""The CPU forms against plain `jax.lax`: values, gradients, and where they are used."""
+
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from vgg_jax.models import cpu
+
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+def plain_conv(x, kernel, *, stride, padding):
+    pads = [(padding, padding)] * 2
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), pads, dimension_numbers=DIMENSIONS
+    )
+
+
+def plain_max_pool(x, *, window, stride, padding):
+    return lax.reduce_window(
+        x,
+        x.dtype.type(-np.inf),
+        lax.max,
+        (1, window, window, 1),
+        (1, stride, stride, 1),
+        ((0, 0), *padding, (0, 0)),
+    )
+
+
+def normal(seed, *shape, dtype="float32"):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def value_and_gradients(function, *args, **options):
+    """The value, and the gradients of its product with fixed numbers."""
+
+    @jax.jit
+    def run(*args):
+        value, vjp = jax.vjp(lambda *args: function(*args, **options), *args)
+        return value, vjp(normal(9, *value.shape, dtype=value.dtype))
+
+    return run(*args)
+
+
+def assert_same_conv(x, kernel, *, rtol=1e-5, **options):
+    found = value_and_gradients(cpu.conv, x, kernel, **options)
+    expected = value_and_gradients(plain_conv, x, kernel, **options)
+    chex.assert_trees_all_equal_shapes_and_dtypes(found, expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        scale = np.abs(np.asarray(b, np.float64)).max()
+        np.testing.assert_allclose(
+            np.asarray(a, np.float64) / scale,
+            np.asarray(b, np.float64) / scale,
+            atol=rtol,
+        )
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "kernel", "stride", "padding"),
+    [
+        # gram
+        ((7, 9), 5, 3, 1, 1),
+        ((8, 5), 5, 3, 1, 0),
+        ((6, 7), 4, 5, 1, 2),
+        ((9, 7), 4, 1, 1, 0),
+        ((5, 4), 4, 3, 1, 2),
+        ((5, 4), 4, 1, 1, 1),
+        ((12, 13), 4, 11, 1, 2),
+        # strided
+        ((27, 24), 3, 11, 4, 0),
+        ((23, 26), 1, 11, 4, 2),
+        ((8, 9), 4, 3, 2, 1),
+        ((9, 8), 4, 5, 4, 2),
+        ((9, 8), 4, 1, 2, 0),
+        ((7, 8), 4, 2, 3, 1),
+        # few channels
+        ((8, 7), 1, 3, 1, 1),
+        ((8, 7), 3, 3, 1, 1),
+        ((6, 8), 1, 5, 1, 2),
+        ((12, 13), 1, 11, 1, 0),
+        # dense
+        ((2, 2), 4, 3, 1, 1),
+        ((1, 1), 4, 3, 1, 1),
+        ((1, 3), 4, 3, 1, 1),
+        ((4, 1), 4, 5, 1, 2),
+        ((2, 2), 4, 3, 1, 2),
+        ((2, 1), 4, 1, 1, 1),
+        ((7, 5), 4, (7, 5), 1, 0),
+    ],
+)
+def test_convolution_equals_lax(size, channels, kernel, stride, padding):
+    kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
+    x = normal(0, 3, *size, channels)
+    weights = normal(1, *kernel, channels, 4)
+    assert_same_conv(x, weights, stride=stride, padding=padding)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("side", [6, 2])
+def test_convolution_keeps_the_dtype(dtype, side):
+    x, kernel = normal(0, 2, side, side, 4), normal(1, 3, 3, 4, 5)
+    assert_same_conv(
+        x.astype(dtype), kernel.astype(dtype), stride=1, padding=1, rtol=1e-2
+    )
+
+
+@pytest.mark.parametrize(
+    ("window", "stride", "padding"),
+    [
+        (2, 2, ((0, 0), (0, 0))),
+        (2, 2, ((0, 1), (0, 1))),
+        (3, 2, ((0, 0), (0, 0))),
+        (3, 2, ((0, 1), (0, 0))),
+        (3, 2, ((1, 1), (1, 0))),
+        (3, 1, ((1, 1), (1, 1))),
+        (5, 2, ((0, 0), (0, 2))),
+        (2, 3, ((0, 0), (0, 0))),
+        (1, 1, ((0, 0), (0, 0))),
+    ],
+)
+@pytest.mark.parametrize("size", [(7, 7), (8, 5)])
+def test_max_pool_equals_lax(window, stride, padding, size):
+    options = {"window": window, "stride": stride, "padding": padding}
+    # Whole numbers: most windows have a tie.
+    x = jnp.round(normal(0, 2, *size, 3))
+    found = value_and_gradients(cpu.max_pool, x, **options)
+    expected = value_and_gradients(plain_max_pool, x, **options)
+    chex.assert_trees_all_close(found, expected, atol=1e-6)
+
+
+def test_max_pool_gives_a_tie_to_its_first_pixel():
+    x = jnp.zeros((1, 4, 4, 1))
+    _, (found,) = value_and_gradients(
+        cpu.max_pool, x, window=2, stride=2, padding=((0, 0), (0, 0))
+    )
+    assert np.flatnonzero(np.asarray(found)).tolist() == [0, 2, 8, 10]
+
+
+def block(conv, max_pool):
+    """Two convolutions around a pool: the second on a map of 2x2."""
+
+    def loss(x, kernel):
+        x = nnx.relu(conv(x, kernel, stride=1, padding=1))
+        x = max_pool(x, window=2, stride=2, padding=((0, 0), (0, 0)))
+        return jnp.sum(conv(x, kernel, stride=1, padding=1) ** 2)
+
+    return loss
+
+
+fast, plain = block(cpu.conv, cpu.max_pool), block(plain_conv, plain_max_pool)
+
+
+def test_second_derivatives_equal_lax():
+    x, kernel = normal(0, 2, 4, 4, 4), normal(1, 3, 3, 4, 4)
+
+    def length(loss):
+        gradient = jax.grad(loss, argnums=1)
+        return jax.jit(jax.grad(lambda k: jnp.sum(gradient(x, k) ** 2)))(kernel)
+
+    chex.assert_trees_all_close(length(fast), length(plain), rtol=1e-4)
+
+
+def test_forward_mode_says_that_it_is_missing():
+    x, kernel = normal(0, 1, 4, 4, 4), normal(1, 3, 3, 4, 4)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda k: fast(x, k), (kernel,), (kernel,))
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_gradient_of_a_sharded_batch(axis_type):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
+    x, kernel = normal(0, 16, 4, 4, 4), normal(1, 3, 3, 4, 4)
+    expected = jax.jit(jax.grad(plain, argnums=1))(x, kernel)
+    with jax.set_mesh(mesh):
+        rows = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+        whole = jax.device_put(kernel, NamedSharding(mesh, PartitionSpec()))
+        found = jax.jit(jax.grad(fast, argnums=1))(rows, whole)
+    chex.assert_trees_all_close(np.asarray(found), np.asarray(expected), rtol=1e-4)
+
+
+def test_gradient_inside_shard_map():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    x, kernel = normal(0, 16, 4, 4, 4), normal(1, 3, 3, 4, 4)
+
+    def whole(x, kernel):
+        return jax.grad(lambda k: lax.psum(fast(x, k), "data"))(kernel)
+
+    specs = (PartitionSpec("data"), PartitionSpec())
+    sharded = jax.shard_map(whole, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
+    expected = jax.jit(jax.grad(plain, argnums=1))(x, kernel)
+    chex.assert_trees_all_close(jax.jit(sharded)(x, kernel), expected, rtol=1e-4)
+
+
+def operations(loss, platform):
+    """The arithmetic of the gradient's program, without the choice of a platform."""
+    x, kernel = normal(0, 2, 4, 4, 4), normal(1, 3, 3, 4, 4)
+    traced = jax.jit(jax.value_and_grad(loss, argnums=1)).trace(x, kernel)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    return sorted(
+        name
+        for name in re.findall(r"stablehlo\.\w+", text)
+        if name not in ("stablehlo.case", "stablehlo.return", "stablehlo.constant")
+    )
+
+
+def convolutions(loss, platform):
+    """Every convolution of the gradient's program, with its attributes and types."""
+    x, kernel = normal(0, 2, 4, 4, 4), normal(1, 3, 3, 4, 4)
+    traced = jax.jit(jax.value_and_grad(loss, argnums=1)).trace(x, kernel)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    return sorted(
+        line.split("dim_numbers")[1]
+        for line in text.splitlines()
+        if "stablehlo.convolution" in line
+    )
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda", "rocm"])
+def test_other_platforms_run_the_plain_program(platform):
+    assert operations(fast, platform) == operations(plain, platform)
+    assert convolutions(fast, platform) == convolutions(plain, platform)
+    assert len(convolutions(fast, platform)) == 5
+
+
+def test_cpu_runs_the_other_forms():
+    found = operations(fast, "cpu")
+    assert "stablehlo.select_and_scatter" not in found
+    assert found.count("stablehlo.convolution") == 1  # the first layer's forward
+
+
+def test_nnx_conv_calls_it():
+    x = normal(0, 2, 2, 2, 3)
+    options = {"kernel_size": (3, 3), "padding": 1, "rngs": nnx.Rngs(0)}
+    conv = nnx.Conv(3, 4, conv_general_dilated=cpu.conv_general_dilated, **options)
+    conv.bias[...] = normal(1, 4)
+    kernel = conv.kernel[...]
+    text = jax.jit(lambda x: conv(x)).lower(x).as_text()
+    assert "stablehlo.convolution" not in text
+    expected = plain_conv(x, kernel, stride=1, padding=1) + conv.bias[...]
+    chex.assert_trees_all_close(conv(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": "SAME"},
+        {"padding": "VALID", "window_strides": (2, 1)},
+        {"padding": [(1, 0), (2, 1)]},
+        {"padding": "SAME", "rhs_dilation": (2, 2)},
+        {"padding": "SAME", "feature_group_count": 2, "features": 2},
+        {"padding": "SAME", "precision": "highest"},
+        {"padding": "SAME", "preferred_element_type": jnp.float32},
+    ],
+)
+def test_whatever_lax_takes(options):
+    features = options.pop("features", 4)
+    x, kernel = normal(0, 2, 6, 7, 4), normal(1, 3, 3, features, 4)
+    options = {"window_strides": (1, 1), "dimension_numbers": DIMENSIONS} | options
+    found = value_and_gradients(cpu.conv_general_dilated, x, kernel, **options)
+    expected = value_and_gradients(lax.conv_general_dilated, x, kernel, **options)
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-4)
