@@ -1,6 +1,7 @@
 """What the scripts share: flags, the configuration file, errors without a traceback."""
 
 import dataclasses
+import itertools
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -109,7 +110,7 @@ def config_name(argv: list[str]) -> str:
 
 def _config_path(argv: list[str]) -> Path | None:
     path = None
-    for argument, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+    for argument, following in itertools.pairwise([*argv, ""][1:]):
         name, equals, value = argument.partition("=")
         if name in ("--config", "-config"):
             path = Path(value if equals else following)

@@ -51,11 +51,11 @@ def equations(jaxpr: Any) -> Any:
         ("resnet50", {}, "unknown model 'resnet50': known are vgg11, .*nin_tutorial"),
         ("vgg16", {"droput": 0.1}, "vgg16 has no option 'droput': .*'dropout'"),
         ("vgg16", {"stages": ()}, "vgg16 has no option 'stages'"),
-        ("vgg16", {"rng": 0}, "vgg16 has no option 'rng': did you mean 'keep_rngs'"),
         (
             "nin_cifar",
             {"fc_kernel": 1},
-            "nin_cifar has no option 'fc_kernel': known are",
+            "nin_cifar has no option 'fc_kernel': known are num_classes, in_channels, "
+            "width, dropout, final_relu, init, dtype, keep_rngs$",
         ),
         ("vgg16", {"head": "globalpool"}, "unknown head 'globalpool': .*'global_pool'"),
         ("vgg16", {"init": "glorott"}, "unknown init 'glorott': did you mean 'glorot'"),

@@ -65,6 +65,27 @@ class Trainer:
                 f"expected a batch_size that {self.mesh.size} devices can share, got "
                 f"{config.batch_size}; use a multiple of {self.mesh.size}"
             )
+        for name in ("batch_size", "log_every_steps", "checkpoint_every_steps"):
+            if getattr(config, name) < 1:
+                raise ValueError(
+                    f"expected {name} of at least 1, got {getattr(config, name)}"
+                )
+        for name in ("num_epochs", "validate_every_epochs"):
+            if not 0 < getattr(config, name) < math.inf:
+                raise ValueError(
+                    f"expected {name} above 0, got {getattr(config, name)}"
+                )
+        if config.evaluation.center_scale < config.data.crop:
+            raise ValueError(
+                f"expected evaluation.center_scale of at least the crop, "
+                f"{config.data.crop}, got {config.evaluation.center_scale}"
+            )
+        if config.optimizer.metric == "top5_error" and config.model.num_classes <= 5:
+            raise ValueError(
+                "top-5 error is always 0 with "
+                f"{config.model.num_classes} classes; "
+                "set optimizer.metric to top1_error"
+            )
         if config.optimizer.metric not in METRICS:
             raise ValueError(
                 f"unknown optimizer.metric {config.optimizer.metric!r}: "

@@ -7,12 +7,13 @@ from typing import Any
 
 from vgg_jax.config import Config, differences, from_dict, to_dict
 
-# Settings that may change between a stop and a resume: they leave every step as it was.
+# Settings that may change between a stop and a resume; steps stay as they were.
 FREE = (
     "num_epochs",
     "log_every_steps",
     "checkpoint_every_steps",
     "data.data_dir",
+    "data.on_corrupt_image",
     "data.num_workers",
     "data.num_threads",
     "evaluation.scales",
