@@ -159,7 +159,7 @@ def test_evaluation_prints_a_table_and_writes_it(
     text = (whole / "eval.json").read_text()
     rows = json.loads(text)["results"]
     assert [(row["protocol"], row["scales"]) for row in rows] == [
-        ("center", [28]),
+        ("center", [30]),
         ("dense", [28]),
         ("dense", [32]),
         ("dense", [28, 32]),
