@@ -234,7 +234,10 @@ def test_bfloat16_computes_in_bfloat16(name: str) -> None:
         assert {v.aval.dtype for v in variables} == {jnp.dtype("bfloat16")}
     _, state = abstract(name, dtype="bfloat16", **options)
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32")}
-    got = jax.jit(forward)(params, x)
+    # jaxlib 0.12.0 fuses bfloat16 convolutions on CPU into code that reads what it has
+    # not written, and answers NaN; the option turns those fusions off.
+    options_of_xla = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    got = jax.jit(forward, compiler_options=options_of_xla)(params, x)
     assert got.dtype == jnp.float32
     full, _ = network(name, **options)
     want = jax.jit(lambda p, x: nnx.merge(full, p)(x))(params, x)
