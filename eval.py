@@ -1,7 +1,7 @@
 """Evaluate trained networks on the test set (section 3.2 of arXiv:1409.1556).
 
-python eval.py --config configs/NAME.py [--workdir DIR] [--protocol center|dense]
-    [--scales 256,384,512]
+python eval.py --config configs/NAME.py [--workdir DIR] [--scales 256,384,512]
+    [--protocol center|tencrop|dense|multicrop|combined]
 
 Several --workdir fuse their networks; several --protocol are rows of one table. Without
 --protocol: the centre crop, dense at each scale, dense over all scales. Writes
@@ -31,6 +31,11 @@ def main(values: flags.FlagValues) -> int:
 if __name__ == "__main__":
     values = cli.new_flags()
     flags.DEFINE_multi_string("workdir", [], "folder of a run", flag_values=values)
-    flags.DEFINE_multi_string("protocol", [], "center or dense", flag_values=values)
+    flags.DEFINE_multi_string(
+        "protocol",
+        [],
+        "center, tencrop, dense, multicrop or combined",
+        flag_values=values,
+    )
     flags.DEFINE_list("scales", [], "short sides Q in pixels", flag_values=values)
     cli.run(main, values)

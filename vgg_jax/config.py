@@ -85,7 +85,7 @@ class EvaluationConfig:
     center_scale: int = 256  # short side for the centre-crop protocol
     scales: tuple[int, ...] = (256, 384, 512)  # Q of dense evaluation
     averaging: str = "score_map"  # mean of the map, then soft-max; or "posteriors"
-    batch_size: int = 64
+    batch_size: int = 64  # images, or crops, that the network is given at once
 
 
 @dataclasses.dataclass(kw_only=True)

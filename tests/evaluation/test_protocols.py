@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 import sys
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ import pytest
 from flax import nnx
 
 from vgg_jax.config import Config
-from vgg_jax.data.transforms import center_crop, rescale
+from vgg_jax.data.transforms import rescale
 from vgg_jax.evaluation import protocols
 from vgg_jax.evaluation.predictions import Predictions
 from vgg_jax.evaluation.protocols import check, default_scales, evaluate
@@ -32,11 +33,28 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 def one_image(
     model: ConvNet, image: np.ndarray, config: Config, protocol: str, scale: int
 ) -> np.ndarray:
+    if protocol == "combined":
+        parts = ("dense", "multicrop")
+        return np.mean([one_image(model, image, config, p, scale) for p in parts], 0)
     image = rescale(image, scale)
-    if protocol == "center":
-        image = center_crop(image, config.data.crop)
     pixels = (image.astype(np.float64) - config.data.mean) / config.data.std
-    views = [pixels] if protocol == "center" else [pixels, pixels[:, ::-1]]
+    size = config.data.crop
+    h, w = pixels.shape[0] - size, pixels.shape[1] - size
+    corners = {
+        "dense": [],
+        "center": [(math.floor(h / 2), math.floor(w / 2))],
+        "tencrop": [(0, 0), (0, w), (h, 0), (h, w), (h // 2, w // 2)],
+        "multicrop": [
+            (math.floor(down * h), math.floor(right * w))
+            for down in (0, 0.25, 0.5, 0.75, 1)
+            for right in (0, 0.25, 0.5, 0.75, 1)
+        ],
+    }[protocol]
+    views = [pixels[y : y + size, x : x + size] for y, x in corners] or [pixels]
+    if protocol != "center":
+        views += [view[:, ::-1] for view in views]
+    expected = {"center": 1, "tencrop": 10, "dense": 2, "multicrop": 50}
+    assert len(views) == expected[protocol]
     found = []
     for view in views:
         scores = np.asarray(model.score_map(jnp.asarray(view[None], jnp.float32)))
@@ -54,6 +72,9 @@ def one_image(
         ("center", "score_map", (48,)),
         ("dense", "score_map", (64,)),
         ("dense", "posteriors", (40, 64)),
+        ("tencrop", "score_map", (48,)),
+        ("multicrop", "score_map", (48, 55)),
+        ("combined", "score_map", (40, 55)),
     ],
 )
 def test_every_image_once_in_its_row(
@@ -66,7 +87,9 @@ def test_every_image_once_in_its_row(
 ) -> None:
     config.evaluation.averaging = averaging
     source = make_source(SHAPES)
-    found = evaluate(model, source, config, protocol=protocol, scales=scales)
+    config.evaluation.batch_size = 30  # two pictures of 25 crops, on one device
+    mesh = make_mesh(jax.devices()[:1])
+    found = evaluate(model, source, config, protocol=protocol, scales=scales, mesh=mesh)
     expected = [
         np.mean([one_image(model, i, config, protocol, q) for q in scales], axis=0)
         for i in source.images
@@ -122,6 +145,7 @@ def test_one_compilation_a_shape(
 ) -> None:
     shapes = []
     score_map = ConvNet.score_map
+    protocols._posteriors.clear_cache()
 
     def spy(self: ConvNet, images: jax.Array) -> jax.Array:
         shapes.append(images.shape)
@@ -136,6 +160,26 @@ def test_one_compilation_a_shape(
     config.evaluation.batch_size = 8
     evaluate(model, source, config, protocol="dense", scales=(40,))
     assert sorted(shapes) == [(8, 40, 56, 3)] * 2 + [(8, 56, 40, 3)] * 2
+    # Crops of all scales share one program; each device is given an example's.
+    shapes.clear()
+    evaluate(model, source, config, protocol="multicrop", scales=(40, 48))
+    assert shapes == [(8 * 25, 32, 32, 3)] * 2
+
+
+def test_an_image_is_read_once_for_its_crops(
+    model: ConvNet,
+    config: Config,
+    make_source: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = make_source(SHAPES)
+    read = []
+    get = type(source).__getitem__
+    monkeypatch.setattr(
+        type(source), "__getitem__", lambda self, i: read.append(i) or get(self, i)
+    )
+    evaluate(model, source, config, protocol="multicrop", scales=(48,))
+    assert sorted(read) == list(range(len(SHAPES)))
 
 
 def test_a_corrupt_image_is_left_out_and_known(
@@ -144,7 +188,7 @@ def test_a_corrupt_image_is_left_out_and_known(
     config.data.on_corrupt_image = "skip"
     whole = make_source(SHAPES)
     broken = make_source(SHAPES, corrupt=(2, 9))
-    for protocol in ("center", "dense"):
+    for protocol in ("center", "dense", "tencrop"):
         found, expected = (
             evaluate(model, source, config, protocol=protocol, scales=(48,))
             for source in (broken, whole)
@@ -195,8 +239,9 @@ class Untouchable:
         (
             "center",
             (31,),
-            "scale 31 .* 32x32 centre crop: the smallest that fits is 32",
+            "scale 31 .* 32x32 crops: the smallest that fits is 32",
         ),
+        ("combined", (31,), "scale 31 .* the smallest that fits is 32"),
         ("dense", (), "at least one scale"),
     ],
 )
@@ -222,7 +267,9 @@ def test_settings_that_do_not_fit(model: ConvNet, config: Config) -> None:
 
 def test_default_scales(config: Config) -> None:
     assert default_scales("center", config) == (48,)
-    assert default_scales("dense", config) == (32, 48, 64)
+    assert default_scales("tencrop", config) == (48,)
+    for several in ("dense", "multicrop", "combined"):
+        assert default_scales(several, config) == (32, 48, 64)
     with pytest.raises(ValueError, match="'center'"):
         default_scales("centre", config)
 

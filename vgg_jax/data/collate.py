@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vgg_jax.data import transforms
+from vgg_jax.data import crops, transforms
 from vgg_jax.data.base import Source
 
 # As the public batches are, with the further key "corrupt": a list of messages.
@@ -76,27 +76,30 @@ class TrainCrops:
 
 
 @dataclasses.dataclass
-class CenterCrops:
-    """Centre crops of rescaled images; numbers past the source leave rows empty."""
+class Crops:
+    """Crops of rescaled images; numbers past the source leave rows empty."""
 
     decoder: Decoder
     scale: int
     crop: int
+    rule: crops.Rule
 
     def __call__(self, examples: np.ndarray) -> RawBatch:
-        """The batch of these example numbers."""
+        """The batch of these example numbers; an example's crops follow one another."""
         rows = [
-            self._crop(self.decoder(index))
+            self._cut(self.decoder(index))
             for index in examples.tolist()
             if index < len(self.decoder.source)
         ]
         shape = (self.crop, self.crop, self.decoder.channels)
-        return stack(rows, len(examples), shape)
+        batch = stack(rows, len(examples), (len(self.rule(0, 0)), *shape))
+        batch["image"] = batch["image"].reshape(-1, *shape)
+        return batch
 
-    def _crop(self, row: Row) -> Row:
+    def _cut(self, row: Row) -> Row:
         if row.image is not None:
             image = transforms.rescale(row.image, self.scale)
-            row.image = transforms.center_crop(image, self.crop)
+            row.image = transforms.cut(image, self.crop, self.rule)
         return row
 
 

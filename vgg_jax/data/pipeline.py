@@ -10,9 +10,10 @@ import numpy as np
 from absl import flags, logging
 
 from vgg_jax.config import DataConfig
+from vgg_jax.data import crops
 from vgg_jax.data.base import Source
 from vgg_jax.data.collate import (
-    CenterCrops,
+    Crops,
     Decoder,
     RawBatch,
     Row,
@@ -91,15 +92,18 @@ def eval_batches(
     scale: int,
     crop: int | None,
     batch_size: int,
+    rule: crops.Rule = crops.center,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
     """Every example once, rescaled to short side `scale`; this process's rows.
 
-    The centre crop, or with `crop=None` the whole image; then a batch holds images of
-    one shape, and the order is not that of the source. A batch is as in
-    `train_batches`, with "index": int32 [b], the example's number in the source. Rows
-    that fill up a batch have weight 0 and index -1.
+    Its crops, by default the one in the centre; or with `crop=None` the whole image:
+    then a batch holds images of one shape, and the order is not that of the source. A
+    batch is as in `train_batches`, with "index": int32 [b], the example's number in the
+    source. A rule of several crops makes "image" [b * crops, crop, crop, channels], the
+    crops of an example one after another. Rows that fill up a batch have weight 0 and
+    index -1.
 
     Raises:
         ValueError: settings that cannot work.
@@ -126,7 +130,7 @@ def eval_batches(
     batches = (
         grain.MapDataset.range(padded)
         .batch(rows)
-        .map(CenterCrops(decoder, scale=scale, crop=crop))
+        .map(Crops(decoder, scale=scale, crop=crop, rule=rule))
     )
     mine = batches[process_index::process_count]
     return _report_corrupt(_iterate(mine, config), config, keys=EVAL_KEYS)

@@ -3,6 +3,8 @@
 import cv2
 import numpy as np
 
+from vgg_jax.data import crops
+
 Image = np.ndarray
 
 
@@ -71,8 +73,17 @@ def center_crop(image: Image, size: int) -> Image:
     Raises:
         ValueError: the image is smaller than the crop.
     """
-    rows, columns = _room(image, size)
-    return _crop(image, size, rows // 2, columns // 2)
+    return cut(image, size, crops.center)[0]
+
+
+def cut(image: Image, size: int, rule: crops.Rule) -> np.ndarray:
+    """The crops of a rule, one of `vgg_jax.data.crops`: [crops, size, size, C].
+
+    Raises:
+        ValueError: the image is smaller than the crop.
+    """
+    corners = rule(*_room(image, size))
+    return np.stack([_crop(image, size, *corner) for corner in corners])
 
 
 def flip(image: Image) -> Image:

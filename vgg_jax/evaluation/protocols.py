@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from vgg_jax.config import Config
+from vgg_jax.data import crops
 from vgg_jax.data.pipeline import eval_batches
 from vgg_jax.data.sources import Source
 from vgg_jax.evaluation.dense import check_averaging, posteriors
@@ -22,33 +24,62 @@ from vgg_jax.training.sharding import make_mesh, replicate, shard_batch
 from vgg_jax.training.steps import normalise
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How one rescaled image becomes posteriors.
+    """What the network sees of an image; the posteriors of all of it are averaged.
 
     Args:
-        whole: the network is given the whole image, not its centre crop.
-        posteriors: (model, images, averaging=...) -> [N, num_classes], a pure function.
         description: one line for the user.
+        rule: where crops are cut; None for the whole image.
+        flip: each of them is also seen mirrored left to right.
+        single_scale: by default at `evaluation.center_scale`, not `evaluation.scales`.
+        parts: names of protocols whose posteriors are averaged, in place of a rule.
     """
 
-    whole: bool
-    posteriors: Callable[..., jax.Array]
     description: str
+    rule: crops.Rule | None = None
+    flip: bool = True
+    single_scale: bool = False
+    parts: tuple[str, ...] = ()
 
 
 PROTOCOLS = {
     "center": Protocol(
-        whole=False,
-        posteriors=functools.partial(posteriors, flip=False),
-        description="the centre crop of the image rescaled to short side Q",
+        description="the centre crop",
+        rule=crops.center,
+        flip=False,
+        single_scale=True,
     ),
-    "dense": Protocol(
-        whole=True,
-        posteriors=functools.partial(posteriors, flip=True),
-        description="the whole image at short side Q and its mirror image",
+    "tencrop": Protocol(
+        description="four corners and the centre, mirrored (Krizhevsky et al., 2012)",
+        rule=crops.corners_and_center,
+        single_scale=True,
+    ),
+    "dense": Protocol(description="the whole image, mirrored"),
+    "multicrop": Protocol(
+        description="a regular grid of 5x5 crops, mirrored", rule=crops.grid_5x5
+    ),
+    "combined": Protocol(
+        description="dense and multicrop", parts=("dense", "multicrop")
     ),
 }
+
+
+class Piece(NamedTuple):
+    """What is run in one pass over the images: a protocol without parts, one Q."""
+
+    protocol: str
+    scale: int
+
+
+def pieces(protocol: str, scales: Sequence[int]) -> tuple[Piece, ...]:
+    """The passes whose posteriors a protocol averages, with equal weights.
+
+    Raises:
+        ValueError: an unknown protocol; the message names the nearest.
+    """
+    names = find_protocol(protocol).parts or (protocol,)
+    return tuple(Piece(name, scale) for name in names for scale in scales)
 
 
 def default_scales(protocol: str, config: Config) -> tuple[int, ...]:
@@ -57,9 +88,9 @@ def default_scales(protocol: str, config: Config) -> tuple[int, ...]:
     Raises:
         ValueError: an unknown protocol; the message names the nearest.
     """
-    if _find(protocol).whole:
-        return tuple(config.evaluation.scales)
-    return (config.evaluation.center_scale,)
+    if find_protocol(protocol).single_scale:
+        return (config.evaluation.center_scale,)
+    return tuple(config.evaluation.scales)
 
 
 def check(model: ConvNet, config: Config, protocol: str, scales: Sequence[int]) -> None:
@@ -70,9 +101,14 @@ def check(model: ConvNet, config: Config, protocol: str, scales: Sequence[int]) 
             network; the message names the nearest, or the smallest that fits.
     """
     check_averaging(config.evaluation.averaging)
-    whole = _find(protocol).whole
+    method = find_protocol(protocol)
     if not scales:
         raise ValueError(f"expected at least one scale for {protocol}, got none")
+    for part in method.parts:
+        check(model, config, part, scales)
+    if method.parts:
+        return
+    whole = method.rule is None
     crop = config.data.crop
     smallest = smallest_size(model.layers)
     if not whole and crop < smallest:
@@ -82,7 +118,7 @@ def check(model: ConvNet, config: Config, protocol: str, scales: Sequence[int]) 
         )
     smallest = smallest if whole else crop
     if min(scales) < smallest:
-        needed_by = config.model.name if whole else f"the {crop}x{crop} centre crop"
+        needed_by = config.model.name if whole else f"{crop}x{crop} crops"
         raise ValueError(
             f"scale {min(scales)} is too small for {needed_by}: the smallest that fits "
             f"is {smallest}"
@@ -122,36 +158,37 @@ def evaluate(
             f"{model.num_classes}"
         )
     mesh = make_mesh() if mesh is None else mesh
-    method = _find(protocol)
     graphdef, state = nnx.split(model)
     state = replicate(mesh, state)
+    passes = pieces(protocol, scales)
+    line = ProgressLine(progress, len(source) * len(passes))
 
-    @jax.jit
-    def run(state: nnx.State, images: jax.Array) -> jax.Array:
-        images = normalise(images, config.data.mean, config.data.std)
-        return method.posteriors(
-            nnx.merge(graphdef, state),
-            images,
-            averaging=config.evaluation.averaging,
-        )
-
-    # Rows are dealt evenly to the devices.
-    per_device = -(-config.evaluation.batch_size // mesh.size)
-    line = ProgressLine(progress, len(source) * len(scales))
-
-    def at_scale(scale: int) -> Predictions:
+    def run(piece: Piece) -> Predictions:
+        method = find_protocol(piece.protocol)
+        views = 1 if method.rule is None else len(method.rule(0, 0))
+        # Images are dealt evenly to the devices.
+        per_device = -(-config.evaluation.batch_size // (mesh.size * views))
         rows = _Rows(len(source), classes)
         previous = None
         for batch in eval_batches(
             source,
             config.data,
             channels=model.in_channels,
-            scale=scale,
-            crop=None if method.whole else config.data.crop,
+            scale=piece.scale,
+            crop=None if method.rule is None else config.data.crop,
+            rule=method.rule or crops.center,
             batch_size=per_device * mesh.size,
         ):
-            images = shard_batch(mesh, {"image": batch["image"]})["image"]
-            found = run(state, images)
+            found = _posteriors(
+                state,
+                shard_batch(mesh, {"image": batch["image"]})["image"],
+                graphdef=graphdef,
+                mean=tuple(config.data.mean),
+                std=tuple(config.data.std),
+                averaging=config.evaluation.averaging,
+                flip=method.flip,
+                views=views,
+            )
             # The devices compute this batch while the host takes the last one's result
             # and prepares the next.
             if previous is not None:
@@ -161,12 +198,42 @@ def evaluate(
             line.advance(rows.put(*previous))
         return rows.predictions()
 
-    found = fuse([at_scale(scale) for scale in scales])
+    found = fuse([run(piece) for piece in passes])
     line.close()
     return found
 
 
-def _find(protocol: str) -> Protocol:
+@functools.partial(
+    jax.jit,
+    static_argnames=("graphdef", "mean", "std", "averaging", "flip", "views"),
+)
+def _posteriors(
+    state: nnx.State,
+    images: jax.Array,
+    *,
+    graphdef: nnx.GraphDef,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    averaging: str,
+    flip: bool,
+    views: int,
+) -> jax.Array:
+    """[N * views, H, W, C] with pixels 0-255 -> [N, num_classes].
+
+    Compiled once for all scales, protocols and networks that share it.
+    """
+    model = nnx.merge(graphdef, state)
+    images = normalise(images, mean, std)
+    found = posteriors(model, images, averaging=averaging, flip=flip)
+    return found.reshape(-1, views, found.shape[-1]).mean(axis=1)
+
+
+def find_protocol(protocol: str) -> Protocol:
+    """The protocol of this name.
+
+    Raises:
+        ValueError: an unknown one; the message names the nearest.
+    """
     if protocol not in PROTOCOLS:
         raise ValueError(
             f"unknown protocol {protocol!r}: {did_you_mean(protocol, PROTOCOLS)}"
