@@ -23,6 +23,13 @@ def test_fashion_mnist_goes_where_it_is_told(tmp_path, monkeypatch):
     assert calls == [(tmp_path, None)]
 
 
+def test_data_that_is_there_already_is_said_to_be(tmp_path, capsys):
+    there = tmp_path / "fashion_mnist" / fashion_mnist.VERSION
+    there.mkdir(parents=True)
+    prepare.main(["fashion_mnist", "--data_dir", str(tmp_path)])
+    assert capsys.readouterr().out == f"Fashion-MNIST is in {there}\n"
+
+
 def test_imagenet_needs_the_tar_files(tmp_path, capsys):
     code, error = run(capsys, "imagenet2012")
     assert code == 2 and "--from" in error

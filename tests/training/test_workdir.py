@@ -53,6 +53,41 @@ def test_no_run_says_what_to_type(tmp_path: Path) -> None:
         read_config(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "",
+        '{"model": {"name": "vgg1',
+        "[]",
+        "3",
+        "{}",
+        '{"model": 1, "data": 2}',
+        '{"model": {"name": "vgg11", "colour": 1}, "data": {"dataset": "folder"}}',
+    ],
+)
+def test_a_damaged_configuration_is_named(damage: str, tmp_path: Path) -> None:
+    claim(tmp_path, config())
+    path = tmp_path / "config.json"
+    path.write_text(damage)
+    for read in (lambda: read_config(tmp_path), lambda: claim(tmp_path, config())):
+        with pytest.raises(ValueError, match="delete this file") as error:
+            read()
+        assert str(path) in str(error.value)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="delete this file"):
+        read_config(tmp_path)
+
+
+def test_a_run_from_before_a_setting_existed_had_its_default(tmp_path: Path) -> None:
+    claim(tmp_path, config())
+    path = tmp_path / "config.json"
+    settings = json.loads(path.read_text())
+    del settings["data"]["flip"]
+    path.write_text(json.dumps(settings))
+    claim(tmp_path, config())
+    assert read_config(tmp_path) == config()
+
+
 def test_metrics_past_the_checkpoint_are_taken_out(tmp_path: Path) -> None:
     with MetricWriter(tmp_path, 0) as writer:
         for step in (10, 20, 30):

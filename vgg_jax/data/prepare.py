@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.dataset == "fashion_mnist":
             from vgg_jax.data import fashion_mnist
 
-            fashion_mnist.prepare(data_dir, source)
+            ready = fashion_mnist.prepare(data_dir, source)
+            print(f"Fashion-MNIST is in {ready}")  # whether built now or long ago
         elif source is None:
             parser.error(f"imagenet2012 needs --from, the folder of {imagenet.TARS}")
         else:

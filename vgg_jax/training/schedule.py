@@ -38,7 +38,15 @@ class Schedule:
 
     def validates(self, step: int) -> bool:
         """Whether validation follows this step; it follows the last one too."""
-        return step % self.validate_every_steps == 0 or step == self.total_steps
+        return self.decides(step) or step == self.total_steps
+
+    def decides(self, step: int) -> bool:
+        """Whether the plateau sees this step's validation.
+
+        Not an extra one after the last step, so that a run which goes on with more
+        epochs is the run that had as many from the start.
+        """
+        return step % self.validate_every_steps == 0
 
     def logs(self, step: int) -> bool:
         """Whether a line of training metrics follows this step."""

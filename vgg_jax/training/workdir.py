@@ -3,9 +3,10 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 from vgg_jax.config import Config, differences, from_dict, to_dict
+
+CONFIG = "config.json"
 
 # Settings that may change between a stop and a resume; steps stay as they were.
 FREE = (
@@ -38,13 +39,15 @@ def claim(workdir: Path, config: Config) -> None:
 
     Raises:
         WorkdirMismatch: it holds a run with other settings; the message lists them.
+        ValueError: its config.json is damaged.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / "config.json"
+    path = workdir / CONFIG
     if path.exists():
+        there = to_dict(read_config(workdir))
         changed = [
             f"  {field}: {theirs!r} there, {ours!r} now"
-            for field, ours, theirs in differences(to_dict(config), _read(path))
+            for field, ours, theirs in differences(to_dict(config), there)
             if field not in FREE
         ]
         if changed:
@@ -61,15 +64,20 @@ def read_config(workdir: Path) -> Config:
 
     Raises:
         FileNotFoundError: no run was started there.
+        ValueError: its config.json is damaged, or of another version of this project.
     """
-    path = workdir / "config.json"
+    path = workdir / CONFIG
     if not path.exists():
         raise FileNotFoundError(
             f"no run in {workdir}: train one first, with "
             f"`python train.py --config configs/NAME.py --workdir {workdir}`"
         )
-    return from_dict(_read(path))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
+    try:
+        return from_dict(json.loads(path.read_text()))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"cannot read {path} as the settings of a run "
+            f"({type(error).__name__}: {error}). Where the run's settings are known, "
+            "delete this file and give the command of its training once more, which "
+            "writes it anew"
+        ) from error
