@@ -54,6 +54,10 @@ class DataConfig:
     mean: tuple[float, ...] = IMAGENET_MEAN  # subtracted from 0-255 pixels, per channel
     std: tuple[float, ...] = (1.0, 1.0, 1.0)  # the paper does not divide
     flip: bool = True
+    colour_shift: float = (
+        0.0  # deviation of the random colour shift; the paper's is 0.1
+    )
+    colour_pca: str = "imagenet"  # or "computed" before, by `vgg_jax.data.pca`
     validation_fraction: float = 0.01  # held out of train, for the plateau and the best
     on_corrupt_image: str = "raise"  # or "skip": leave it out, name it and count it
     num_workers: int = 0  # processes that decode; 0 decodes in threads of this one

@@ -11,7 +11,8 @@ import pytest
 from vgg_jax.config import DataConfig
 from vgg_jax.data import transforms
 from vgg_jax.data.base import Source
-from vgg_jax.data.collate import Decoder, Row, TrainCrops, uniforms
+from vgg_jax.data.collate import Decoder, Row, TrainCrops, colour_shifts, uniforms
+from vgg_jax.data.colour import load_axes
 from vgg_jax.data.pipeline import _by_shape, eval_batches, train_batches
 from vgg_jax.data.sources import open_source
 
@@ -169,8 +170,35 @@ def test_uniforms_depend_on_seed_and_position_alone():
 
 
 def test_resume_is_exact():
-    whole = take(train(seed=5), 12)
-    chex.assert_trees_all_equal(take(train(seed=5, start_step=9), 3), whole[9:])
+    config = dataclasses.replace(CONFIG, colour_shift=0.1)
+    whole = take(train(config=config, seed=5), 12)
+    again = take(train(config=config, seed=5, start_step=9), 3)
+    chex.assert_trees_all_equal(again, whole[9:])
+
+
+def test_colour_shifts_vary_as_the_axes_say():
+    axes = np.array([[3.0, 4.0, 0.0], [-0.4, 0.3, 0.0], [0.0, 0.0, 2.0]])
+    shifts = colour_shifts(0, 0, 20_000, axes)
+    assert shifts.dtype == np.float32
+    np.testing.assert_allclose(shifts.mean(0), 0, atol=0.1)
+    np.testing.assert_allclose(np.cov(shifts.T), axes.T @ axes, atol=0.5)
+    along = shifts @ (axes / np.linalg.norm(axes, axis=1, keepdims=True) ** 2).T
+    assert 0.94 < np.mean(np.abs(along) < 1.96) < 0.96  # they are normal
+    np.testing.assert_array_equal(colour_shifts(0, 700, 9, axes), shifts[700:709])
+    assert (colour_shifts(1, 0, 9, axes) != shifts[:9]).all()
+
+
+def test_batches_carry_a_shift_where_the_config_asks():
+    config = dataclasses.replace(CONFIG, colour_shift=0.1)
+    plain, shifted = take(train(), 5), take(train(config=config), 5)
+    for batch, other in zip(plain, shifted, strict=True):
+        chex.assert_shape(other["shift"], (8, 3))
+        chex.assert_trees_all_equal({k: other[k] for k in batch}, batch)
+    expected = colour_shifts(0, 8, 8, 0.1 * load_axes(config))
+    np.testing.assert_array_equal(shifted[1]["shift"], expected)
+    grey = dataclasses.replace(config, mean=(0.0,), std=(1.0,))
+    with pytest.raises(ValueError, match="'imagenet' is of RGB, found 1 channel"):
+        train_batches(SQUARES, grey, channels=1, batch_size=8, seed=0, start_step=0)
 
 
 def test_the_seed_changes_the_order_and_the_crops():
@@ -181,7 +209,7 @@ def test_the_seed_changes_the_order_and_the_crops():
     assert (orders[0][:30] != orders[1][:30]).any()
     assert (orders[0][30:] != orders[1][:30]).any()  # nor is it only shifted
     crops = [
-        TrainCrops(Decoder(SQUARES, 3), 20, 20, crop=16, flip=False, seed=seed)
+        TrainCrops(Decoder(SQUARES, 3), 20, 20, 16, False, shift_axes=None, seed=seed)
         for seed in (5, 6)
     ]
     first, second = (make(0, np.arange(30))["image"] for make in crops)
@@ -195,9 +223,11 @@ def test_the_stream_does_not_depend_on_threads():
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_rows_of_all_processes_are_the_global_batch(processes):
-    whole = take(train(start_step=3), 6)
+    shifted = dataclasses.replace(CONFIG, scale_max=30, colour_shift=0.1)
+    settings = {"config": shifted, "start_step": 3}
+    whole = take(train(**settings), 6)
     parts = [
-        take(train(start_step=3, process_index=i, process_count=processes), 6)
+        take(train(**settings, process_index=i, process_count=processes), 6)
         for i in range(processes)
     ]
     for step, batch in enumerate(whole):

@@ -65,6 +65,20 @@ def test_normalise_subtracts_the_mean_of_each_channel() -> None:
     np.testing.assert_allclose(got[0, 0, 0], [9, 9, 9])
 
 
+def test_the_step_adds_each_images_own_shift_to_its_pixels() -> None:
+    graphdef, state, optimizer = start()
+    step = jitted(graphdef, optimizer)
+    data = batch(4)
+    data["image"] = data["image"] // 2 + 64
+    levels = np.array([0, 5, -60, 60])
+    moved = data["image"] + levels.astype(np.uint8)[:, None, None, None]
+    plain = step(state, data | {"image": moved}, KEY)
+    shifted = step(state, data | {"shift": np.float32(levels[:, None])}, KEY)
+    chex.assert_trees_all_close(plain, shifted, rtol=1e-5)
+    unlike = step(state, data, KEY)[1]["loss"]
+    assert abs(unlike - plain[1]["loss"]) > 1e-3
+
+
 def test_one_step_equals_the_update_by_hand() -> None:
     graphdef, state, optimizer = start()
     data = batch(8)

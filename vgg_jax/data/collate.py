@@ -53,16 +53,22 @@ class TrainCrops:
     scale_max: int
     crop: int
     flip: bool
+    shift_axes: np.ndarray | None  # [channels, channels], see `colour_shifts`
     seed: int
 
     def __call__(self, number: int, examples: np.ndarray) -> RawBatch:
         """The batch of stream positions from `number * len(examples)` on."""
-        draws = uniforms(self.seed, number * len(examples), len(examples)).tolist()
+        position, count = number * len(examples), len(examples)
+        draws = uniforms(self.seed, position, count).tolist()
         rows = [
             self._augment(self.decoder(index), *draw)
             for index, draw in zip(examples.tolist(), draws, strict=True)
         ]
-        return stack(rows, len(rows), (self.crop, self.crop, self.decoder.channels))
+        shape = (self.crop, self.crop, self.decoder.channels)
+        batch = stack(rows, count, shape)
+        if self.shift_axes is not None:
+            batch["shift"] = colour_shifts(self.seed, position, count, self.shift_axes)
+        return batch
 
     def _augment(
         self, row: Row, scale: float, down: float, right: float, mirror: float
@@ -139,7 +145,20 @@ def stack(rows: Sequence[Row], size: int, shape: tuple[int, ...]) -> RawBatch:
     return batch
 
 
-def uniforms(seed: int, position: int, count: int) -> np.ndarray:
+def colour_shifts(seed: int, position: int, count: int, axes: np.ndarray) -> np.ndarray:
+    """What to add to each image's pixels, one number a channel: float32 [count, C].
+
+    Sums of the rows of `axes`, each times a number from N(0, 1).
+    """
+    # A second seed, so that crops stay as they are where no shift is asked for.
+    radius, angle = np.split(uniforms((seed, 1), position, count), 2, axis=1)
+    radius = np.sqrt(-2 * np.log1p(-radius))  # Box and Muller's normal numbers
+    angle = 2 * np.pi * angle
+    normal = np.hstack((radius * np.cos(angle), radius * np.sin(angle)))
+    return (normal[:, : len(axes)] @ axes).astype(np.float32)
+
+
+def uniforms(seed: int | tuple[int, ...], position: int, count: int) -> np.ndarray:
     """Four numbers in [0, 1) for each stream position from `position` on: [count, 4].
 
     Philox makes four words at each tick of its counter, so the counter is the position.

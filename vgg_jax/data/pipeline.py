@@ -21,6 +21,7 @@ from vgg_jax.data.collate import (
     WholeImages,
     stack,
 )
+from vgg_jax.data.colour import load_axes
 from vgg_jax.data.sources import check_config
 from vgg_jax.data.transforms import CorruptImage
 
@@ -50,13 +51,17 @@ def train_batches(
 
     A batch is {"image": uint8 [b, crop, crop, channels] with pixels 0-255, "label":
     int32 [b], "weight": float32 [b]} with b = batch_size // process_count; weight 0
-    marks an image that could not be decoded. Examples are reshuffled every epoch and
-    none is dropped. Everything random depends on `seed` and the example's position in
-    the stream alone: starting from `start_step` continues exactly, and the rows of all
-    processes together do not depend on their number.
+    marks an image that could not be decoded. With `config.colour_shift` there is also
+    "shift": float32 [b, channels], to be added to the image's pixels.
+
+    Examples are reshuffled every epoch and none is dropped. Everything random depends
+    on `seed` and the example's position in the stream alone: starting from `start_step`
+    continues exactly, and the rows of all processes together do not depend on their
+    number.
 
     Raises:
         ValueError: settings that cannot work.
+        FileNotFoundError: the axes of the colour shift are not computed yet.
         CorruptImage: while iterating, unless `config.on_corrupt_image` is "skip".
     """
     _check(source, config, channels, batch_size, process_index, process_count)
@@ -64,12 +69,14 @@ def train_batches(
         raise ValueError(f"seed must be in [0, 2**32), found {seed}")
     if start_step < 0:
         raise ValueError(f"start_step cannot be negative, found {start_step}")
+    shifts = config.colour_shift > 0
     crops = TrainCrops(
         Decoder(source, channels),
         scale_min=config.scale_min,
         scale_max=config.scale_max,
         crop=config.crop,
         flip=config.flip,
+        shift_axes=config.colour_shift * load_axes(config) if shifts else None,
         seed=seed,
     )
     batches = (
@@ -81,7 +88,8 @@ def train_batches(
         .map_with_index(crops)
     )
     mine = batches[process_index::process_count][start_step:]
-    return _report_corrupt(_iterate(mine, config), config, keys=TRAIN_KEYS)
+    keys = (*TRAIN_KEYS, "shift") if shifts else TRAIN_KEYS
+    return _report_corrupt(_iterate(mine, config), config, keys=keys)
 
 
 def eval_batches(

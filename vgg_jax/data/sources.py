@@ -1,7 +1,10 @@
 """Opens the data set that a config names."""
 
+import math
+
 from vgg_jax.config import DataConfig
 from vgg_jax.data.base import Example, Source, Subset, hold_out
+from vgg_jax.data.colour import load_axes
 from vgg_jax.names import did_you_mean
 
 __all__ = ["Example", "Source", "Subset", "check_config", "open_source"]
@@ -20,11 +23,14 @@ def open_source(config: DataConfig, split: str) -> Source:
 
     Raises:
         ValueError: an unknown name, or a fraction that leaves a split empty.
-        FileNotFoundError: the data is not there; the message says what to type.
+        FileNotFoundError: the data, or for "train" the axes of the colour shift, are
+            not there; the message says what to type.
     """
     check_config(config)
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: {did_you_mean(split, SPLITS)}")
+    if split == "train" and config.colour_shift:
+        load_axes(config)
     # Imported here: reading a folder of pictures needs no TFDS, which loads slowly.
     if config.dataset == "folder":
         from vgg_jax.data.folder import open_folder
@@ -71,6 +77,11 @@ def check_config(config: DataConfig) -> None:
         raise ValueError(
             "mean and std need one number a channel, found "
             f"{len(config.mean)} and {len(config.std)}"
+        )
+    if not 0 <= config.colour_shift < math.inf:
+        raise ValueError(
+            f"colour_shift cannot be negative, found {config.colour_shift}; the "
+            "paper's is 0.1, 0 switches it off"
         )
     if config.crop < 1:
         raise ValueError(f"crop must be at least 1 pixel, found {config.crop}")

@@ -33,10 +33,19 @@ def split(model: ConvNet) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]
 
 
 def normalise(
-    images: jax.Array, mean: Sequence[float], std: Sequence[float]
+    images: jax.Array,
+    mean: Sequence[float],
+    std: Sequence[float],
+    shift: jax.Array | None = None,
 ) -> jax.Array:
-    """Pixels 0-255 minus the training set's mean, per channel: [N, H, W, C] float32."""
+    """Pixels 0-255 minus the training set's mean, per channel: [N, H, W, C] float32.
+
+    `shift`, [N, C] in grey levels, is added first: the random colour shift of
+    section 3.1.
+    """
     pixels = images.astype(jnp.float32)
+    if shift is not None:
+        pixels += shift[:, jnp.newaxis, jnp.newaxis]
     return (pixels - jnp.asarray(mean)) / jnp.asarray(std)
 
 
@@ -69,7 +78,8 @@ def train_step(
 
     Args:
         state: before the step.
-        batch: image uint8 [N, H, W, C], label int32 [N], weight float32 [N].
+        batch: image uint8 [N, H, W, C], label int32 [N], weight float32 [N]; where
+            colours are shifted, shift float32 [N, C].
         key: the run's; each step folds its own number in, so that a resumed run draws
             the dropout of an uninterrupted one.
 
@@ -78,7 +88,7 @@ def train_step(
         gradient's length before L2: not finite when the step has gone wrong.
     """
     dropout_key = jax.random.fold_in(key, state.step)
-    images = normalise(batch["image"], mean, std)
+    images = normalise(batch["image"], mean, std, batch.get("shift"))
 
     def loss_fn(params: dict[str, Any]) -> tuple[jax.Array, tuple[Sums, Any]]:
         model = nnx.merge(graphdef, params, state.batch_stats)
