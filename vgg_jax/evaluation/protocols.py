@@ -16,10 +16,10 @@ from vgg_jax.data.pipeline import eval_batches
 from vgg_jax.data.sources import Source
 from vgg_jax.evaluation.dense import check_averaging, posteriors
 from vgg_jax.evaluation.predictions import Predictions, fuse
-from vgg_jax.evaluation.progress import ProgressLine
 from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import smallest_size
 from vgg_jax.names import did_you_mean
+from vgg_jax.progress_line import ProgressLine
 from vgg_jax.training.sharding import make_mesh, replicate, shard_batch
 from vgg_jax.training.steps import normalise
 
