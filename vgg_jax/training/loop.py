@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import math
 import signal
 from pathlib import Path
@@ -10,25 +9,21 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from vgg_jax.config import Config
 from vgg_jax.data.pipeline import eval_batches, train_batches
 from vgg_jax.data.sources import open_source
 from vgg_jax.metrics import Sums, means
-from vgg_jax.models import ConvNet, create_model
-from vgg_jax.names import did_you_mean
 from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoint import Checkpoints
 from vgg_jax.training.interrupt import Interrupt
-from vgg_jax.training.optimizer import Plateau, make_optimizer, set_learning_rate
+from vgg_jax.training.optimizer import Plateau, set_learning_rate
+from vgg_jax.training.program import Program
 from vgg_jax.training.schedule import Schedule
-from vgg_jax.training.sharding import make_mesh, replicated, shard_batch
-from vgg_jax.training.steps import TrainState, init_state, jit_steps, split
+from vgg_jax.training.sharding import make_mesh, shard_batch
+from vgg_jax.training.steps import TrainState
 from vgg_jax.training.workdir import claim
 from vgg_jax.training.writer import MetricWriter
-
-METRICS = ("top1_error", "top5_error", "loss")  # that can set the plateau
 
 
 class TrainingDiverged(RuntimeError):
@@ -60,59 +55,9 @@ class Trainer:
         self.workdir = workdir
         self.metric = f"validation_{config.optimizer.metric}"
         self.mesh = make_mesh()
-        if config.batch_size % self.mesh.size:
-            raise ValueError(
-                f"expected a batch_size that {self.mesh.size} devices can share, got "
-                f"{config.batch_size}; use a multiple of {self.mesh.size}"
-            )
-        for name in ("batch_size", "log_every_steps", "checkpoint_every_steps"):
-            if getattr(config, name) < 1:
-                raise ValueError(
-                    f"expected {name} of at least 1, got {getattr(config, name)}"
-                )
-        for name in ("num_epochs", "validate_every_epochs"):
-            if not 0 < getattr(config, name) < math.inf:
-                raise ValueError(
-                    f"expected {name} above 0, got {getattr(config, name)}"
-                )
-        if config.evaluation.center_scale < config.data.crop:
-            raise ValueError(
-                f"expected evaluation.center_scale of at least the crop, "
-                f"{config.data.crop}, got {config.evaluation.center_scale}"
-            )
-        if config.optimizer.metric == "top5_error" and config.model.num_classes <= 5:
-            raise ValueError(
-                "top-5 error is always 0 with "
-                f"{config.model.num_classes} classes; "
-                "set optimizer.metric to top1_error"
-            )
-        if config.optimizer.metric not in METRICS:
-            raise ValueError(
-                f"unknown optimizer.metric {config.optimizer.metric!r}: "
-                f"{did_you_mean(config.optimizer.metric, METRICS)}"
-            )
-        create = functools.partial(create_model, **dataclasses.asdict(config.model))
-        optimizer = make_optimizer(config.optimizer)
-        self._init = functools.partial(
-            init_state, lambda rngs: create(rngs=rngs), optimizer
-        )
+        self.program = Program.of(config, self.mesh)
         self._init_key, self._dropout_key = jax.random.split(
             jax.random.key(config.seed)
-        )
-        self._abstract = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(
-                a.shape, a.dtype, sharding=replicated(self.mesh)
-            ),
-            jax.eval_shape(self._init, self._init_key),
-        )
-        self._shardings = jax.tree.map(lambda a: a.sharding, self._abstract)
-        model: ConvNet = nnx.eval_shape(lambda: create(rngs=nnx.Rngs(0)))
-        self._train_step, self._eval_step = jit_steps(
-            split(model)[0],
-            optimizer,
-            config.data.mean,
-            config.data.std,
-            self._shardings,
         )
         self.training = open_source(config.data, "train")
         self.validation = open_source(config.data, "validation")
@@ -143,7 +88,9 @@ class Trainer:
             ):
                 while step < schedule.total_steps and not plateau.finished:
                     batch = shard_batch(self.mesh, next(batches))
-                    state, sums = self._train_step(state, batch, self._dropout_key)
+                    state, sums = self.program.train_step(
+                        state, batch, self._dropout_key
+                    )
                     step += 1
                     pending.append(sums)
                     if len(pending) > 1:  # the host runs one step ahead of the devices
@@ -196,10 +143,9 @@ class Trainer:
         """A new state, or the latest one saved."""
         latest = checkpoints.latest_step
         if latest is None:
-            init = jax.jit(self._init, out_shardings=self._shardings)
-            state, plateau = init(self._init_key), Plateau()
+            state, plateau = self.program.init(self._init_key), Plateau()
         else:
-            state, plateau = checkpoints.restore(self._abstract, latest)
+            state, plateau = checkpoints.restore(self.program.state, latest)
         parameters = sum(p.size for p in jax.tree.leaves(state.params))
         device = self.mesh.devices.flat[0]
         print(
@@ -265,7 +211,9 @@ class Trainer:
         for batch in batches:
             batch.pop("index")
             sharded = shard_batch(self.mesh, batch)
-            steps.append(self._eval_step(state.params, state.batch_stats, sharded))
+            steps.append(
+                self.program.eval_step(state.params, state.batch_stats, sharded)
+            )
         steps = jax.device_get(steps)
         total = {name: np.sum([sums[name] for sums in steps]) for name in steps[0]}
         return {f"validation_{name}": value for name, value in means(total).items()}

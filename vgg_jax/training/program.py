@@ -1,0 +1,86 @@
+"""What a run computes: all that a configuration and a mesh decide, without data."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from vgg_jax.config import Config
+from vgg_jax.models import ConvNet, create_model
+from vgg_jax.models.layers import check_size
+from vgg_jax.training import settings
+from vgg_jax.training.optimizer import make_optimizer
+from vgg_jax.training.sharding import batch_sharding, replicated
+from vgg_jax.training.steps import Batch, TrainState, init_state, jit_steps, split
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """The compiled functions of a run, and their arguments as shapes with shardings.
+
+    The mesh's devices need not be there: with those of a topology,
+    `program.train_step.lower(*program.arguments).compile()` asks the compiler alone.
+
+    Args:
+        init: key -> the state before the first step.
+        train_step: (state, batch, key) -> (state, sums); takes the state's memory.
+        eval_step: (params, batch_stats, batch) -> sums.
+        state, batch, key: what `train_step` takes.
+    """
+
+    init: Callable[[jax.Array], TrainState]
+    train_step: Any  # jitted, as `eval_step`: has `lower`
+    eval_step: Any
+    state: TrainState
+    batch: Batch
+    key: jax.Array
+
+    @property
+    def arguments(self) -> tuple[TrainState, Batch, jax.Array]:
+        """Those of `train_step`."""
+        return self.state, self.batch, self.key
+
+    @classmethod
+    def of(cls, config: Config, mesh: Mesh) -> "Program":
+        """The program of a configuration on the devices of a mesh.
+
+        Raises:
+            ValueError: settings that do not fit one another, or the mesh.
+        """
+        settings.check(config, mesh.size)
+        create = functools.partial(create_model, **dataclasses.asdict(config.model))
+        model: ConvNet = nnx.eval_shape(lambda: create(rngs=nnx.Rngs(0)))
+        check_size(model.layers, config.data.crop, config.data.crop)
+        optimizer = make_optimizer(config.optimizer)
+        init = functools.partial(init_state, lambda rngs: create(rngs=rngs), optimizer)
+        whole, rows = replicated(mesh), batch_sharding(mesh)
+        key = _abstract(jax.eval_shape(jax.random.key, 0), whole)
+        state = jax.tree.map(lambda a: _abstract(a, whole), jax.eval_shape(init, key))
+        shardings = jax.tree.map(lambda a: a.sharding, state)
+        train_step, eval_step = jit_steps(
+            split(model)[0], optimizer, config.data.mean, config.data.std, shardings
+        )
+        size, crop = config.batch_size, config.data.crop
+        images = (size, crop, crop, config.model.in_channels)
+        batch: dict[str, Any] = {
+            "image": jax.ShapeDtypeStruct(images, jnp.uint8, sharding=rows),
+            "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=rows),
+            "weight": jax.ShapeDtypeStruct((size,), jnp.float32, sharding=rows),
+        }
+        return cls(
+            init=jax.jit(init, out_shardings=shardings),
+            train_step=train_step,
+            eval_step=eval_step,
+            state=state,
+            batch=batch,
+            key=key,
+        )
+
+
+def _abstract(array: Any, sharding: jax.sharding.Sharding) -> Any:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)

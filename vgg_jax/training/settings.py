@@ -1,0 +1,71 @@
+"""Which settings a run can be trained with: all that can be said without data."""
+
+import math
+from operator import attrgetter
+
+from vgg_jax.config import Config
+from vgg_jax.data.sources import check_config
+from vgg_jax.names import did_you_mean
+
+# Numbers: lowest and highest, as an interval is written.
+RANGES = {
+    "seed": "[0, 4294967296)",
+    "batch_size": "[1, inf)",
+    "num_epochs": "(0, inf)",
+    "validate_every_epochs": "(0, inf)",
+    "checkpoint_every_steps": "[1, inf)",
+    "log_every_steps": "[1, inf)",
+    "optimizer.learning_rate": "(0, inf)",
+    "optimizer.momentum": "[0, 1)",
+    "optimizer.weight_decay": "[0, inf)",
+    "optimizer.plateau_factor": "(0, 1]",
+    "optimizer.plateau_patience": "[1, inf)",
+    "optimizer.plateau_min_delta": "[0, 1)",
+    "optimizer.plateau_drops": "[0, inf)",
+    "evaluation.batch_size": "[1, inf)",
+}
+# Words: those that there are.
+CHOICES = {
+    "optimizer.metric": ("top1_error", "top5_error", "loss"),
+    "model.dtype": ("float32", "bfloat16"),  # float16 would need its loss scaled
+}
+
+
+def check(config: Config, devices: int) -> None:
+    """That a run can be trained with these settings on so many devices.
+
+    Raises:
+        ValueError: the message names the setting, what was expected and what was found.
+    """
+    check_config(config.data)
+    for name, interval in RANGES.items():
+        value = attrgetter(name)(config)
+        if not _inside(value, interval):
+            raise ValueError(f"expected {name} in {interval}, got {value}")
+    for name, known in CHOICES.items():
+        value = attrgetter(name)(config)
+        if value not in known:
+            raise ValueError(f"unknown {name} {value!r}: {did_you_mean(value, known)}")
+    if config.batch_size % devices:
+        raise ValueError(
+            f"expected a batch_size that {devices} devices can share, got "
+            f"{config.batch_size}; use a multiple of {devices}"
+        )
+    if config.evaluation.center_scale < config.data.crop:
+        raise ValueError(
+            f"expected evaluation.center_scale of at least the crop, "
+            f"{config.data.crop}, got {config.evaluation.center_scale}"
+        )
+    if config.optimizer.metric == "top5_error" and config.model.num_classes <= 5:
+        raise ValueError(
+            f"top-5 error is always 0 with {config.model.num_classes} classes; "
+            "set optimizer.metric to top1_error"
+        )
+
+
+def _inside(value: float, interval: str) -> bool:
+    """Whether a number lies in an interval such as "[0, 1)"; NaN lies in none."""
+    low, high = map(float, interval[1:-1].split(","))
+    above = low <= value if interval[0] == "[" else low < value
+    below = value <= high if interval[-1] == "]" else value < high
+    return above and below and math.isfinite(value)
