@@ -16,7 +16,7 @@ from vgg_jax.models.layers import check_size
 from vgg_jax.training import settings
 from vgg_jax.training.optimizer import make_optimizer
 from vgg_jax.training.sharding import batch_sharding, replicated
-from vgg_jax.training.steps import Batch, TrainState, init_state, jit_steps, split
+from vgg_jax.training.steps import TrainState, init_state, jit_steps, split
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,11 +37,11 @@ class Program:
     train_step: Any  # jitted, as `eval_step`: has `lower`
     eval_step: Any
     state: TrainState
-    batch: Batch
-    key: jax.Array
+    batch: dict[str, jax.ShapeDtypeStruct]
+    key: jax.ShapeDtypeStruct
 
     @property
-    def arguments(self) -> tuple[TrainState, Batch, jax.Array]:
+    def arguments(self) -> tuple[Any, ...]:
         """Those of `train_step`."""
         return self.state, self.batch, self.key
 
@@ -66,18 +66,23 @@ class Program:
             split(model)[0], optimizer, config.data.mean, config.data.std, shardings
         )
         size, crop = config.batch_size, config.data.crop
-        images = (size, crop, crop, config.model.in_channels)
-        batch: dict[str, Any] = {
-            "image": jax.ShapeDtypeStruct(images, jnp.uint8, sharding=rows),
-            "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=rows),
-            "weight": jax.ShapeDtypeStruct((size,), jnp.float32, sharding=rows),
+        channels = config.model.in_channels
+        shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+            "image": ((size, crop, crop, channels), jnp.uint8),
+            "label": ((size,), jnp.int32),
+            "weight": ((size,), jnp.float32),
         }
+        if config.data.colour_shift:
+            shapes["shift"] = ((size, channels), jnp.float32)
         return cls(
             init=jax.jit(init, out_shardings=shardings),
             train_step=train_step,
             eval_step=eval_step,
             state=state,
-            batch=batch,
+            batch={
+                name: jax.ShapeDtypeStruct(*shape, sharding=rows)
+                for name, shape in shapes.items()
+            },
             key=key,
         )
 

@@ -1,0 +1,72 @@
+"""Settings that cannot be trained with are refused in a line that names them."""
+
+import math
+from typing import Any
+
+import pytest
+
+from vgg_jax.config import Config, DataConfig, VGGConfig
+from vgg_jax.training.settings import CHOICES, RANGES, check
+
+
+def config() -> Config:
+    return Config(model=VGGConfig(name="vgg11"), data=DataConfig(dataset="folder"))
+
+
+def changed(setting: str, value: Any) -> Config:
+    result: Any = config()
+    owner = result
+    *groups, name = setting.split(".")
+    for group in groups:
+        owner = getattr(owner, group)
+    setattr(owner, name, value)
+    return result
+
+
+def test_the_defaults_are_fine() -> None:
+    check(config(), 8)
+
+
+@pytest.mark.parametrize("setting", RANGES)
+@pytest.mark.parametrize("value", [-1, math.inf, math.nan])
+def test_a_number_out_of_range_is_named(setting: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"expected {setting} in .*, got {value}"):
+        check(changed(setting, value), 8)
+
+
+@pytest.mark.parametrize(
+    ("setting", "inside", "outside"),
+    [
+        ("seed", 2**32 - 1, 2**32),
+        ("optimizer.momentum", 0, 1),
+        ("optimizer.plateau_factor", 1, 0),
+        ("optimizer.plateau_drops", 0, -1),
+        ("num_epochs", 0.1, 0),
+        ("log_every_steps", 1, 0),
+    ],
+)
+def test_the_ends_of_a_range(setting: str, inside: float, outside: float) -> None:
+    check(changed(setting, inside), 8)
+    with pytest.raises(ValueError, match=setting):
+        check(changed(setting, outside), 8)
+
+
+@pytest.mark.parametrize("setting", CHOICES)
+def test_an_unknown_word_is_answered_with_those_that_there_are(setting: str) -> None:
+    with pytest.raises(ValueError, match=rf"unknown {setting} 'xyz'.*known are"):
+        check(changed(setting, "xyz"), 8)
+
+
+def test_a_batch_divides_over_the_devices() -> None:
+    with pytest.raises(ValueError, match=r"12 devices .* got 256; use a multiple of"):
+        check(config(), 12)
+
+
+def test_the_validation_crop_fits() -> None:
+    with pytest.raises(ValueError, match=r"center_scale .* 224, got 200"):
+        check(changed("evaluation.center_scale", 200), 8)
+
+
+def test_top5_error_needs_more_than_five_classes() -> None:
+    with pytest.raises(ValueError, match=r"set optimizer\.metric to top1_error"):
+        check(changed("model.num_classes", 5), 8)
