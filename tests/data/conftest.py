@@ -3,8 +3,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cv2
+import matplotlib
 import numpy as np
 import pytest
+import sklearn.datasets
 
 from vgg_jax.config import DataConfig
 
@@ -39,6 +41,15 @@ def picture() -> Picture:
         return image
 
     return make
+
+
+@pytest.fixture(scope="session")
+def photographs() -> list[bytes]:
+    """JPEG files of a pagoda, a flower and a portrait: 427x640, 427x640, 600x512."""
+    landscapes = Path(sklearn.datasets.__file__).parent / "images"
+    portrait = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    paths = [landscapes / "china.jpg", landscapes / "flower.jpg", portrait]
+    return [path.read_bytes() for path in paths]
 
 
 @pytest.fixture

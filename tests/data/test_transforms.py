@@ -1,5 +1,8 @@
 import io
+import struct
+import zlib
 
+import cv2
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
@@ -84,6 +87,91 @@ def test_decode_refuses_what_is_no_image(data):
         transforms.decode(data, 1, "cat")
 
 
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_decode_refuses_pictures_of_absurd_size(file_format):
+    """Small files whose headers promise 65,000 x 65,000 pixels."""
+    data = bytearray(encode(PIL.Image.fromarray(NOISE), file_format))
+    if file_format == "JPEG":
+        at = data.index(b"\xff\xc0") + 5
+        data[at : at + 4] = struct.pack(">HH", 65_000, 65_000)
+    else:
+        data[16:24] = struct.pack(">II", 65_000, 65_000)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    with pytest.raises(transforms.CorruptImage, match=r"cannot decode cat: .*pixels"):
+        transforms.decode(bytes(data), 3, "cat")
+
+
+def test_decode_refuses_a_thread_of_an_image():
+    thread = PIL.Image.fromarray(np.zeros((2, 130, 3), np.uint8))
+    message = "cannot use cat: expected one side at most 64 times .*, found 2x130"
+    with pytest.raises(transforms.CorruptImage, match=message):
+        transforms.decode(encode(thread, "PNG"), 3, "cat")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_png_called_jpeg_or_a_jpeg_of_any_kind_has_its_short_side_read(mode):
+    image = PIL.Image.fromarray(NOISE).convert(mode)
+    for options in ({}, {"progressive": True}, {"comment": b"c" * 70}):
+        data = encode(image, "JPEG", **options)
+        assert transforms.jpeg_short_side(data) == 60
+    assert transforms.jpeg_short_side(encode(image.convert("RGB"), "PNG")) == 0
+    for bad in (b"", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00\x00", data[:50]):
+        assert transforms.jpeg_short_side(bad) == 0
+
+
+def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(picture):
+    data = encode(PIL.Image.fromarray(picture(500, 700)), "JPEG", quality=95)
+    sides = {s: min(transforms.decode(data, 3, "", s).shape[:2]) for s in range(8, 300)}
+    assert all(side >= 2 * s or side == 500 for s, side in sides.items())
+    assert sides[31] == 63 and sides[32] == 125 and sides[62] == 125
+    assert sides[63] == 250 and sides[125] == 250 and sides[126] == 500
+    assert transforms.decode(data, 1, "", 32).shape == (125, 175, 1)
+    png = encode(PIL.Image.fromarray(picture(500, 700)), "PNG")
+    assert transforms.decode(png, 3, "", 31).shape == (500, 700, 3)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK", "turned"])
+def test_a_part_sized_decoding_hardly_differs_after_rescaling(photographs, mode):
+    for photograph in photographs:
+        image = PIL.Image.open(io.BytesIO(photograph)).crop((0, 0, 512, 416))
+        options = {}
+        if mode == "CMYK":
+            image = image.convert("CMYK")
+        if mode == "turned":
+            options["exif"] = PIL.Image.Exif()
+            options["exif"][0x0112] = 6
+        data = encode(image, "JPEG", quality=95, **options)
+        whole = transforms.decode(data, 3)
+        part = transforms.decode(data, 3, "", 104)
+        assert min(part.shape[:2]) == 208
+        assert (part.shape[0] > part.shape[1]) == (whole.shape[0] > whole.shape[1])
+        exact, near, aliased = (
+            transforms.rescale(pixels, 104).astype(int)
+            for pixels in (whole, part, np.ascontiguousarray(whole[::2, ::2]))
+        )
+        error = np.abs(near - exact).mean()
+        assert error < 0.7 and error < np.abs(aliased - exact).mean() / 3
+
+
+def test_a_huge_jpeg_takes_little_memory():
+    gradient = np.linspace(0, 255, 9000).astype(np.uint8)[:, np.newaxis]
+    image = np.broadcast_to(gradient, (9000, 12_000))
+    data = cv2.imencode(".jpg", image)[1].tobytes()
+    decoded = transforms.decode(data, 3, "", 256)
+    assert decoded.shape == (1125, 1500, 3)
+    crop = transforms.rescaled_crop(decoded, 256, 224, 0.999, 0.5)
+    assert_near(crop[:, 100, 0], np.linspace(32, 255, 224), atol=2)
+
+
+def test_a_tiny_image_is_enlarged_to_the_crop(picture):
+    data = encode(PIL.Image.fromarray(picture(5, 8)), "PNG")
+    image = transforms.decode(data, 3, "", 256)
+    crop = transforms.rescaled_crop(image, 256, 224, 0.0, 0.999)
+    np.testing.assert_array_equal(crop, transforms.rescale(image, 256)[:224, -224:])
+    pixel = transforms.decode(encode(PIL.Image.new("RGB", (1, 1)), "PNG"), 3, "", 32)
+    assert transforms.rescaled_crop(pixel, 32, 32, 0.5, 0.5).shape == (32, 32, 3)
+
+
 def test_decode_refuses_other_channel_counts():
     with pytest.raises(ValueError, match=r"expected 1 .* or 3 .* found 4"):
         transforms.decode(b"", 4)
@@ -132,6 +220,35 @@ def test_crops_reach_every_place_and_no_further():
         np.testing.assert_array_equal(crop, expected)
 
 
+def test_the_crop_before_rescaling_is_the_one_after_it(photographs):
+    """Where the scale is a whole number both see the same pixels."""
+    image = transforms.decode(photographs[0], 3)[:320, :480]
+    after = transforms.rescale(image, 160)
+    before = transforms.rescaled_crop(image, 160, 128, 10 / 65, 30 / 225)
+    np.testing.assert_array_equal(before, after[5:133, 15:143])
+    grey = transforms.rescaled_crop(image[..., :1], 160, 128, 10 / 65, 30 / 225)
+    np.testing.assert_array_equal(grey, before[..., :1])
+
+
+@pytest.mark.parametrize("short_side", [40, 47, 59])
+def test_the_crop_before_rescaling_has_the_scale_and_reaches_the_edges(short_side):
+    image = np.zeros((60, 80, 3), np.uint8)
+    image[..., 0] = 3 * np.arange(60)[:, np.newaxis]
+    image[..., 1] = 3 * np.arange(80)
+    ends = [
+        transforms.rescaled_crop(image, short_side, 32, *place).astype(float) / 3
+        for place in ((0.0, 0.0), (0.9999, 0.9999))
+    ]
+    scale = 60 / short_side
+    first, last = (scale - 1) / 2, 32 * scale - (scale + 1) / 2  # centres of its pixels
+    for channel in (0, 1):
+        rows = np.moveaxis(ends[0], channel, 0)
+        np.testing.assert_allclose(rows[0, ..., channel], first, atol=0.5)
+        np.testing.assert_allclose(rows[-1, ..., channel], last, atol=0.8)
+        far = np.moveaxis(ends[1], channel, 0)[-1, ..., channel]
+        np.testing.assert_allclose(far, (59, 79)[channel] - first, atol=0.5)
+
+
 def test_center_crop_is_in_the_middle():
     np.testing.assert_array_equal(transforms.center_crop(NOISE, 59), NOISE[0:59, 10:69])
     np.testing.assert_array_equal(
@@ -146,6 +263,8 @@ def test_crop_larger_than_the_image_is_refused():
     ):
         with pytest.raises(ValueError, match="61x61 crop from an image of 60x80"):
             crop()
+    with pytest.raises(ValueError, match="33x33 crop from an image of short side 32"):
+        transforms.rescaled_crop(NOISE, 32, 33, 0.0, 0.0)
 
 
 def test_flip_mirrors_left_to_right():

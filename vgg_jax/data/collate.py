@@ -34,11 +34,13 @@ class Decoder:
     source: Source
     channels: int
 
-    def __call__(self, index: int) -> Row:
-        """Example number `index`, which may be corrupt."""
+    def __call__(self, index: int, short_side: int) -> Row:
+        """Example number `index`, to be rescaled to `short_side`; may be corrupt."""
         example = self.source[index]
         try:
-            image = transforms.decode(example["image"], self.channels, example["name"])
+            image = transforms.decode(
+                example["image"], self.channels, example["name"], short_side
+            )
         except transforms.CorruptImage as error:
             return Row(index, example["label"], None, str(error))
         return Row(index, example["label"], image)
@@ -61,7 +63,7 @@ class TrainCrops:
         position, count = number * len(examples), len(examples)
         draws = uniforms(self.seed, position, count).tolist()
         rows = [
-            self._augment(self.decoder(index), *draw)
+            self._crop(index, *draw)
             for index, draw in zip(examples.tolist(), draws, strict=True)
         ]
         shape = (self.crop, self.crop, self.decoder.channels)
@@ -70,13 +72,15 @@ class TrainCrops:
             batch["shift"] = colour_shifts(self.seed, position, count, self.shift_axes)
         return batch
 
-    def _augment(
-        self, row: Row, scale: float, down: float, right: float, mirror: float
+    def _crop(
+        self, index: int, scale: float, down: float, right: float, mirror: float
     ) -> Row:
+        scales = self.scale_max - self.scale_min + 1
+        short_side = self.scale_min + int(scale * scales)
+        row = self.decoder(index, short_side)
         if row.image is not None:
-            scales = self.scale_max - self.scale_min + 1
-            image = transforms.rescale(row.image, self.scale_min + int(scale * scales))
-            image = transforms.crop_at(image, self.crop, down, right)
+            place = (down, right)
+            image = transforms.rescaled_crop(row.image, short_side, self.crop, *place)
             row.image = transforms.flip(image) if self.flip and mirror < 0.5 else image
         return row
 
@@ -93,7 +97,7 @@ class Crops:
     def __call__(self, examples: np.ndarray) -> RawBatch:
         """The batch of these example numbers; an example's crops follow one another."""
         rows = [
-            self._cut(self.decoder(index))
+            self._cut(self.decoder(index, self.scale))
             for index in examples.tolist()
             if index < len(self.decoder.source)
         ]
@@ -118,7 +122,7 @@ class WholeImages:
 
     def __call__(self, examples: np.ndarray) -> list[Row]:
         """The rows of these example numbers, not yet batched."""
-        rows = [self.decoder(index) for index in examples.tolist()]
+        rows = [self.decoder(index, self.scale) for index in examples.tolist()]
         for row in rows:
             if row.image is not None:
                 row.image = transforms.rescale(row.image, self.scale)

@@ -1,5 +1,7 @@
 """Operations on one image, a uint8 array [H, W, channels] with pixels 0-255."""
 
+import struct
+
 import cv2
 import numpy as np
 
@@ -7,19 +9,33 @@ from vgg_jax.data import crops
 
 Image = np.ndarray
 
+# Of an image's sides: rescaled to a short side of 512, more would not fit into memory.
+MAX_ASPECT = 64
+# OpenCV's flags for decoding a JPEG at a part of its size: its blocks of 8x8
+# coefficients give blocks of 1, 2 or 4. (For a PNG they would skip pixels.)
+REDUCTIONS = (
+    (8, cv2.IMREAD_REDUCED_GRAYSCALE_8),
+    (4, cv2.IMREAD_REDUCED_GRAYSCALE_4),
+    (2, cv2.IMREAD_REDUCED_GRAYSCALE_2),
+)
+
 
 class CorruptImage(ValueError):
     """An image that cannot be decoded; the message names it."""
 
 
-def decode(data: bytes, channels: int, name: str = "the image") -> Image:
+def decode(
+    data: bytes, channels: int, name: str = "the image", short_side: int | None = None
+) -> Image:
     """Encoded JPEG or PNG -> uint8 [H, W, channels], RGB for 3 and grey for 1.
 
     The EXIF orientation is applied; grey, palette, CMYK and 16-bit files are converted,
-    and transparency is dropped.
+    and transparency is dropped. With `short_side`, to which the image will be rescaled,
+    a JPEG is decoded at a half, a quarter or an eighth of its size where that leaves
+    twice `short_side` or more.
 
     Raises:
-        CorruptImage: truncated or not an image.
+        CorruptImage: truncated, not an image, or of absurd size.
         ValueError: `channels` is neither 1 nor 3.
     """
     if channels not in (1, 3):
@@ -27,16 +43,36 @@ def decode(data: bytes, channels: int, name: str = "the image") -> Image:
     mode = cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_GRAYSCALE
     image = None
     if data:
+        if short_side is not None:
+            mode |= _reduction(jpeg_short_side(data), short_side)
         try:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
-        except cv2.error as error:  # such as a picture of absurd size
+        except cv2.error as error:  # more than 2**30 pixels
             raise CorruptImage(f"cannot decode {name}: {error.err}") from error
     if image is None:
         raise CorruptImage(
             f"cannot decode {name}: expected a whole JPEG or PNG, found {len(data)} "
             "bytes that are truncated or something else"
         )
-    return image.reshape(*image.shape[:2], channels)
+    height, width = image.shape[:2]
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise CorruptImage(
+            f"cannot use {name}: expected one side at most {MAX_ASPECT} times the "
+            f"other, found {height}x{width}"
+        )
+    return image.reshape(height, width, channels)
+
+
+def jpeg_short_side(data: bytes) -> int:
+    """The smaller side of a JPEG as its header says, or 0 for anything else."""
+    at = 2 if data.startswith(b"\xff\xd8") else len(data)
+    while data[at : at + 1] == b"\xff" and at + 9 <= len(data):
+        marker = data[at + 1]
+        # C4, C8 and CC are tables; the other Cx head the frame, and say its size.
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return min(struct.unpack_from(">HH", data, at + 5))
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return 0
 
 
 def rescale(image: Image, short_side: int) -> Image:
@@ -45,14 +81,33 @@ def rescale(image: Image, short_side: int) -> Image:
     Shrinking averages the pixels that fall on one (cv2.INTER_AREA), which is free of
     aliasing; enlarging is bilinear.
     """
-    height, width, channels = image.shape
+    height, width = image.shape[:2]
     short = min(height, width)
-    if short == short_side:
-        return image
-    size = (round(width * short_side / short), round(height * short_side / short))
-    method = cv2.INTER_AREA if short_side < short else cv2.INTER_LINEAR
-    resized = cv2.resize(image, size, interpolation=method)
-    return resized.reshape(size[1], size[0], channels)
+    return _resize(
+        image, round(height * short_side / short), round(width * short_side / short)
+    )
+
+
+def rescaled_crop(
+    image: Image, short_side: int, size: int, down: float, right: float
+) -> Image:
+    """`crop_at` of what `rescale` gives, without rescaling what the crop leaves out.
+
+    An image that shrinks is cropped first, at whole pixels: the crop lies within half
+    a pixel of the other order's, and its scale is within half a pixel of its side.
+
+    Raises:
+        ValueError: `short_side` is smaller than the crop.
+    """
+    short = min(image.shape[:2])
+    if short <= short_side:  # enlarged: a pixel's neighbours outside the crop matter
+        return crop_at(rescale(image, short_side), size, down, right)
+    if short_side < size:
+        raise ValueError(
+            f"cannot take a {size}x{size} crop from an image of short side {short_side}"
+        )
+    window = round(size * short / short_side)
+    return _resize(crop_at(image, window, down, right), size, size)
 
 
 def crop_at(image: Image, size: int, down: float, right: float) -> Image:
@@ -89,6 +144,22 @@ def cut(image: Image, size: int, rule: crops.Rule) -> np.ndarray:
 def flip(image: Image) -> Image:
     """Mirrored left to right."""
     return image[:, ::-1]
+
+
+def _reduction(jpeg_side: int, short_side: int) -> int:
+    """The flag of the smallest decoding that leaves twice `short_side`."""
+    for factor, flag in REDUCTIONS:
+        if jpeg_side >= 2 * factor * short_side:
+            return flag
+    return 0
+
+
+def _resize(image: Image, height: int, width: int) -> Image:
+    if image.shape[:2] == (height, width):
+        return image
+    method = cv2.INTER_AREA if height < image.shape[0] else cv2.INTER_LINEAR
+    resized = cv2.resize(image, (width, height), interpolation=method)
+    return resized.reshape(height, width, image.shape[2])
 
 
 def _room(image: Image, size: int) -> tuple[int, int]:
