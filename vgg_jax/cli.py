@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from vgg_jax.compilation import cache_compilations
+from vgg_jax.compilation import prepare_jax
 from vgg_jax.config import (
     Config,
     DataConfig,
@@ -46,7 +46,7 @@ def new_flags() -> flags.FlagValues:
 def run(main: Callable[[flags.FlagValues], int], values: flags.FlagValues) -> None:
     """Parse the command line, call `main`, exit with its code; 2 for a usage error."""
     flags.FLAGS.mark_as_parsed()  # Grain's worker processes look at it
-    cache_compilations()
+    prepare_jax()
     try:
         parse(sys.argv, values)
         code = main(values)

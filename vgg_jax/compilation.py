@@ -1,10 +1,39 @@
-"""Compiled programs kept on disk, so that a second start need not compile."""
+"""How the scripts run JAX: memory that stays, and compiled programs kept on disk."""
 
+import ctypes
+import os
+import sys
 from pathlib import Path
 
 import jax
 
 CACHE = "~/.cache/vgg_jax/compiled"
+
+# Of glibc's mallopt.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def prepare_jax() -> None:
+    """All of this module; call it before JAX has started. See docs/performance.md."""
+    keep_memory()
+    cache_compilations()
+
+
+def keep_memory() -> None:
+    """Let the process keep what it frees, on Linux with glibc.
+
+    XLA allocates a program's memory anew every time that it runs. As glibc is, a large
+    block comes from the system and goes back, and every page of it is cleared when it
+    is next touched: on CPU a good part of a training step. glibc's own environment
+    variables take precedence.
+    """
+    chosen = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
+    if chosen or not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)  # every block from the heap
+        mallopt(_M_TRIM_THRESHOLD, -1)  # and the heap never shrinks
 
 
 def cache_compilations() -> None:
