@@ -133,6 +133,11 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
 def test_a_run_leaves_its_files(whole: Path) -> None:
     for name in ("config.json", "curves.png", "metrics.jsonl", "checkpoints"):
         assert (whole / name).exists(), name
+    assert json.loads((whole / "class_names.json").read_text()) == [
+        "bar",
+        "box",
+        "disc",
+    ]
     assert list((whole / "tensorboard").glob("events.*"))
     rows = history(whole)
     validations = [row for row in rows if "validation_loss" in row]

@@ -1,29 +1,25 @@
-"""Which examples are shown, and where a score map lies on its image."""
+"""Which examples are shown, and the file that keeps them."""
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import chex
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-import vgg_jax
 from vgg_jax.config import Config
 from vgg_jax.data.transforms import center_crop, rescale
 from vgg_jax.evaluation.examples import (
-    CELLS,
     Example,
     choose_examples,
-    map_interval,
-    map_side,
-    score_maps,
+    load_gallery,
+    make_gallery,
+    save_gallery,
 )
+from vgg_jax.evaluation.heat import map_side, score_map
 from vgg_jax.evaluation.predictions import Predictions
 from vgg_jax.models import ConvNet
-from vgg_jax.models.layers import Conv, Layer, MaxPool, output_size
 
 
 def make(confidences: list[tuple[int, int, float]], classes: int = 4) -> Predictions:
@@ -74,65 +70,24 @@ def test_the_other_kind_fills_up(good: int, bad: int) -> None:
     assert len(right) >= min(3, good) and len(wrong) >= min(3, bad)
 
 
-def test_the_map_has_enough_cells_and_starts_at_the_crop() -> None:
-    def layers(name: str, **options) -> tuple[Layer, ...]:
-        make = vgg_jax.create_model
-        return nnx.eval_shape(lambda: make(name, rngs=nnx.Rngs(0), **options)).layers
-
-    assert map_side(layers("vgg16"), 224) == 448
-    small = layers("vgg11", head="global_pool", ceil_mode=True)
-    assert map_side(small, 28) == 210
-    assert map_side(layers("nin_cifar"), 28) == 28
-
-
-@pytest.mark.parametrize("side", [96, 101])
-def test_where_the_map_lies(side: int) -> None:
-    """A pixel that is not a number makes every cell that sees it not a number."""
-    layers = (
-        Conv("first", 1, kernel=5, stride=2, padding=1),
-        MaxPool("pool", window=3, stride=2, ceil_mode=True),
-        Conv("second", 1, kernel=3, padding=1),
-        Conv("last", 1, kernel=4),
-    )
-    graphdef, abstract = nnx.split(
-        nnx.eval_shape(
-            lambda: ConvNet(
-                layers,
-                num_classes=1,
-                in_channels=1,
-                init="he",
-                dtype="float32",
-                rngs=nnx.Rngs(0),
-            )
-        )
-    )
-    state = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), abstract)
-    model = nnx.merge(graphdef, state)
-    images = np.zeros((side, side, side, 1), np.float32)
-    images[np.arange(side), :, np.arange(side)] = np.nan  # one column in each
-    seen = np.isnan(jax.jit(model.score_map)(images)[:, 0, :, 0])  # [column, cell]
-    begin, end = map_interval(model.layers, side)
-    cells = output_size(model.layers, side)
-    assert seen.shape[1] == cells
-    centers = begin + (np.arange(cells) + 0.5) * (end - begin) / cells
-    for cell in range(2, cells - 2):  # cells that see no padding
-        first, last = np.flatnonzero(seen[:, cell])[[0, -1]]
-        assert (first + last) / 2 == centers[cell]
-
-
-def test_score_maps_are_of_the_predicted_class(
-    model: ConvNet, config: Config, make_source: Callable
+def test_gallery_is_of_the_predicted_class_and_survives_its_file(
+    model: ConvNet, config: Config, make_source: Callable, tmp_path: Path
 ) -> None:
     source = make_source([(40, 56), (32, 32), (64, 40)])
-    examples = [Example(2, 0, 4, 0.5), Example(0, 1, 6, 0.5)]
-    found = score_maps(model, source, config, examples)
-    for example, result in zip(examples, found, strict=True):
-        side = map_side(model.layers, config.data.crop)
+    examples = [Example(2, 0, 4, 0.5), Example(0, 1, 6, 0.25)]
+    made = make_gallery(model, source, config, examples, title="a row")
+    assert made.names == ("picture2.png", "picture0.png")
+    save_gallery(tmp_path / "examples.npz", made)
+    assert [path.name for path in tmp_path.iterdir()] == ["examples.npz"]
+    found = load_gallery(tmp_path / "examples.npz")
+    chex.assert_trees_all_equal(dataclasses.asdict(found), dataclasses.asdict(made))
+    assert found.title == "a row" and found.examples == tuple(examples)
+    side = map_side(model.layers, config.data.crop)
+    for example, result in zip(examples, found.maps, strict=True):
         image = center_crop(rescale(source.images[example.index], side), side)
         np.testing.assert_array_equal(result.image, image)
-        pixels = np.float32((image - np.array(config.data.mean)) / config.data.std)
-        expected = model.score_map(jnp.asarray(pixels[None]))[0, ..., example.predicted]
-        chex.assert_shape(result.scores, (CELLS, CELLS))
-        chex.assert_trees_all_close(result.scores, np.asarray(expected), atol=1e-4)
-        left, right, bottom, top = result.extent
-        assert (left, right) == (top, bottom) and left < right
+        expected = score_map(
+            model, image, example.predicted, config.data.mean, config.data.std
+        )
+        np.testing.assert_array_equal(result.scores, expected.scores)
+        assert result.extent == expected.extent

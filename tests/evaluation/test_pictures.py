@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from vgg_jax.config import Config
+from vgg_jax.evaluation.examples import choose_examples, make_gallery
 from vgg_jax.evaluation.pictures import curves, draw_curves, draw_predictions
 from vgg_jax.evaluation.predictions import Predictions
 from vgg_jax.models import ConvNet
@@ -83,7 +84,11 @@ def test_sheet_of_predictions(
         weights=np.ones(5, np.float32),
     )
     output = tmp_path / "predictions.png"
-    draw_predictions(model, source, config, output, predictions)
+    right_ones, wrong_ones = choose_examples(predictions, 24)
+    draw_predictions(
+        make_gallery(model, source, config, right_ones + wrong_ones, title="a row"),
+        output,
+    )
     picture = cv2.imread(str(output))
     assert picture.shape[1] == 1800
     assert picture.std() > 20

@@ -10,7 +10,9 @@ import pytest
 
 from vgg_jax.config import Config
 from vgg_jax.evaluation import run
-from vgg_jax.evaluation.metrics import top_k_error
+from vgg_jax.evaluation.confusion import read_csv
+from vgg_jax.evaluation.examples import choose_examples, load_gallery
+from vgg_jax.evaluation.metrics import confusion_matrix, top_k_error
 from vgg_jax.evaluation.predictions import fuse
 from vgg_jax.evaluation.protocols import evaluate
 from vgg_jax.evaluation.run import planned_rows, run_evaluation
@@ -110,11 +112,26 @@ def test_one_network(
     assert [row["scales"] for row in rows] == [list(r.scales) for r in results]
     assert rows[0]["networks"][0]["step"] == 70
     assert sorted(path.name for path in workdirs[0].iterdir()) == [
+        "confusion.csv",
+        "confusion.png",
         "curves.png",
         "eval.json",
+        "examples.npz",
         "metrics.jsonl",
+        "per_class.csv",
+        "predictions",
         "predictions.png",
     ]
+    matrix, names = read_csv(workdirs[0] / "confusion.csv")
+    np.testing.assert_array_equal(matrix, confusion_matrix(direct))
+    assert names == source.class_names
+    classes = (workdirs[0] / "per_class.csv").read_text().splitlines()
+    assert classes[0] == "name,images,top1_error,mistaken_for" and len(classes) == 8
+    gallery = load_gallery(workdirs[0] / "examples.npz")
+    assert gallery.title == "one: dense at Q = 32, 48, 64"
+    right, wrong = choose_examples(direct, 24)
+    shown = right + wrong
+    assert [e.index for e in gallery.examples] == [e.index for e in shown]
     output = capsys.readouterr()
     assert output.out.count("one ") == 5 and "32, 48, 64" in output.out
     assert "11/12" not in output.err and "12/12 images" in output.err
@@ -166,3 +183,120 @@ def test_runs_of_one_name_are_told_apart(
     runs = [network.run for network in results[-1].networks]
     assert runs == ["b/two", f"{tmp_path.name}/two"]
     assert len(json.loads((again / "eval.json").read_text())["results"]) == 3
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """(protocol, scale) of each pass over the images that is really made."""
+    made = []
+    real = run.protocols.evaluate
+
+    def spy(*args, **kwargs):
+        made.append((kwargs["protocol"], *kwargs["scales"]))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(run.protocols, "evaluate", spy)
+    return made
+
+
+def test_posteriors_are_kept_for_combining_and_fusing(
+    workdirs: list[Path],
+    config: Config,
+    passes: list,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    config.data.on_corrupt_image = "skip"
+    config.evaluation.scales = (32, 48)
+    (before,) = run_evaluation(workdirs[:1], config, ("dense",))
+    (combined,) = run_evaluation(workdirs[:1], config, ("combined",), (48,))
+    assert passes == [("dense", 32), ("dense", 48), ("multicrop", 48)]
+    assert combined.protocol == "combined" and combined.scales == (48,)
+    passes.clear()
+    results = run_evaluation(workdirs, config, ("dense",))
+    assert passes == [("dense", 32), ("dense", 48)]  # of the second network
+    assert results[0] == before
+    passes.clear()
+    assert run_evaluation(workdirs, config, ("dense",)) == results
+    assert passes == []
+    # The order is another key of the table, not of what was computed.
+    again = run_evaluation(workdirs[::-1], config, ("dense",))
+    assert passes == []
+    assert again[-1].top1_error == results[-1].top1_error
+    # Another checkpoint has other posteriors, and the line says so.
+    capsys.readouterr()
+    run.restore_model(workdirs[0])[0].fc8.bias[...] += 1
+    run_evaluation(workdirs[:1], config, ("dense",), (48,))
+    assert passes == [("dense", 48)]
+    output = capsys.readouterr().err
+    assert "dense_q48_score_map.npz is not used: it is of another network" in output
+
+
+def test_an_evaluation_that_was_stopped_goes_on(
+    workdirs: list[Path],
+    config: Config,
+    passes: list,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config.data.on_corrupt_image = "skip"
+    real = run.protocols.evaluate
+
+    def stopped(*args, **kwargs):
+        if kwargs["scales"] == (48,):
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as context:
+        context.setattr(run.protocols, "evaluate", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_evaluation(workdirs[:1], config, ("dense",))
+    assert passes == [("dense", 32)]
+    run_evaluation(workdirs[:1], config, ("dense",))
+    assert passes == [("dense", 32), ("dense", 48), ("dense", 64)]
+
+
+def test_a_damaged_file_is_made_again(
+    workdirs: list[Path],
+    config: Config,
+    passes: list,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    config.data.on_corrupt_image = "skip"
+    (before,) = run_evaluation(workdirs[:1], config, ("center",))
+    (kept,) = (workdirs[0] / "predictions").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-40])
+    assert run_evaluation(workdirs[:1], config, ("center",)) == [before]
+    assert passes == [("center", 48)] * 2
+    assert "is not used: it is damaged" in capsys.readouterr().err
+    assert run_evaluation(workdirs[:1], config, ("center",)) == [before]
+    assert passes == [("center", 48)] * 2
+
+
+def test_a_folder_that_cannot_be_written_is_evaluated(
+    workdirs: list[Path], config: Config, capsys: pytest.CaptureFixture
+) -> None:
+    config.data.on_corrupt_image = "skip"
+    (workdirs[1] / "predictions").touch()  # not a folder, even to root
+    results = run_evaluation(workdirs, config, ("center",))
+    assert len(results) == 3
+    assert "is not kept" in capsys.readouterr().err
+
+
+def test_scales_go_with_those_of_training(
+    workdirs: list[Path], config: Config, passes: list
+) -> None:
+    config.data.on_corrupt_image = "skip"
+    config.evaluation.scales = (48, 56)
+    theirs = run.restore_model(workdirs[1])[1]
+    theirs.data = dataclasses.replace(theirs.data, scale_min=40)
+    theirs.evaluation = dataclasses.replace(
+        theirs.evaluation, scales=(40, 64), center_scale=40
+    )
+    results = run_evaluation(workdirs, config, ("dense", "center"))
+    assert passes == [
+        ("dense", 48), ("dense", 56), ("center", 48),
+        ("dense", 40), ("dense", 64), ("center", 40),
+    ]  # fmt: skip
+    assert results[-2].scales == (48, 56, 40, 64)
+    theirs.evaluation.scales = (40,)
+    with pytest.raises(ValueError, match=r"as many scales for two as for one"):
+        run_evaluation(workdirs, config)

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from vgg_jax.config import Config, DataConfig, NiNConfig, VGGConfig, from_dict, to_dict
-from vgg_jax.training.workdir import WorkdirMismatch, claim, read_config
+from vgg_jax.training.workdir import (
+    WorkdirMismatch,
+    claim,
+    read_class_names,
+    read_config,
+    write_class_names,
+)
 from vgg_jax.training.writer import MetricWriter
 
 
@@ -86,6 +92,16 @@ def test_a_run_from_before_a_setting_existed_had_its_default(tmp_path: Path) -> 
     path.write_text(json.dumps(settings))
     claim(tmp_path, config())
     assert read_config(tmp_path) == config()
+
+
+def test_class_names(tmp_path: Path) -> None:
+    assert read_class_names(tmp_path) is None
+    write_class_names(tmp_path, ("T-shirt/top", "b\u00e9ret"))
+    assert read_class_names(tmp_path) == ("T-shirt/top", "b\u00e9ret")
+    for damage in ("", "{}", "[1]"):
+        (tmp_path / "class_names.json").write_text(damage)
+        with pytest.raises(ValueError, match=r"class_names\.json as a list of names"):
+            read_class_names(tmp_path)
 
 
 def test_metrics_past_the_checkpoint_are_taken_out(tmp_path: Path) -> None:

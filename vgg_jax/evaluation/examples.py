@@ -1,22 +1,21 @@
-"""Examples worth looking at, and where in the image the network sees a class."""
+"""Examples worth looking at, with the score map of the class that was predicted."""
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-import jax
 import numpy as np
-from flax import nnx
 
 from vgg_jax.config import Config
 from vgg_jax.data.sources import Source
 from vgg_jax.data.transforms import center_crop, decode, rescale
+from vgg_jax.evaluation.heat import ScoreMap, map_side, score_map
 from vgg_jax.evaluation.metrics import predicted_classes
 from vgg_jax.evaluation.predictions import Predictions
 from vgg_jax.models import ConvNet
-from vgg_jax.models.layers import Conv, Layer, Pool, output_size
-from vgg_jax.training.steps import normalise
-
-CELLS = 7  # a class score map to look at has at least this many cells a side
+from vgg_jax.training.workdir import replacing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +26,27 @@ class Example:
     label: int
     predicted: int
     posterior: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """Examples of one row of the table, right ones first.
+
+    Args:
+        title: of the row.
+        class_names: of all labels.
+        crop: side of the training crop, in pixels.
+        examples: [n] of them.
+        names: of their images.
+        maps: the predicted class's; all of one size.
+    """
+
+    title: str
+    class_names: tuple[str, ...]
+    crop: int
+    examples: tuple[Example, ...]
+    names: tuple[str, ...]
+    maps: tuple[ScoreMap, ...]
 
 
 def choose_examples(
@@ -57,76 +77,76 @@ def choose_examples(
     return right[: count - few_wrong], wrong[:few_wrong]
 
 
-@dataclasses.dataclass(frozen=True)
-class ScoreMap:
-    """One class's scores over an image.
+def make_gallery(
+    model: ConvNet,
+    source: Source,
+    config: Config,
+    examples: Sequence[Example],
+    *,
+    title: str,
+) -> Gallery:
+    """Examples with the class score maps of a network run densely (section 3.2).
 
-    Args:
-        image: uint8 [side, side, C], what the network was given.
-        scores: float32 [h, w], before soft-max.
-        extent: left, right, bottom and top edge of the map in pixels of `image`, whose
-            first pixel has its centre at 0; a cell lies around the centre of what it
-            sees.
+    Each image is enlarged until its map is large enough to look at, and its centre
+    square is taken.
     """
-
-    image: np.ndarray
-    scores: np.ndarray
-    extent: tuple[float, float, float, float]
-
-
-def map_side(layers: tuple[Layer, ...], crop: int) -> int:
-    """An image side, in pixels, for a map of at least `CELLS` cells.
-
-    The training crop or one of the next multiples of half of it; preferably one whose
-    last cell has its centre inside the image.
-    """
-
-    def inside(side: int) -> bool:
-        begin, end = map_interval(layers, side)
-        return end - (end - begin) / (2 * output_size(layers, side)) <= side - 1
-
-    sides = (crop * halves // 2 for halves in itertools.count(2))
-    enough = (side for side in sides if output_size(layers, side) >= CELLS)
-    first = list(itertools.islice(enough, 4))
-    return next(filter(inside, first), first[0])
-
-
-def map_interval(layers: tuple[Layer, ...], side: int) -> tuple[float, float]:
-    """Where a map's first cell begins and its last one ends, in pixels of the image."""
-    stride, center = 1, 0.0
-    for layer in layers:
-        if isinstance(layer, Conv):
-            center += ((layer.kernel - 1) / 2 - layer.padding) * stride
-            stride *= layer.stride
-        elif isinstance(layer, Pool):
-            center += (layer.window - 1) / 2 * stride
-            stride *= layer.stride
-    begin = center - stride / 2
-    return begin, begin + output_size(layers, side) * stride
-
-
-def score_maps(
-    model: ConvNet, source: Source, config: Config, examples: list[Example]
-) -> list[ScoreMap]:
-    """The class score map of the predicted class of each example (section 3.2).
-
-    The image is enlarged until the map has `CELLS` cells a side, and its centre square
-    is taken.
-    """
-    side = map_side(model.layers, config.data.crop)
-    begin, end = map_interval(model.layers, side)
-    graphdef, state = nnx.split(model)
-
-    @jax.jit
-    def run(state: nnx.State, image: jax.Array) -> jax.Array:
-        images = normalise(image[None], config.data.mean, config.data.std)
-        return nnx.merge(graphdef, state).score_map(images)[0]
-
-    maps = []
+    data = config.data
+    side = map_side(model.layers, data.crop)
+    names, maps = [], []
     for example in examples:
         stored = source[example.index]
+        names.append(stored["name"])
         image = decode(stored["image"], model.in_channels, stored["name"])
         image = center_crop(rescale(image, side), side)
-        scores = np.asarray(run(state, image))[..., example.predicted]
-        maps.append(ScoreMap(image, scores, (begin, end, end, begin)))
-    return maps
+        maps.append(score_map(model, image, example.predicted, data.mean, data.std))
+    return Gallery(
+        title=title,
+        class_names=tuple(source.class_names),
+        crop=data.crop,
+        examples=tuple(examples),
+        names=tuple(names),
+        maps=tuple(maps),
+    )
+
+
+def save_gallery(path: Path, gallery: Gallery) -> None:
+    """Write an npz of arrays without objects, whole or not at all."""
+    columns = zip(*map(dataclasses.astuple, gallery.examples), strict=True)
+    arrays: dict[str, Any] = dict(zip(_COLUMNS, map(np.array, columns), strict=True))
+    with replacing(path) as partial, open(partial, "wb") as file:
+        np.savez_compressed(
+            file,
+            **arrays,
+            title=np.array(gallery.title),
+            class_names=np.array(gallery.class_names),
+            crop=np.array(gallery.crop),
+            names=np.array(gallery.names),
+            images=np.stack([found.image for found in gallery.maps]),
+            scores=np.stack([found.scores for found in gallery.maps]),
+            extents=np.array([found.extent for found in gallery.maps]),
+        )
+
+
+def load_gallery(path: Path) -> Gallery:
+    """What `save_gallery` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another kind of file.
+    """
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+        columns = [stored[name].tolist() for name in _COLUMNS]
+        maps = zip(
+            stored["images"], stored["scores"], stored["extents"].tolist(), strict=True
+        )
+        return Gallery(
+            title=str(stored["title"]),
+            class_names=tuple(stored["class_names"].tolist()),
+            crop=int(stored["crop"]),
+            examples=tuple(Example(*row) for row in zip(*columns, strict=True)),
+            names=tuple(stored["names"].tolist()),
+            maps=tuple(ScoreMap(i, s, tuple(e)) for i, s, e in maps),
+        )
+
+
+_COLUMNS = tuple(field.name for field in dataclasses.fields(Example))

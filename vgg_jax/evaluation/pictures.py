@@ -10,12 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import NullLocator, PercentFormatter
 
-from vgg_jax.config import Config
-from vgg_jax.data.sources import Source
 from vgg_jax.evaluation import style
-from vgg_jax.evaluation.examples import Example, ScoreMap, choose_examples, score_maps
-from vgg_jax.evaluation.predictions import Predictions
-from vgg_jax.models import ConvNet
+from vgg_jax.evaluation.examples import Example, Gallery
+from vgg_jax.evaluation.heat import ScoreMap, overlay
 
 Lines = list[dict[str, Any]]
 COLUMNS = 4
@@ -31,9 +28,14 @@ def draw_curves(metrics: Path, output: Path) -> None:
         style.save(curves(lines), output)
 
 
-def curves(lines: Lines) -> Figure:
-    """The figure of `draw_curves`, from the objects in metrics.jsonl."""
-    figure = Figure(figsize=(10, 9.5), dpi=150, layout="constrained")
+def curves(lines: Lines, size: tuple[float, float] = (10, 9.5)) -> Figure:
+    """The figure of `draw_curves`, from the objects in metrics.jsonl.
+
+    Args:
+        lines: the objects.
+        size: width and height in inches; what is written on it has the same size.
+    """
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
     panels = figure.subplots(3, sharex=True, height_ratios=(3, 3, 1.6))
     loss, error, rate = panels
     for axes in panels:
@@ -117,25 +119,22 @@ def _draw_rate(
         )
 
 
-def draw_predictions(
-    model: ConvNet,
-    source: Source,
-    config: Config,
-    output: Path,
-    predictions: Predictions,
-    count: int = 24,
-) -> None:
+def draw_predictions(gallery: Gallery, output: Path) -> None:
     """A sheet of predictions, right ones and the most confident mistakes, as a PNG.
 
-    Each is the picture, and the picture under the score map of the predicted class, of
-    the network run densely on it (section 3.2).
+    Each is the picture, and the picture under the score map of the predicted class.
     """
-    right, wrong = choose_examples(predictions, count)
-    groups = []
-    if right:
-        groups.append(("Right", style.RIGHT, right))
-    if wrong:
-        groups.append(("Wrong: the most confident mistakes", style.WRONG, wrong))
+    shown = list(zip(gallery.examples, gallery.maps, strict=True))
+    right = [pair for pair in shown if pair[0].label == pair[0].predicted]
+    wrong = [pair for pair in shown if pair[0].label != pair[0].predicted]
+    groups = [
+        group
+        for group in (
+            ("Right", style.RIGHT, right),
+            ("Wrong: the most confident mistakes", style.WRONG, wrong),
+        )
+        if group[-1]
+    ]
     rows = [-(-len(examples) // COLUMNS) for _, _, examples in groups]
     heights = [0.45 + 2.0 * n for n in rows] + [0.7]  # inches; the last is the note's
     figure = Figure(figsize=(12, sum(heights)), dpi=150)
@@ -156,11 +155,10 @@ def draw_predictions(
             wspace=0.1,
             hspace=0.45,
         )
-        maps = score_maps(model, source, config, examples)
-        for at, (example, found) in enumerate(zip(examples, maps, strict=True)):
+        for at, (example, found) in enumerate(examples):
             pair = grid[at].subgridspec(1, 2, wspace=0.04).subplots()
-            _draw_example(pair, example, found, source.class_names, color)
-    _draw_note(parts[-1], config, maps[0])
+            _draw_example(pair, example, found, gallery.class_names, color)
+    _draw_note(parts[-1], gallery.crop, gallery.maps[0])
     style.save(figure, output)
 
 
@@ -171,20 +169,14 @@ def _draw_example(
     class_names: Sequence[str],
     color: str,
 ) -> None:
-    side = found.image.shape[0]
-    grey = found.image.mean(axis=-1)
-    picture = found.image if found.image.shape[-1] == 3 else grey
-    # Under the map in few greys, which leave its colours as the legend has them.
-    for axes, pixels in zip(pair, (picture, 50 + 0.65 * grey), strict=True):
+    picture = found.image if found.image.shape[-1] == 3 else found.image[..., 0]
+    for axes, pixels in zip(pair, (picture, overlay(found)), strict=True):
         axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_color(style.RULE)
-    pair[1].imshow(found.scores, extent=found.extent, cmap=style.HEAT, alpha=0.68)
-    pair[1].set_xlim(-0.5, side - 0.5)
-    pair[1].set_ylim(side - 0.5, -0.5)
-    predicted = f"{_short(class_names[example.predicted])}  {example.posterior:.1%}"
-    true = f"truth: {_short(class_names[example.label])}"
+    predicted = f"{short(class_names[example.predicted])}  {example.posterior:.1%}"
+    true = f"truth: {short(class_names[example.label])}"
     for text, ink, height in ((predicted, color, 1.2), (true, style.MUTED, 1.05)):
         pair[0].text(
             0,
@@ -197,11 +189,12 @@ def _draw_example(
         )
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
+    """A class name that fits a picture."""
     return name if len(name) <= 24 else name[:23] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def _draw_note(part: SubFigure, config: Config, found: ScoreMap) -> None:
+def _draw_note(part: SubFigure, crop: int, found: ScoreMap) -> None:
     side = found.image.shape[0]
     height, width = found.scores.shape
     part.text(
@@ -209,7 +202,7 @@ def _draw_note(part: SubFigure, config: Config, found: ScoreMap) -> None:
         0.5,
         f"Beside each picture: the scores of the predicted class, {height} x {width} "
         f"cells, of the network on its\ncentre square at {side} x {side} pixels, "
-        f"{side / config.data.crop:g} times the training crop. Every picture has its "
+        f"{side / crop:g} times the training crop. Every picture has its "
         "own range.",
         color=style.MUTED,
         fontsize=10.5,

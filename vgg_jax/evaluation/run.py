@@ -2,14 +2,16 @@
 
 import dataclasses
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vgg_jax.config import Config
 from vgg_jax.data.sources import Source, open_source
-from vgg_jax.evaluation import pictures, protocols
+from vgg_jax.evaluation import cache, protocols
+from vgg_jax.evaluation.details import write_details
 from vgg_jax.evaluation.predictions import Predictions, fuse
-from vgg_jax.evaluation.report import (
+from vgg_jax.evaluation.results import (
     Result,
     TrainedNetwork,
     format_table,
@@ -24,11 +26,15 @@ Row = tuple[str, tuple[int, ...]]  # protocol and short sides Q
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """A network to evaluate; `config.data` says how it sees an image."""
+    """A network to evaluate; `config` says how it sees an image, and its scales Q.
+
+    Its posteriors are kept in `workdir`.
+    """
 
     model: ConvNet
     config: Config
     trained: TrainedNetwork
+    workdir: Path
 
 
 def planned_rows(
@@ -63,16 +69,19 @@ def run_evaluation(
 ) -> list[Result]:
     """Evaluate trained networks on the test set (section 3.2), alone and fused.
 
-    Prints the table. Writes eval.json, predictions.png and, from metrics.jsonl,
-    curves.png into the first workdir.
+    Prints the table. Keeps each network's posteriors in `predictions/` of its workdir,
+    and uses those that are there. Writes into the first workdir: eval.json; of its own
+    last row predictions.png, examples.npz, confusion.csv and .png and per_class.csv;
+    curves.png from metrics.jsonl.
 
     Args:
         workdirs: of the runs; with several, rows with their posteriors averaged follow
             the rows of each.
         config: where the data are, the batch size, scales and averaging. How an image
-            is cropped and normalised is each checkpoint's own.
+            is cropped and normalised is each checkpoint's own; so are the scales Q of a
+            network that was trained at other scales S.
         names: protocols, keys of `protocols.PROTOCOLS`; see `planned_rows` for none.
-        scales: short sides Q, in pixels, in place of the configuration's.
+        scales: short sides Q, in pixels, in place of all configurations'.
 
     Raises:
         FileNotFoundError: no run or no checkpoint in a workdir.
@@ -80,19 +89,23 @@ def run_evaluation(
     """
     if not workdirs:
         raise ValueError("expected at least one workdir, got none")
-    rows = planned_rows(config, names, scales)
+    planned_rows(config, names, scales)  # a wrong name is known before a slow restore
     paths = [Path(workdir).resolve() for workdir in workdirs]
     contenders = []
-    for path, name in zip(paths, _short_names(paths), strict=True):
+    for path, name in zip(paths, short_names(paths), strict=True):
         model, trained_with, step = restore_model(path)
-        contenders.append(contender(model, trained_with, config, step, name))
-    return evaluate_contenders(
-        contenders, open_source(config.data, "test"), rows, paths[0]
-    )
+        contenders.append(contender(model, trained_with, config, step, name, path))
+    rows = [planned_rows(one.config, names, scales) for one in contenders]
+    return evaluate_contenders(contenders, open_source(config.data, "test"), rows)
 
 
 def contender(
-    model: ConvNet, trained_with: Config, config: Config, step: int, run: str
+    model: ConvNet,
+    trained_with: Config,
+    config: Config,
+    step: int,
+    run: str,
+    workdir: Path,
 ) -> Contender:
     """A restored network, to be evaluated as `config` says on what it was trained on.
 
@@ -106,20 +119,37 @@ def contender(
             f"data is {ours.dataset!r}; give the configuration that it was trained with"
         )
     data = dataclasses.replace(ours, crop=theirs.crop, mean=theirs.mean, std=theirs.std)
+    evaluation = config.evaluation
+    if any(
+        getattr(theirs, size) != getattr(ours, size)
+        for size in ("crop", "scale_min", "scale_max")
+    ):  # Q goes with S
+        evaluation = dataclasses.replace(
+            evaluation,
+            center_scale=trained_with.evaluation.center_scale,
+            scales=trained_with.evaluation.scales,
+        )
     return Contender(
         model=model,
-        config=dataclasses.replace(config, model=trained_with.model, data=data),
+        config=dataclasses.replace(
+            config, model=trained_with.model, data=data, evaluation=evaluation
+        ),
         trained=TrainedNetwork(
             run=run,
             model=trained_with.model.name,
             step=step,
             train_scale=(theirs.scale_min, theirs.scale_max),
         ),
+        workdir=workdir,
     )
 
 
-def _short_names(paths: Sequence[Path]) -> list[str]:
-    """The folders' names, with as many parents as tell them apart."""
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """The folders' names, with as many parents as tell them apart.
+
+    Raises:
+        ValueError: the same folder twice.
+    """
     if len(set(paths)) < len(paths):
         raise ValueError("expected different workdirs to fuse, got the same one twice")
     for parts in itertools.count(1):
@@ -130,28 +160,30 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
 
 
 def evaluate_contenders(
-    contenders: Sequence[Contender],
-    source: Source,
-    rows: Sequence[Row],
-    output: Path,
+    contenders: Sequence[Contender], source: Source, rows: Sequence[Sequence[Row]]
 ) -> list[Result]:
-    """`run_evaluation` on networks and images at hand, into the folder `output`."""
-    for one in contenders:
-        for protocol, scales in rows:
+    """`run_evaluation` on networks and images at hand; `rows` are each network's."""
+    for one, its_rows in zip(contenders, rows, strict=True):
+        if len(its_rows) != len(rows[0]):
+            raise ValueError(
+                f"expected as many scales for {one.trained.run} as for "
+                f"{contenders[0].trained.run}, whose posteriors are averaged row by "
+                "row; say which --protocol, for one row each"
+            )
+        for protocol, scales in its_rows:
             protocols.check(one.model, one.config, protocol, scales)
+    first, output = contenders[0], contenders[0].workdir
     results: list[Result] = []
-    found: list[list[Predictions]] = []  # by network, then by row
 
     def record(
-        networks: Sequence[Contender], row: Row, predictions: Predictions
+        networks: Sequence[Contender], row: Sequence[Row], predictions: Predictions
     ) -> None:
-        protocol, scales = row
         results.append(
             make_result(
                 predictions,
                 networks=[one.trained for one in networks],
-                protocol=protocol,
-                scales=scales,
+                protocol=row[0][0],
+                scales=list(dict.fromkeys(q for _, scales in row for q in scales)),
                 averaging=networks[0].config.evaluation.averaging,
                 class_names=source.class_names,
                 skipped=[source[int(i)]["name"] for i in predictions.skipped],
@@ -159,41 +191,70 @@ def evaluate_contenders(
         )
         write_json(output / "eval.json", results[-1:])
 
-    for one in contenders:
+    found: list[list[Predictions]] = []  # by network, then by row
+    for one, its_rows in zip(contenders, rows, strict=True):
         found.append([])
-        for row, predictions in zip(
-            rows, _evaluate_rows(one, source, rows), strict=True
+        for one_row, predictions in zip(
+            its_rows, _evaluate_rows(one, source, its_rows), strict=True
         ):
-            record([one], row, predictions)
+            record([one], [one_row], predictions)
             found[-1].append(predictions)
     if len(contenders) > 1:
-        for row, *alone in zip(rows, *found, strict=True):
+        for row, alone in zip(
+            zip(*rows, strict=True), zip(*found, strict=True), strict=True
+        ):
             record(contenders, row, fuse(alone))
     print(format_table(results))
-    first = contenders[0]
-    pictures.draw_predictions(
-        first.model, source, first.config, output / "predictions.png", found[0][-1]
+    write_details(
+        first.workdir,
+        first.model,
+        source,
+        first.config,
+        results[len(rows[0]) - 1],
+        found[0][-1],
     )
-    metrics = output / "metrics.jsonl"
-    if metrics.exists():
-        pictures.draw_curves(metrics, output / "curves.png")
     return results
 
 
 def _evaluate_rows(
     one: Contender, source: Source, rows: Sequence[Row]
 ) -> Iterator[Predictions]:
-    """Predictions of one row after another; a scale that several share is run once."""
-    alone: dict[tuple[str, int], Predictions] = {}
+    """Predictions of one row after another; a pass that several share is run once."""
+    network = cache.network_inputs(one.model, one.trained.step)
+    data = cache.data_inputs(one.config.data, "test", source)
+    found: dict[protocols.Piece, Predictions] = {}
     for protocol, scales in rows:
-        for scale in scales:
-            if (protocol, scale) not in alone:
-                alone[protocol, scale] = protocols.evaluate(
-                    one.model,
-                    source,
-                    one.config,
-                    protocol=protocol,
-                    scales=(scale,),
-                    progress=f"{one.trained.run}  {protocol}  Q={scale}",
-                )
-        yield fuse([alone[protocol, scale] for scale in scales])
+        passes = protocols.pieces(protocol, scales)
+        for piece in passes:
+            if piece not in found:
+                inputs = cache.all_inputs(network, data, one.config, piece)
+                found[piece] = _kept_or_run(one, source, piece, inputs)
+        yield fuse([found[piece] for piece in passes])
+
+
+def _kept_or_run(
+    one: Contender, source: Source, piece: protocols.Piece, inputs: cache.Inputs
+) -> Predictions:
+    name = f"{one.trained.run}  {piece.protocol}  Q={piece.scale}"
+    path = cache.cache_path(one.workdir, piece, one.config.evaluation.averaging)
+    try:
+        kept = cache.load(path, inputs)
+        print(f"{name}  kept in {path}", file=sys.stderr)
+        return kept
+    except FileNotFoundError:
+        pass
+    except cache.Unusable as reason:
+        print(f"{path} is not used: {reason}", file=sys.stderr)
+    found = protocols.evaluate(
+        one.model,
+        source,
+        one.config,
+        protocol=piece.protocol,
+        scales=(piece.scale,),
+        progress=name,
+    )
+    try:
+        cache.save(path, inputs, found)
+    except OSError as error:  # the folder can be someone else's
+        print(f"{path} is not kept: {error}", file=sys.stderr)
+    return found

@@ -1,17 +1,21 @@
 """The look of all pictures: one palette, quiet axes."""
 
-import os
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from vgg_jax.training.workdir import replacing
+
 INK, MUTED, RULE = "#1f2933", "#64707d", "#dde2e8"
 TRAIN, VALIDATION, RATE = "#7b9cc9", "#c2410c", "#475569"
 RIGHT, WRONG = "#1f7a4d", "#b4232a"
 HEAT = LinearSegmentedColormap.from_list(
     "heat", ["#14213d", "#4c3a86", "#c2416b", "#f59e4c", "#fff3c4"]
+)
+SHARES = LinearSegmentedColormap.from_list(
+    "shares", ["#ffffff", "#cddcf0", "#7b9cc9", "#3b5f94", "#14213d"]
 )
 
 
@@ -26,6 +30,5 @@ def quiet(axes: Axes) -> None:
 
 def save(figure: Figure, output: Path) -> None:
     """The whole PNG or none."""
-    partial = output.with_name(output.name + ".partial")
-    figure.savefig(partial, format="png", facecolor="white")
-    os.replace(partial, output)
+    with replacing(output) as partial:
+        figure.savefig(partial, format="png", facecolor="white")

@@ -22,7 +22,7 @@ from vgg_jax.training.program import Program
 from vgg_jax.training.schedule import Schedule
 from vgg_jax.training.sharding import make_mesh, shard_batch
 from vgg_jax.training.steps import TrainState
-from vgg_jax.training.workdir import claim
+from vgg_jax.training.workdir import claim, write_class_names
 from vgg_jax.training.writer import MetricWriter
 
 
@@ -69,6 +69,7 @@ class Trainer:
             )
         self.schedule = Schedule.of(config, len(self.training))
         claim(workdir, config)
+        write_class_names(workdir, self.training.class_names)
 
     def run(self) -> signal.Signals | None:
         """The loop; see `train`."""

@@ -1,12 +1,15 @@
 """A run's folder: it belongs to one configuration."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vgg_jax.config import Config, differences, from_dict, to_dict
 
 CONFIG = "config.json"
+CLASS_NAMES = "class_names.json"
 
 # Settings that may change between a stop and a resume; steps stay as they were.
 FREE = (
@@ -27,11 +30,18 @@ class WorkdirMismatch(ValueError):
     """The folder holds a run of another configuration."""
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which then takes the place of `path`: the whole or nothing."""
+    partial = path.with_name(path.name + ".partial")
+    yield partial
+    os.replace(partial, path)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a whole file or nothing: a reader never sees a part of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(text)
 
 
 def claim(workdir: Path, config: Config) -> None:
@@ -81,3 +91,26 @@ def read_config(workdir: Path) -> Config:
             "delete this file and give the command of its training once more, which "
             "writes it anew"
         ) from error
+
+
+def write_class_names(workdir: Path, names: Sequence[str]) -> None:
+    """Keep the name of each label, to be known later without the data."""
+    write_atomically(workdir / CLASS_NAMES, json.dumps(list(names)) + "\n")
+
+
+def read_class_names(workdir: Path) -> tuple[str, ...] | None:
+    """The name of each label; None for a run from before they were kept.
+
+    Raises:
+        ValueError: a damaged file; the message names it.
+    """
+    path = workdir / CLASS_NAMES
+    if not path.exists():
+        return None
+    try:
+        names = json.loads(path.read_text())
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise ValueError(f"cannot read {path} as a list of names; delete it")
+    return tuple(names)

@@ -1,6 +1,8 @@
 """The table of an evaluation, and its record in eval.json."""
 
+import csv
 import dataclasses
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,6 +114,23 @@ def format_table(results: Sequence[Result]) -> str:
             "+-: half of the 95% interval (Wilson)",
         ]
     )
+
+
+def row_title(result: Result) -> str:
+    """A row in words: "vgg16: dense at Q = 256, 384"."""
+    networks = " + ".join(network.run for network in result.networks)
+    scales = ", ".join(map(str, result.scales))
+    return f"{networks}: {result.protocol} at Q = {scales}"
+
+
+def write_per_class(path: Path, rows: Sequence[ClassResult]) -> None:
+    """`per_class` as CSV: an error is a fraction, empty without images."""
+    text = io.StringIO()
+    fields = [field.name for field in dataclasses.fields(ClassResult)]
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(map(dataclasses.asdict, rows))
+    write_atomically(path, text.getvalue())
 
 
 def write_json(path: Path, results: Sequence[Result]) -> None:

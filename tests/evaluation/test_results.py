@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vgg_jax.evaluation.predictions import Predictions
-from vgg_jax.evaluation.report import (
+from vgg_jax.evaluation.results import (
     Result,
     TrainedNetwork,
     format_table,

@@ -1,0 +1,149 @@
+"""Kept posteriors are those of the same inputs, or are not used."""
+
+import dataclasses
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import chex
+import numpy as np
+import pytest
+from flax import nnx
+
+from vgg_jax.config import Config
+from vgg_jax.evaluation import cache
+from vgg_jax.evaluation.predictions import Predictions
+from vgg_jax.evaluation.protocols import Piece
+
+INPUTS = {"step": 3, "images": 4, "class_names": ["a", "b"], "mean": [1.0, 2.0]}
+
+
+@pytest.fixture
+def predictions() -> Predictions:
+    rng = np.random.default_rng(0)
+    return Predictions(
+        posteriors=rng.random((4, 2), np.float32),
+        labels=np.array([0, 1, 1, 0], np.int32),
+        weights=np.array([1, 1, 0, 1], np.float32),
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path, predictions: Predictions) -> Path:
+    path = cache.cache_path(tmp_path, Piece("dense", 256), "score_map")
+    cache.save(path, INPUTS, predictions)
+    return path
+
+
+def test_what_was_kept_comes_back(path: Path, predictions: Predictions) -> None:
+    found = cache.load(path, json.loads(json.dumps(INPUTS)))
+    chex.assert_trees_all_equal(
+        dataclasses.asdict(found), dataclasses.asdict(predictions)
+    )
+    assert [p.name for p in path.parent.iterdir()] == ["dense_q256_score_map.npz"]
+
+
+def test_nothing_was_kept(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        cache.load(tmp_path / "none.npz", INPUTS)
+
+
+def test_other_inputs(path: Path) -> None:
+    for other in (
+        INPUTS | {"step": 4},
+        INPUTS | {"mean": [1.0, 3.0]},
+        INPUTS | {"new": None} | {"step": 4},
+    ):
+        with pytest.raises(cache.Unusable, match=r"another (mean|step)"):
+            cache.load(path, other)
+
+
+def test_any_damage_is_noticed(path: Path) -> None:
+    whole = path.read_bytes()
+    for cut in range(0, len(whole), 37):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(cache.Unusable, match="damaged"):
+            cache.load(path, INPUTS)
+    # A changed byte of the numbers.
+    at = whole.index(np.array([0, 1, 1, 0], np.int32).tobytes())
+    path.write_bytes(whole[:at] + b"\x01" + whole[at + 1 :])
+    with pytest.raises(cache.Unusable, match="damaged"):
+        cache.load(path, INPUTS)
+    np.save(path.with_suffix(".npy"), np.zeros(3))
+    with pytest.raises(cache.Unusable, match="damaged"):
+        cache.load(path.with_suffix(".npy"), INPUTS)
+
+
+def test_arrays_of_another_kind(path: Path, predictions: Predictions) -> None:
+    for wrong in (
+        {"posteriors": predictions.posteriors[:, :1]},
+        {"labels": predictions.labels.astype(np.int64)},
+        {"weights": predictions.weights[:3]},
+    ):
+        cache.save(path, INPUTS, dataclasses.replace(predictions, **wrong))
+        with pytest.raises(cache.Unusable, match=next(iter(wrong))):
+            cache.load(path, INPUTS)
+
+
+class Bomb:
+    def __reduce__(self) -> tuple:
+        return (pytest.fail, ("code of a file was run",))
+
+
+def test_no_code_is_loaded(path: Path) -> None:
+    with open(path, "wb") as file:
+        np.savez(file, inputs=np.array([Bomb()], dtype=object))
+    with pytest.raises(cache.Unusable, match="damaged"):
+        cache.load(path, INPUTS)
+    path.write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(cache.Unusable, match="damaged"):
+        cache.load(path, INPUTS)
+
+
+def test_the_network_is_its_layers_and_its_weights(make_model: Callable) -> None:
+    model, same, other = make_model(0), make_model(0), make_model(1)
+    known = cache.network_inputs(model, 7)
+    assert known == cache.network_inputs(same, 7)
+    assert known["network"] != cache.network_inputs(other, 7)["network"]
+    same.layers = (*model.layers[:2], dataclasses.replace(
+        model.layers[2], ceil_mode=True
+    ), *model.layers[3:])  # fmt: skip
+    assert known["network"] != cache.network_inputs(same, 7)["network"]
+    bias = model.fc8.bias
+    model.fc8.bias = nnx.Param(bias[...].at[-1].add(1e-6))
+    assert known["network"] != cache.network_inputs(model, 7)["network"]
+
+
+def test_what_the_posteriors_depend_on(config: Config, make_source: Callable) -> None:
+    piece = Piece("dense", 48)
+    source = make_source([(40, 40)] * 40)
+
+    def inputs(source=source, piece=piece, **data: object) -> dict:
+        changed = dataclasses.replace(config.data, **data)
+        its_config = dataclasses.replace(config, data=changed)
+        known = cache.data_inputs(changed, "test", source)
+        return cache.all_inputs({"network": "x"}, known, its_config, piece)
+
+    known = inputs()
+    assert json.loads(json.dumps(known)) == known == inputs(num_threads=3)
+    fewer = make_source([(40, 40)] * 39)
+    relabelled = make_source([(40, 40)] * 40)
+    relabelled.labels[0] = (source.labels[0] + 1) % 7
+    redrawn = make_source([(40, 40)] * 40)
+    redrawn.images[-1] = 255 - redrawn.images[-1]
+    for other in (
+        inputs(piece=Piece("dense", 32)),
+        inputs(piece=Piece("multicrop", 48)),
+        inputs(crop=24),
+        inputs(mean=(0.0, 0.0, 0.0)),
+        inputs(std=(1.0, 1.0, 1.0)),
+        inputs(data_dir="elsewhere"),
+        inputs(on_corrupt_image="skip"),
+        inputs(fewer),
+        inputs(relabelled),
+        inputs(redrawn),
+    ):
+        assert other != known
+    config.evaluation.averaging = "posteriors"
+    assert inputs() != known

@@ -1,0 +1,147 @@
+"""Posteriors kept on disk, so that fusing and combining need no second pass.
+
+`WORKDIR/predictions/PROTOCOL_qSCALE_AVERAGING.npz` holds `posteriors`, `labels` and
+`weights` as in `Predictions`, and `inputs`: JSON of all that they depend on.
+"""
+
+import hashlib
+import json
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vgg_jax.config import Config, DataConfig, differences
+from vgg_jax.data.base import Source
+from vgg_jax.evaluation.predictions import Predictions
+from vgg_jax.evaluation.protocols import Piece
+from vgg_jax.models import ConvNet
+from vgg_jax.training.steps import split
+from vgg_jax.training.workdir import replacing
+
+# To be raised when the same inputs begin to give other posteriors.
+VERSION = 1
+
+# Images that are looked at to tell one set from another.
+SAMPLE = 32
+
+Inputs = dict[str, Any]  # as JSON can hold them
+
+
+class Unusable(ValueError):
+    """Kept posteriors that must not be used; the message says why."""
+
+
+def cache_path(workdir: Path, piece: Piece, averaging: str) -> Path:
+    """Where a network's posteriors of one pass are kept."""
+    name = f"{piece.protocol}_q{piece.scale}_{averaging}.npz"
+    return workdir / "predictions" / name
+
+
+def network_inputs(model: ConvNet, step: int) -> Inputs:
+    """A network: the step it is of, and a digest of its layers and weights."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(repr((model.layers, model.dtype)).encode())
+    for path, array in jax.tree.leaves_with_path(split(model)[1:]):
+        values = np.ascontiguousarray(array)
+        digest.update(repr((path, values.shape, values.dtype)).encode())
+        digest.update(values.tobytes())
+    return {"step": step, "network": digest.hexdigest()}
+
+
+def data_inputs(config: DataConfig, split: str, source: Source) -> Inputs:
+    """A set of images: where it is, its size and classes, a digest of `SAMPLE` images.
+
+    A picture that was changed in place is noticed only if it is one of these.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for i in np.linspace(0, len(source) - 1, min(SAMPLE, len(source))):
+        example = source[int(i)]
+        digest.update(f"{example['label']} {len(example['image'])} ".encode())
+        digest.update(example["image"])
+    return {
+        "dataset": config.dataset,
+        "data_dir": str(Path(config.data_dir).expanduser().resolve()),
+        "split": split,
+        "images": len(source),
+        "class_names": list(source.class_names),
+        "sample": digest.hexdigest(),
+        "on_corrupt_image": config.on_corrupt_image,
+    }
+
+
+def all_inputs(network: Inputs, data: Inputs, config: Config, piece: Piece) -> Inputs:
+    """What the posteriors of one pass depend on, but for rounding."""
+    return {
+        "version": VERSION,
+        **network,
+        **data,
+        "protocol": piece.protocol,
+        "scale": piece.scale,
+        "averaging": config.evaluation.averaging,
+        "crop": config.data.crop,
+        "mean": list(config.data.mean),
+        "std": list(config.data.std),
+    }
+
+
+def save(path: Path, inputs: Inputs, predictions: Predictions) -> None:
+    """Keep posteriors, in place of those that were there before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial, open(partial, "wb") as file:
+        np.savez(
+            file,
+            posteriors=predictions.posteriors,
+            labels=predictions.labels,
+            weights=predictions.weights,
+            inputs=np.array(json.dumps(inputs)),
+        )
+
+
+def load(path: Path, inputs: Inputs) -> Predictions:
+    """The posteriors that were kept for these inputs.
+
+    Raises:
+        FileNotFoundError: none were kept.
+        Unusable: they are of other inputs, or the file is damaged.
+    """
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            theirs = json.loads(str(archive["inputs"]))
+            found = Predictions(
+                posteriors=archive["posteriors"],
+                labels=archive["labels"],
+                weights=archive["weights"],
+            )
+    except FileNotFoundError:
+        raise
+    except (
+        *(AttributeError, EOFError, IndexError, KeyError, OSError, TypeError),
+        *(ValueError, zipfile.BadZipFile, zlib.error),
+    ) as error:
+        raise Unusable(f"it is damaged ({error})") from error
+    if not isinstance(theirs, dict):
+        raise Unusable("it is damaged (no inputs)")
+    changed = [field for field, _, _ in differences(inputs, theirs)]
+    if changed:
+        raise Unusable(f"it is of another {', '.join(changed)}")
+    _check(found, inputs["images"], len(inputs["class_names"]))
+    return found
+
+
+def _check(found: Predictions, images: int, classes: int) -> None:
+    expected = {
+        "posteriors": ((images, classes), np.float32),
+        "labels": ((images,), np.int32),
+        "weights": ((images,), np.float32),
+    }
+    for name, (shape, dtype) in expected.items():
+        array = getattr(found, name)
+        if array.shape != shape or array.dtype != dtype:
+            raise Unusable(
+                f"it is damaged (expected {name} {np.dtype(dtype)} {list(shape)}, got "
+                f"{array.dtype} {list(array.shape)})"
+            )

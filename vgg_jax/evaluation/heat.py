@@ -1,0 +1,131 @@
+"""Where in an image a network sees a class: its dense score map, laid over the image.
+
+For VGG the map is that of section 3.2. For Network in Network it is the class
+activation map of the last block, and nothing is different here.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+
+import cv2
+import jax
+import numpy as np
+from flax import nnx
+
+from vgg_jax.evaluation import style
+from vgg_jax.models import ConvNet
+from vgg_jax.models.layers import Conv, Layer, Pool, output_size
+from vgg_jax.training.steps import normalise
+
+CELLS = 7  # a class score map to look at has at least this many cells a side
+STRENGTH = 0.62  # of the map's colours over the image
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreMap:
+    """One class's scores over an image.
+
+    Args:
+        image: uint8 [H, W, C], what the network was given.
+        scores: float32 [h, w], before soft-max.
+        extent: left, right, bottom and top edge of the map in pixels of `image`, whose
+            first pixel has its centre at 0; a cell lies around the centre of what it
+            sees.
+    """
+
+    image: np.ndarray
+    scores: np.ndarray
+    extent: tuple[float, float, float, float]
+
+
+def map_side(layers: tuple[Layer, ...], crop: int) -> int:
+    """An image side, in pixels, for a map of at least `CELLS` cells.
+
+    The training crop or one of the next multiples of half of it; preferably one whose
+    last cell has its centre inside the image.
+    """
+
+    def inside(side: int) -> bool:
+        begin, end = map_interval(layers, side)
+        return end - (end - begin) / (2 * output_size(layers, side)) <= side - 1
+
+    sides = (crop * halves // 2 for halves in itertools.count(2))
+    enough = (side for side in sides if output_size(layers, side) >= CELLS)
+    first = list(itertools.islice(enough, 4))
+    return next(filter(inside, first), first[0])
+
+
+def map_interval(layers: tuple[Layer, ...], side: int) -> tuple[float, float]:
+    """Where a map's first cell begins and its last one ends, in pixels of the image."""
+    stride, center = 1, 0.0
+    for layer in layers:
+        if isinstance(layer, Conv):
+            center += ((layer.kernel - 1) / 2 - layer.padding) * stride
+            stride *= layer.stride
+        elif isinstance(layer, Pool):
+            center += (layer.window - 1) / 2 * stride
+            stride *= layer.stride
+    begin = center - stride / 2
+    return begin, begin + output_size(layers, side) * stride
+
+
+def score_map(
+    model: ConvNet,
+    image: np.ndarray,
+    label: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> ScoreMap:
+    """The scores of class `label` over an image uint8 [H, W, C] with pixels 0-255.
+
+    Each new shape compiles once.
+
+    Raises:
+        ValueError: the image is too small for the network.
+    """
+    graphdef, state = nnx.split(model)
+    scores = _scores(state, image, graphdef=graphdef, mean=tuple(mean), std=tuple(std))
+    top, bottom = map_interval(model.layers, image.shape[0])
+    left, right = map_interval(model.layers, image.shape[1])
+    return ScoreMap(image, np.asarray(scores)[..., label], (left, right, bottom, top))
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "mean", "std"))
+def _scores(
+    state: nnx.State,
+    image: jax.Array,
+    *,
+    graphdef: nnx.GraphDef,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> jax.Array:
+    """[H, W, C] -> [h, w, num_classes]."""
+    return nnx.merge(graphdef, state).score_map(normalise(image[None], mean, std))[0]
+
+
+def overlay(found: ScoreMap) -> np.ndarray:
+    """The map in colours over the image in grey: uint8 RGB [H, W, 3].
+
+    Colours go from the lowest score of this map to its highest, bilinear between the
+    cells' centres.
+    """
+    height, width = found.image.shape[:2]
+    rows, columns = found.scores.shape
+    left, right, bottom, top = found.extent
+    x = (np.arange(width) - left) * columns / (right - left) - 0.5
+    y = (np.arange(height) - top) * rows / (bottom - top) - 0.5
+    low, high = found.scores.min(), found.scores.max()
+    across, down = np.meshgrid(x.astype(np.float32), y.astype(np.float32))
+    heat = cv2.remap(
+        (found.scores - low) / (high - low if high > low else 1),
+        across,
+        down,
+        interpolation=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    # The image in few greys leaves the colours as the legend has them.
+    grey = 50 + 0.65 * found.image.mean(axis=-1, keepdims=True)
+    colours = 255 * style.HEAT(heat)[..., :3]
+    return np.rint(STRENGTH * colours + (1 - STRENGTH) * grey).astype(np.uint8)
