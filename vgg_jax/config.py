@@ -101,6 +101,9 @@ class Config:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     batch_size: int = 256
+    accumulate_steps: int = 1  # parts of a batch, one after another: less memory
+    remat: bool = False  # compute each stage again for its gradient: less memory
+    shard_fc: bool = False  # each device has a part of fc6, fc7 and fc8
     num_epochs: float = 74.0
     validate_every_epochs: float = 1.0
     checkpoint_every_steps: int = 1000

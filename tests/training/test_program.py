@@ -1,34 +1,98 @@
-"""A program is made, lowered and compiled from a configuration and a mesh alone."""
+"""Programs: compiled without data, and the same numbers however they are laid out."""
 
+import dataclasses
+import functools
+import re
+from typing import Any
+
+import chex
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from vgg_jax.config import Config, DataConfig, EvaluationConfig, VGGConfig
+from vgg_jax.config import Config, DataConfig, EvaluationConfig, NiNConfig, VGGConfig
+from vgg_jax.training.checkpoint import Checkpoints
+from vgg_jax.training.optimizer import Plateau
 from vgg_jax.training.program import Program
-from vgg_jax.training.sharding import make_mesh
+from vgg_jax.training.sharding import make_mesh, shard_batch
 
 
-def config(**data: float) -> Config:
-    return Config(
-        model=VGGConfig(name="vgg11", num_classes=10, width=0.05, fc_kernel=1),
-        data=DataConfig(
-            dataset="folder",
-            **{"crop": 32, "scale_min": 32, "scale_max": 32} | data,  # type: ignore
-        ),
-        evaluation=EvaluationConfig(center_scale=32),
+def config(crop: int = 32, **changes: Any) -> Config:
+    """A small VGG A; changes are fields of the run, the network or the data."""
+    base = Config(
+        model=VGGConfig(name="vgg11", num_classes=10, width=0.125, fc_kernel=1),
+        data=DataConfig(dataset="folder", crop=crop, scale_min=crop, scale_max=crop),
+        evaluation=EvaluationConfig(center_scale=crop),
         batch_size=16,
     )
+    for group in ("model", "data"):
+        owner = getattr(base, group)
+        own = {f.name for f in dataclasses.fields(owner)} & changes.keys()
+        values = {name: changes.pop(name) for name in own}
+        setattr(base, group, dataclasses.replace(owner, **values))
+    return dataclasses.replace(base, **changes)
+
+
+def batch(program: Program, step: int) -> dict[str, np.ndarray]:
+    """What `program` takes, with two corrupt images in its second step."""
+    rng = np.random.default_rng(step)
+    size, *rest = program.batch["image"].shape
+    weights = np.ones(size, np.float32)
+    weights[[1, 6]] = step != 1
+    return {
+        "image": rng.integers(0, 256, (size, *rest), np.uint8),
+        "label": rng.integers(0, 10, size).astype(np.int32),
+        "weight": weights,
+    }
+
+
+def losses(devices: int, steps: int = 4, **changes: Any) -> list[float]:
+    """Loss, gradient's norm and validation loss of steps with dropout."""
+    mesh = make_mesh(jax.devices()[:devices])
+    program = Program.of(config(**changes), mesh)
+    key = jax.random.key(1)
+    state, found = program.init(jax.random.key(0)), []
+    for step in range(steps):
+        rows = shard_batch(mesh, batch(program, step))
+        state, sums = program.train_step(state, rows, key)
+        found += [sums["loss"] / sums["weight"], sums["gradient_norm"]]
+    rows = shard_batch(mesh, batch(program, 9))
+    sums = program.eval_step(state.params, state.batch_stats, rows)
+    return [float(value) for value in (*found, sums["loss"] / sums["weight"])]
+
+
+@functools.cache
+def expected() -> list[float]:
+    return losses(1)
+
+
+def compiled(devices: int = 8, **changes: Any) -> Any:
+    program = Program.of(config(**changes), make_mesh(jax.devices()[:devices]))
+    return program.train_step.lower(*program.arguments).compile()
+
+
+COLLECTIVE = re.compile(
+    r" = (.*?) (?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
+    r"(?:-start)?\("
+)
+
+
+def collectives(text: str) -> list[int]:
+    """The sizes, in numbers, of the arrays that devices send one another."""
+    sizes = []
+    for types in COLLECTIVE.findall(text):
+        for shape in re.findall(r"\w+\[([\d,]*)\]", types):
+            sizes.append(int(np.prod([int(n) for n in shape.split(",") if n])))
+    return sizes
 
 
 def test_the_train_step_compiles_without_data() -> None:
     program = Program.of(config(), make_mesh())
-    compiled = program.train_step.lower(*program.arguments).compile()
-    assert "all-reduce" in compiled.as_text()
     state, sums = jax.eval_shape(program.train_step, *program.arguments)
-    assert jax.tree.map(lambda a: (a.shape, a.dtype), state) == jax.tree.map(
-        lambda a: (a.shape, a.dtype), program.state
-    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, program.state)
     assert sums["loss"].dtype == "float32"
+    assert collectives(program.train_step.lower(*program.arguments).compile().as_text())
 
 
 def test_the_batch_has_a_colour_shift_where_colours_are_shifted() -> None:
@@ -40,3 +104,149 @@ def test_the_batch_has_a_colour_shift_where_colours_are_shifted() -> None:
 def test_a_crop_too_small_for_the_network_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 32x32 pixels, got 16x16"):
         Program.of(config(crop=16), make_mesh())
+
+
+@pytest.mark.parametrize(
+    ("devices", "changes"),
+    [
+        pytest.param(2, {}, marks=pytest.mark.slow),
+        pytest.param(4, {"accumulate_steps": 2}, marks=pytest.mark.slow),
+        pytest.param(8, {}, marks=pytest.mark.slow),
+        pytest.param(8, {"shard_fc": True}, marks=pytest.mark.slow),
+        (4, {"shard_fc": True, "accumulate_steps": 4, "remat": True}),
+        pytest.param(1, {"accumulate_steps": 8, "remat": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_every_layout_gives_the_same_losses(
+    devices: int, changes: dict[str, Any]
+) -> None:
+    np.testing.assert_allclose(losses(devices, **changes), expected(), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_accumulated_batch_norm_takes_the_same_images_on_any_number_of_devices() -> (
+    None
+):
+    parts = {"name": "vgg11_bn", "accumulate_steps": 2}
+    one = losses(1, steps=2, **parts)
+    np.testing.assert_allclose(losses(4, steps=2, **parts), one, rtol=1e-3)
+    assert abs(losses(1, steps=2, name="vgg11_bn")[0] - one[0]) > 1e-4
+
+
+def test_sharded_layers_send_activations_in_place_of_gradients() -> None:
+    # fc6 has as many inputs as the paper's, relative to its outputs.
+    wide = {"crop": 64, "fc_kernel": 2, "fc_features": 8192}
+    layers = Program.of(config(**wide), make_mesh()).state.params
+    smallest = min(layers[name]["kernel"].size for name in ("fc6", "fc7"))
+    assert max(collectives(compiled(**wide).as_text())) >= smallest
+    for steps in (1, 2):
+        sent = compiled(shard_fc=True, accumulate_steps=steps, **wide).as_text()
+        convolutions = layers["conv5_2"]["kernel"].size
+        activations = 16 // steps * 1024
+        assert max(collectives(sent)) <= max(convolutions, activations) < smallest
+
+
+def test_parameters_and_momentum_of_sharded_layers_lie_together() -> None:
+    state = Program.of(config(shard_fc=True), make_mesh()).state
+    momentum = state.opt_state[1].trace
+    for name, parameters in state.params.items():
+        for kind, array in parameters.items():
+            assert array.sharding == momentum[name][kind].sharding
+            here = np.prod(array.sharding.shard_shape(array.shape))
+            parts = 8 if name in ("fc6", "fc7", "fc8") else 1
+            if (name, kind) != ("fc8", "bias"):
+                assert here * parts == array.size, (name, kind)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (
+            VGGConfig(name="vgg11", num_classes=10, width=0.1, fc_kernel=1),
+            "fc6 of a width that 8",
+        ),
+        (NiNConfig(name="nin_cifar", num_classes=10), "nin_cifar with this head"),
+        (
+            VGGConfig(name="vgg11", num_classes=10, head="global_pool"),
+            "shard_fc is for networks with fc6, fc7, fc8",
+        ),
+    ],
+)
+def test_layers_that_cannot_be_sharded_are_named(model: Any, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        Program.of(config(model=model, shard_fc=True), make_mesh())
+
+
+def test_memory_falls_with_accumulation() -> None:
+    small = {"devices": 1, "crop": 64, "fc_kernel": 2, "fc_features": 64}
+    plain, accumulated = (
+        compiled(**small, **changes).memory_analysis().temp_size_in_bytes
+        for changes in ({}, {"accumulate_steps": 4})
+    )
+    assert accumulated < 0.5 * plain
+
+
+def test_remat_keeps_the_input_of_each_stage_for_the_gradient() -> None:
+    def kept(**changes: Any) -> int:
+        """Bytes that the forward pass leaves to the backward pass."""
+        settings = config(**changes)
+        mesh = make_mesh(jax.devices()[:1])
+        program = Program.of(settings, mesh)
+        forward = program.train_step.__wrapped__.keywords["forward"]
+
+        def pass_forward(params: Any, images: Any) -> Any:
+            keys = jax.random.split(jax.random.key(0), 16)
+            return jax.vjp(
+                lambda p: forward(p, {}, {"image": images}, keys=keys)[0], params
+            )[1]
+
+        residuals = jax.eval_shape(
+            pass_forward, program.state.params, program.batch["image"]
+        )
+        return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(residuals))
+
+    assert kept(remat=True) < 0.5 * kept()
+
+
+def test_bfloat16_is_of_the_computation_alone() -> None:
+    program = Program.of(config(dtype="bfloat16"), make_mesh())
+    kinds = {str(a.dtype) for a in jax.tree.leaves((program.state.params,))}
+    assert kinds == {"float32"}
+    _, sums = jax.eval_shape(program.train_step, *program.arguments)
+    assert {str(a.dtype) for a in sums.values()} == {"float32"}
+    half, whole = losses(1, steps=1, dtype="bfloat16")[0], expected()[0]
+    assert half != whole
+    np.testing.assert_allclose(half, whole, rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    "shard_fc", [pytest.param(False, marks=pytest.mark.slow), True]
+)
+def test_a_checkpoint_goes_on_on_another_number_of_devices(
+    tmp_path: Any, shard_fc: bool
+) -> None:
+    key, metric = jax.random.key(1), "validation_top5_error"
+    before = Program.of(config(shard_fc=not shard_fc), make_mesh(jax.devices()[:4]))
+    mesh = make_mesh()
+    after = Program.of(config(shard_fc=shard_fc), mesh)
+    rows = batch(before, 0)
+    state, _ = before.train_step(
+        before.init(jax.random.key(0)),
+        shard_batch(make_mesh(jax.devices()[:4]), rows),
+        key,
+    )
+    with Checkpoints(tmp_path, metric, read_only=False) as checkpoints:
+        checkpoints.save(state, Plateau(), None)
+        checkpoints.wait()
+        restored, _ = checkpoints.restore(after.state, 1)
+    chex.assert_trees_all_equal(
+        jax.device_get(restored.params), jax.device_get(state.params)
+    )
+    shardings = jax.tree.map(lambda a: a.sharding, restored.params)
+    assert shardings == jax.tree.map(lambda a: a.sharding, after.state.params)
+    _, one = after.train_step(restored, shard_batch(mesh, rows), key)
+    _, two = before.train_step(
+        state, shard_batch(make_mesh(jax.devices()[:4]), rows), key
+    )
+    np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-5)
+    assert jnp.isfinite(one["loss"])

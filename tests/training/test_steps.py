@@ -13,8 +13,9 @@ from flax import nnx
 from vgg_jax import ConvNet, create_model
 from vgg_jax.config import OptimizerConfig
 from vgg_jax.training.optimizer import make_optimizer
-from vgg_jax.training.sharding import make_mesh, replicated, shard_batch
+from vgg_jax.training.sharding import make_mesh, placement, replicated, shard_batch
 from vgg_jax.training.steps import (
+    Forward,
     TrainState,
     eval_step,
     init_state,
@@ -51,10 +52,19 @@ def start(create: Any = network) -> tuple[nnx.GraphDef, TrainState, Any]:
     return split(create(nnx.Rngs(0)))[0], state, optimizer
 
 
+def forward(graphdef: Any, **options: Any) -> Forward:
+    place = placement(make_mesh(), shard_fc=False)
+    settings = {"mean": MEAN, "std": STD, "place": place, "remat": False}
+    return Forward(graphdef=graphdef, **settings | options)
+
+
 def jitted(graphdef: Any, optimizer: Any) -> Any:
     return jax.jit(
         functools.partial(
-            train_step, graphdef=graphdef, optimizer=optimizer, mean=MEAN, std=STD
+            train_step,
+            forward=forward(graphdef),
+            optimizer=optimizer,
+            accumulate_steps=1,
         )
     )
 
@@ -131,7 +141,7 @@ def test_eight_images_are_learnt_by_heart() -> None:
             break
     else:
         raise AssertionError(f"loss {float(sums['loss']) / 8} after 300 steps")
-    sums = eval_step(state.params, {}, data, graphdef=graphdef, mean=MEAN, std=STD)
+    sums = eval_step(state.params, {}, data, forward=forward(graphdef))
     assert float(sums["top1_error"]) == 0 and float(sums["weight"]) == 8
 
 
@@ -180,7 +190,7 @@ def test_eight_devices_equal_one() -> None:
         graphdef, state, optimizer = start(functools.partial(network, dropout=0.5))
         shardings = jax.tree.map(lambda _, m=mesh: replicated(m), state)
         state = jax.device_put(state, shardings)
-        step, _ = jit_steps(graphdef, optimizer, MEAN, STD, shardings)
+        step, _ = jit_steps(forward(graphdef), optimizer, 1, shardings)
         losses = []
         for i in range(4):
             state, sums = step(state, shard_batch(mesh, batch(16, seed=i)), KEY)

@@ -102,6 +102,17 @@ class Dropout(Layer):
             raise ValueError(f"expected a dropout rate in [0, 1), got {self.rate}")
 
 
+def stages(layers: tuple[Layer, ...]) -> tuple[tuple[Layer, ...], ...]:
+    """The rows in groups: one ends with each pool, one begins with each
+    fully-connected layer."""
+    groups: list[list[Layer]] = [[]]
+    for before, layer in zip((None, *layers), layers, strict=False):
+        if isinstance(before, Pool) or isinstance(layer, FullyConnected):
+            groups.append([])
+        groups[-1].append(layer)
+    return tuple(tuple(group) for group in groups if group)
+
+
 def output_size(layers: tuple[Layer, ...], size: int) -> int:
     """Side of the last map for an image side, in pixels; 0 if that is too small."""
     for layer in layers:

@@ -38,6 +38,11 @@ def _as_matrix(init: Initializer) -> Initializer:
     return init_as_matrix
 
 
+def class_scores(score_map: jax.Array) -> jax.Array:
+    """The mean over space (section 3.2): [N, h, w, classes] -> float32 [N, classes]."""
+    return score_map.astype(jnp.float32).mean(axis=(1, 2))
+
+
 class ConvNet(nnx.Module):
     """Runs `layers`; every parameter and every intermediate has its row's name.
 
@@ -110,7 +115,11 @@ class ConvNet(nnx.Module):
             setattr(self, layer.name, module)
 
     def __call__(
-        self, images: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | jax.Array | None = None,
     ) -> jax.Array:
         """Class scores: [N, H, W, in_channels] -> float32 [N, num_classes].
 
@@ -121,15 +130,15 @@ class ConvNet(nnx.Module):
         Args:
             images: NHWC, normalised as the weights expect.
             train: dropout on, batch statistics from this batch.
-            rngs: a "dropout" stream, needed when `train` and the network has dropout.
+            rngs: a "dropout" stream, needed when `train` and the network has dropout;
+                or keys [N], one an image, whose dropout then does not depend on the
+                others.
 
         Raises:
             ValueError: wrong rank or channels, or images too small for the network.
         """
-        x = self._run(images, self.layers, train=train, rngs=rngs)
-        if self.num_classes is None:
-            return x
-        return x.astype(jnp.float32).mean(axis=(1, 2))
+        x = self.run(images, self.layers, train=train, rngs=rngs)
+        return x if self.num_classes is None else class_scores(x)
 
     def score_map(self, images: jax.Array) -> jax.Array:
         """The dense class score map of section 3.2, before soft-max and spatial mean.
@@ -144,8 +153,7 @@ class ConvNet(nnx.Module):
                 "score_map needs a classifier, and num_classes=None made a backbone; "
                 "create the model with num_classes, or call model(images) for its map"
             )
-        x = self._run(images, self.layers, train=False, rngs=None)
-        return x.astype(jnp.float32)
+        return self.run(images, self.layers).astype(jnp.float32)
 
     def features(self, images: jax.Array, names: Sequence[str]) -> dict[str, jax.Array]:
         """Named intermediates, [N, H, W, in_channels] -> {name: [N, h, w, C]}.
@@ -162,19 +170,31 @@ class ConvNet(nnx.Module):
         found: dict[str, jax.Array] = {}
         if names:
             deepest = max(known.index(name) for name in names)
-            self._run(images, self.layers[: deepest + 1], collect=found)
+            self.run(images, self.layers[: deepest + 1], collect=found)
         return {name: found[name] for name in names}
 
-    def _run(
+    def run(
         self,
         x: jax.Array,
         layers: tuple[rows.Layer, ...],
         *,
         train: bool = False,
-        rngs: nnx.Rngs | None = None,
+        rngs: nnx.Rngs | jax.Array | None = None,
         collect: dict[str, jax.Array] | None = None,
     ) -> jax.Array:
-        self._check(x, layers)
+        """Consecutive rows of the network: [N, H, W, C] -> [N, h, w, features].
+
+        Args:
+            x: images, or the map that the row before `layers` leaves.
+            layers: a part of `self.layers`.
+            train, rngs: as `__call__`.
+            collect: takes each row's map, by the row's name.
+
+        Raises:
+            ValueError: as `__call__`.
+        """
+        if layers[0] == self.layers[0]:
+            self._check(x, layers)
         x = x.astype(self.dtype)
         for layer in layers:
             match layer:
@@ -183,8 +203,7 @@ class ConvNet(nnx.Module):
                 case rows.BatchNorm():
                     x = getattr(self, layer.name)(x, use_running_average=not train)
                 case rows.Dropout():
-                    drop = getattr(self, layer.name)
-                    x = drop(x, deterministic=not train, rngs=rngs)
+                    x = self._drop(layer, x, train, rngs)
                 case rows.LocalResponseNorm(_, size, alpha, beta, k):
                     x = rows.local_response_norm(
                         x, size=size, alpha=alpha, beta=beta, k=k
@@ -200,6 +219,25 @@ class ConvNet(nnx.Module):
             if collect is not None:
                 collect[layer.name] = x
         return x
+
+    def _drop(
+        self,
+        layer: rows.Dropout,
+        x: jax.Array,
+        train: bool,
+        rngs: nnx.Rngs | jax.Array | None,
+    ) -> jax.Array:
+        drop = getattr(self, layer.name)
+        if not (train and isinstance(rngs, jax.Array)):
+            return drop(x, deterministic=not train, rngs=rngs)
+        number = self.layers.index(layer)
+
+        def drop_image(image: jax.Array, key: jax.Array) -> jax.Array:
+            return drop(
+                image, deterministic=False, rngs=jax.random.fold_in(key, number)
+            )
+
+        return jax.vmap(drop_image)(x, rngs)
 
     def _check(self, images: jax.Array, layers: tuple[rows.Layer, ...]) -> None:
         if images.ndim != 4 or images.shape[-1] != self.in_channels:

@@ -15,8 +15,14 @@ from vgg_jax.models import ConvNet, create_model
 from vgg_jax.models.layers import check_size
 from vgg_jax.training import settings
 from vgg_jax.training.optimizer import make_optimizer
-from vgg_jax.training.sharding import batch_sharding, replicated
-from vgg_jax.training.steps import TrainState, init_state, jit_steps, split
+from vgg_jax.training.sharding import (
+    FC_PARAMETERS,
+    batch_sharding,
+    placement,
+    replicated,
+    state_shardings,
+)
+from vgg_jax.training.steps import Forward, TrainState, init_state, jit_steps, split
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,32 +62,46 @@ class Program:
         create = functools.partial(create_model, **dataclasses.asdict(config.model))
         model: ConvNet = nnx.eval_shape(lambda: create(rngs=nnx.Rngs(0)))
         check_size(model.layers, config.data.crop, config.data.crop)
+        if config.shard_fc and not FC_PARAMETERS.keys() <= {
+            r.name for r in model.layers
+        }:
+            raise ValueError(
+                f"shard_fc is for networks with {', '.join(FC_PARAMETERS)}, which "
+                f"{config.model.name} with this head has not; set it to False"
+            )
         optimizer = make_optimizer(config.optimizer)
         init = functools.partial(init_state, lambda rngs: create(rngs=rngs), optimizer)
         whole, rows = replicated(mesh), batch_sharding(mesh)
         key = _abstract(jax.eval_shape(jax.random.key, 0), whole)
-        state = jax.tree.map(lambda a: _abstract(a, whole), jax.eval_shape(init, key))
-        shardings = jax.tree.map(lambda a: a.sharding, state)
+        shapes = jax.eval_shape(init, key)
+        shardings = state_shardings(mesh, shapes, shard_fc=config.shard_fc)
+        forward = Forward(
+            graphdef=split(model)[0],
+            mean=config.data.mean,
+            std=config.data.std,
+            place=placement(mesh, shard_fc=config.shard_fc),
+            remat=config.remat,
+        )
         train_step, eval_step = jit_steps(
-            split(model)[0], optimizer, config.data.mean, config.data.std, shardings
+            forward, optimizer, config.accumulate_steps, shardings
         )
         size, crop = config.batch_size, config.data.crop
         channels = config.model.in_channels
-        shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+        fields: dict[str, tuple[tuple[int, ...], Any]] = {
             "image": ((size, crop, crop, channels), jnp.uint8),
             "label": ((size,), jnp.int32),
             "weight": ((size,), jnp.float32),
         }
         if config.data.colour_shift:
-            shapes["shift"] = ((size, channels), jnp.float32)
+            fields["shift"] = ((size, channels), jnp.float32)
         return cls(
             init=jax.jit(init, out_shardings=shardings),
             train_step=train_step,
             eval_step=eval_step,
-            state=state,
+            state=jax.tree.map(_abstract, shapes, shardings),
             batch={
                 name: jax.ShapeDtypeStruct(*shape, sharding=rows)
-                for name, shape in shapes.items()
+                for name, shape in fields.items()
             },
             key=key,
         )

@@ -11,6 +11,7 @@ from vgg_jax.names import did_you_mean
 RANGES = {
     "seed": "[0, 4294967296)",
     "batch_size": "[1, inf)",
+    "accumulate_steps": "[1, inf)",
     "num_epochs": "(0, inf)",
     "validate_every_epochs": "(0, inf)",
     "checkpoint_every_steps": "[1, inf)",
@@ -46,10 +47,13 @@ def check(config: Config, devices: int) -> None:
         value = attrgetter(name)(config)
         if value not in known:
             raise ValueError(f"unknown {name} {value!r}: {did_you_mean(value, known)}")
-    if config.batch_size % devices:
+    parts = devices * config.accumulate_steps
+    if config.batch_size % parts:
+        steps = config.accumulate_steps
         raise ValueError(
-            f"expected a batch_size that {devices} devices can share, got "
-            f"{config.batch_size}; use a multiple of {devices}"
+            f"expected a batch_size that {devices} devices can share"
+            + (f" in accumulate_steps={steps} parts" if steps > 1 else "")
+            + f", got {config.batch_size}; use a multiple of {parts}"
         )
     if config.evaluation.center_scale < config.data.crop:
         raise ValueError(

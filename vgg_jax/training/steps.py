@@ -1,5 +1,6 @@
 """One step of training and one of validation: pure functions of a state and a batch."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,9 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx, struct
+from jax import lax
 
 from vgg_jax.metrics import Sums, classification_sums
 from vgg_jax.models import ConvNet
+from vgg_jax.models.layers import stages
+from vgg_jax.models.network import class_scores
+from vgg_jax.training.sharding import Placement
 
 Batch = dict[str, jax.Array]
 
@@ -64,15 +69,70 @@ def init_state(
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Forward:
+    """From a batch to class scores.
+
+    Args:
+        graphdef: of the network.
+        mean, std: of the training set, as `normalise`.
+        place: where each layer's input is, see `sharding.placement`.
+        remat: keep the input of each stage only, and compute what is between again for
+            the gradient.
+    """
+
+    graphdef: nnx.GraphDef
+    mean: Sequence[float]
+    std: Sequence[float]
+    place: Placement
+    remat: bool
+
+    def __call__(
+        self,
+        params: dict[str, Any],
+        batch_stats: dict[str, Any],
+        batch: Batch,
+        *,
+        keys: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """(float32 [N, num_classes] before soft-max, the running statistics after).
+
+        Args:
+            params, batch_stats: of the network.
+            batch: as `train_step` takes it; label and weight are not looked at.
+            keys: [N], of each image's dropout; None evaluates.
+        """
+        x = normalise(batch["image"], self.mean, self.std, batch.get("shift"))
+        model: ConvNet = nnx.merge(self.graphdef, params, batch_stats)
+        for layers in stages(model.layers):
+
+            def run(
+                params: Any, batch_stats: Any, x: jax.Array, layers: Any = layers
+            ) -> tuple[jax.Array, dict[str, Any]]:
+                model = nnx.merge(self.graphdef, params, batch_stats)
+                x = model.run(x, layers, train=keys is not None, rngs=keys)
+                return x, split(model)[2]
+
+            run = jax.checkpoint(run) if self.remat else run
+            x, batch_stats = run(params, batch_stats, self.place(layers[0], x))
+        return self.place(None, class_scores(x)), batch_stats
+
+
+def image_keys(key: jax.Array, step: jax.Array, count: int) -> jax.Array:
+    """The dropout keys of a step's images, [count]: each a function of the run's key,
+    the step and the image's place in the batch alone."""
+    at_step = jax.random.fold_in(key, step)
+    return jax.vmap(lambda place: jax.random.fold_in(at_step, place))(jnp.arange(count))
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
     key: jax.Array,
     *,
-    graphdef: nnx.GraphDef,
+    forward: Forward,
     optimizer: optax.GradientTransformation,
-    mean: Sequence[float],
-    std: Sequence[float],
+    accumulate_steps: int,
 ) -> tuple[TrainState, Sums]:
     """One update from one mini-batch (section 3.1).
 
@@ -80,23 +140,47 @@ def train_step(
         state: before the step.
         batch: image uint8 [N, H, W, C], label int32 [N], weight float32 [N]; where
             colours are shifted, shift float32 [N, C].
-        key: the run's; each step folds its own number in, so that a resumed run draws
-            the dropout of an uninterrupted one.
+        key: the run's, of dropout; see `image_keys`.
+        forward: the network.
+        optimizer: of the parameters.
+        accumulate_steps: parts of the batch that follow one another, with the update of
+            the whole batch; batch normalisation takes the statistics of each part.
 
     Returns:
         The state after it; the batch's `classification_sums`, and "gradient_norm", the
         gradient's length before L2: not finite when the step has gone wrong.
     """
-    dropout_key = jax.random.fold_in(key, state.step)
-    images = normalise(batch["image"], mean, std, batch.get("shift"))
+    weight = jnp.maximum(jnp.sum(batch["weight"]), 1.0)
 
-    def loss_fn(params: dict[str, Any]) -> tuple[jax.Array, tuple[Sums, Any]]:
-        model = nnx.merge(graphdef, params, state.batch_stats)
-        logits = model(images, train=True, rngs=nnx.Rngs(dropout=dropout_key))
-        sums = classification_sums(logits, batch["label"], batch["weight"])
-        return sums["loss"] / jnp.maximum(sums["weight"], 1.0), (sums, split(model)[2])
+    def loss_fn(
+        params: dict[str, Any], batch_stats: dict[str, Any], part: Batch
+    ) -> tuple[jax.Array, tuple[Sums, dict[str, Any]]]:
+        logits, batch_stats = forward(params, batch_stats, part, keys=part["key"])
+        sums = classification_sums(logits, part["label"], part["weight"])
+        return sums["loss"] / weight, (sums, batch_stats)
 
-    gradients, (sums, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+    def microbatch_sums(
+        batch_stats: dict[str, Any], part: Batch
+    ) -> tuple[tuple[dict[str, Any], Sums], dict[str, Any]]:
+        gradient = jax.grad(loss_fn, has_aux=True)
+        gradients, (sums, batch_stats) = gradient(state.params, batch_stats, part)
+        return (gradients, sums), batch_stats
+
+    def accumulate(total: tuple[Any, Any], part: Batch) -> tuple[tuple[Any, Any], None]:
+        added, batch_stats = microbatch_sums(total[1], part)
+        return (jax.tree.map(jnp.add, total[0], added), batch_stats), None
+
+    batch = batch | {"key": image_keys(key, state.step, len(batch["image"]))}
+    if accumulate_steps == 1:
+        (gradients, sums), batch_stats = microbatch_sums(state.batch_stats, batch)
+    else:
+        parts = jax.tree.map(lambda a: microbatches(a, accumulate_steps), batch)
+        part = jax.tree.map(lambda a: a[0], parts)
+        shapes, _ = jax.eval_shape(microbatch_sums, state.batch_stats, part)
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        ((gradients, sums), batch_stats), _ = lax.scan(
+            accumulate, (zeros, state.batch_stats), parts
+        )
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     sums["gradient_norm"] = optax.tree.norm(gradients)
     return (
@@ -110,37 +194,38 @@ def train_step(
     )
 
 
+def microbatches(rows: jax.Array, count: int) -> jax.Array:
+    """[N, ...] -> [count, N / count, ...]: each device's rows are dealt out in turn, so
+    that none moves to another device."""
+    return rows.reshape(-1, count, *rows.shape[1:]).swapaxes(0, 1)
+
+
 def eval_step(
     params: dict[str, Any],
     batch_stats: dict[str, Any],
     batch: Batch,
     *,
-    graphdef: nnx.GraphDef,
-    mean: Sequence[float],
-    std: Sequence[float],
+    forward: Forward,
 ) -> Sums:
     """`classification_sums` of one batch, without dropout."""
-    model = nnx.merge(graphdef, params, batch_stats)
-    logits = model(normalise(batch["image"], mean, std))
+    logits, _ = forward(params, batch_stats, batch)
     return classification_sums(logits, batch["label"], batch["weight"])
 
 
 def jit_steps(
-    graphdef: nnx.GraphDef,
+    forward: Forward,
     optimizer: optax.GradientTransformation,
-    mean: Sequence[float],
-    std: Sequence[float],
+    accumulate_steps: int,
     state_shardings: TrainState,
 ) -> tuple[Callable[..., tuple[TrainState, Sums]], Callable[..., Sums]]:
     """Both steps compiled; the train step reuses the memory of its state."""
-    statistics: dict[str, Any] = {"mean": mean, "std": std}
+    step = functools.partial(
+        train_step,
+        forward=forward,
+        optimizer=optimizer,
+        accumulate_steps=accumulate_steps,
+    )
     return (
-        jax.jit(
-            functools.partial(
-                train_step, graphdef=graphdef, optimizer=optimizer, **statistics
-            ),
-            donate_argnums=0,
-            out_shardings=(state_shardings, None),
-        ),
-        jax.jit(functools.partial(eval_step, graphdef=graphdef, **statistics)),
+        jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None)),
+        jax.jit(functools.partial(eval_step, forward=forward)),
     )

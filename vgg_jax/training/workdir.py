@@ -13,6 +13,9 @@ CLASS_NAMES = "class_names.json"
 
 # Settings that may change between a stop and a resume; steps stay as they were.
 FREE = (
+    "accumulate_steps",  # as the devices that a run goes on with need
+    "remat",
+    "shard_fc",
     "num_epochs",
     "log_every_steps",
     "checkpoint_every_steps",
