@@ -5,7 +5,7 @@ python eval.py --config configs/NAME.py [--workdir DIR] [--scales 256,384,512]
 
 Several --workdir fuse their networks; several --protocol are rows of one table. Without
 --protocol: the centre crop, dense at each scale, dense over all scales. Writes
-DIR/eval.json and DIR/predictions.png.
+DIR/eval.json and pictures; docs/evaluation.md says what else.
 """
 
 import sys

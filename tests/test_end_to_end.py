@@ -174,6 +174,24 @@ def test_evaluation_prints_a_table_and_writes_it(
         assert 0 <= row["top1_error"] <= 1
 
 
+def test_prediction_names_classes_and_draws_maps(
+    pictures: Path, whole: Path, tmp_path: Path, call: Call
+) -> None:
+    picture = pictures / "test" / "disc" / "0.png"
+    script = [sys.executable, "predict.py", "--output", str(tmp_path)]
+    done = call([*script, "--weights", str(whole), str(picture)])
+    assert done.returncode == 0, done.stderr
+    assert {line.split()[-1] for line in done.stdout.splitlines()[1:4]} == {
+        *("bar", "box", "disc")
+    }
+    assert cv2.imread(str(tmp_path / "0.png.heat.png")) is not None
+    done = call([*script, "--weights", str(whole), "none.png"])
+    assert done.returncode == 1 and "none.png" in done.stderr
+    done = call([*script, "--weights", str(pictures), str(picture)])
+    assert done.returncode == 1 and "no run in" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("script", "more", "expected"),
     [

@@ -46,10 +46,19 @@ def new_flags() -> flags.FlagValues:
 def run(main: Callable[[flags.FlagValues], int], values: flags.FlagValues) -> None:
     """Parse the command line, call `main`, exit with its code; 2 for a usage error."""
     flags.FLAGS.mark_as_parsed()  # Grain's worker processes look at it
+
+    def work() -> int:
+        parse(sys.argv, values)
+        return main(values)
+
+    finish(work)
+
+
+def finish(work: Callable[[], int]) -> None:
+    """Call `work`, exit with its code; an error that a user can mend is one line."""
     prepare_jax()
     try:
-        parse(sys.argv, values)
-        code = main(values)
+        code = work()
     except (UsageError, flags.Error) as error:
         code = _complain(error, 2)
     except (ValueError, OSError, RuntimeError, ImportError) as error:

@@ -86,8 +86,8 @@ class OptimizerConfig:
 class EvaluationConfig:
     """Section 3.2: the scales Q and the order of soft-max and spatial average."""
 
-    center_scale: int = 256  # short side for the centre-crop protocol
-    scales: tuple[int, ...] = (256, 384, 512)  # Q of dense evaluation
+    center_scale: int = 256  # Q of validation, and of the protocols center and tencrop
+    scales: tuple[int, ...] = (256, 384, 512)  # Q of the others
     averaging: str = "score_map"  # mean of the map, then soft-max; or "posteriors"
     batch_size: int = 64  # images, or crops, that the network is given at once
 

@@ -4,10 +4,9 @@
 `weights` as in `Predictions`, and `inputs`: JSON of all that they depend on.
 """
 
+import dataclasses
 import hashlib
 import json
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,11 @@ import numpy as np
 
 from vgg_jax.config import Config, DataConfig, differences
 from vgg_jax.data.base import Source
+from vgg_jax.evaluation.arrays import load_arrays, save_arrays
 from vgg_jax.evaluation.predictions import Predictions
 from vgg_jax.evaluation.protocols import Piece
 from vgg_jax.models import ConvNet
 from vgg_jax.training.steps import split
-from vgg_jax.training.workdir import replacing
 
 # To be raised when the same inputs begin to give other posteriors.
 VERSION = 1
@@ -91,14 +90,10 @@ def all_inputs(network: Inputs, data: Inputs, config: Config, piece: Piece) -> I
 def save(path: Path, inputs: Inputs, predictions: Predictions) -> None:
     """Keep posteriors, in place of those that were there before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial, open(partial, "wb") as file:
-        np.savez(
-            file,
-            posteriors=predictions.posteriors,
-            labels=predictions.labels,
-            weights=predictions.weights,
-            inputs=np.array(json.dumps(inputs)),
-        )
+    save_arrays(
+        path,
+        vars(predictions) | {"inputs": np.array(json.dumps(inputs))},
+    )
 
 
 def load(path: Path, inputs: Inputs) -> Predictions:
@@ -108,23 +103,15 @@ def load(path: Path, inputs: Inputs) -> Predictions:
         FileNotFoundError: none were kept.
         Unusable: they are of other inputs, or the file is damaged.
     """
+    fields = [field.name for field in dataclasses.fields(Predictions)]
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            theirs = json.loads(str(archive["inputs"]))
-            found = Predictions(
-                posteriors=archive["posteriors"],
-                labels=archive["labels"],
-                weights=archive["weights"],
-            )
-    except FileNotFoundError:
-        raise
-    except (
-        *(AttributeError, EOFError, IndexError, KeyError, OSError, TypeError),
-        *(ValueError, zipfile.BadZipFile, zlib.error),
-    ) as error:
-        raise Unusable(f"it is damaged ({error})") from error
+        stored = load_arrays(path, (*fields, "inputs"))
+        theirs = json.loads(str(stored.pop("inputs")))
+    except ValueError as error:
+        raise Unusable(f"it is damaged ({error.__cause__ or error})") from error
     if not isinstance(theirs, dict):
-        raise Unusable("it is damaged (no inputs)")
+        raise Unusable("it is damaged (its inputs have no names)")
+    found = Predictions(**stored)
     changed = [field for field, _, _ in differences(inputs, theirs)]
     if changed:
         raise Unusable(f"it is of another {', '.join(changed)}")

@@ -4,18 +4,17 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vgg_jax.config import Config
 from vgg_jax.data.sources import Source
 from vgg_jax.data.transforms import center_crop, decode, rescale
+from vgg_jax.evaluation.arrays import load_arrays, save_arrays
 from vgg_jax.evaluation.heat import ScoreMap, map_side, score_map
 from vgg_jax.evaluation.metrics import predicted_classes
 from vgg_jax.evaluation.predictions import Predictions
 from vgg_jax.models import ConvNet
-from vgg_jax.training.workdir import replacing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,21 +109,14 @@ def make_gallery(
 
 
 def save_gallery(path: Path, gallery: Gallery) -> None:
-    """Write an npz of arrays without objects, whole or not at all."""
-    columns = zip(*map(dataclasses.astuple, gallery.examples), strict=True)
-    arrays: dict[str, Any] = dict(zip(_COLUMNS, map(np.array, columns), strict=True))
-    with replacing(path) as partial, open(partial, "wb") as file:
-        np.savez_compressed(
-            file,
-            **arrays,
-            title=np.array(gallery.title),
-            class_names=np.array(gallery.class_names),
-            crop=np.array(gallery.crop),
-            names=np.array(gallery.names),
-            images=np.stack([found.image for found in gallery.maps]),
-            scores=np.stack([found.scores for found in gallery.maps]),
-            extents=np.array([found.extent for found in gallery.maps]),
-        )
+    """Write a file of arrays, whole or not at all."""
+    examples = zip(*map(dataclasses.astuple, gallery.examples), strict=True)
+    save_arrays(
+        path,
+        dict(zip(_EXAMPLE, examples, strict=True))
+        | {name: getattr(gallery, name) for name in _GALLERY}
+        | {name: [getattr(m, name) for m in gallery.maps] for name in _MAP},
+    )
 
 
 def load_gallery(path: Path) -> Gallery:
@@ -132,21 +124,26 @@ def load_gallery(path: Path) -> Gallery:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another kind of file.
+        ValueError: a damaged file; the message names it.
     """
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-        columns = [stored[name].tolist() for name in _COLUMNS]
-        maps = zip(
-            stored["images"], stored["scores"], stored["extents"].tolist(), strict=True
-        )
-        return Gallery(
-            title=str(stored["title"]),
-            class_names=tuple(stored["class_names"].tolist()),
-            crop=int(stored["crop"]),
-            examples=tuple(Example(*row) for row in zip(*columns, strict=True)),
-            names=tuple(stored["names"].tolist()),
-            maps=tuple(ScoreMap(i, s, tuple(e)) for i, s, e in maps),
-        )
+    stored = load_arrays(path, (*_EXAMPLE, *_GALLERY, *_MAP))
+    examples = zip(*(stored[name].tolist() for name in _EXAMPLE), strict=True)
+    maps = zip(
+        stored["image"], stored["scores"], stored["extent"].tolist(), strict=True
+    )
+    return Gallery(
+        title=str(stored["title"]),
+        class_names=tuple(stored["class_names"].tolist()),
+        crop=int(stored["crop"]),
+        examples=tuple(Example(*row) for row in examples),
+        names=tuple(stored["names"].tolist()),
+        maps=tuple(ScoreMap(image, scores, tuple(e)) for image, scores, e in maps),
+    )
 
 
-_COLUMNS = tuple(field.name for field in dataclasses.fields(Example))
+def _fields(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
+_EXAMPLE, _MAP = _fields(Example), _fields(ScoreMap)
+_GALLERY = ("title", "class_names", "crop", "names")

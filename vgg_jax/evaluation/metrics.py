@@ -105,8 +105,15 @@ def per_class(
     predictions: Predictions, class_names: Sequence[str]
 ) -> tuple[ClassResult, ...]:
     """A row a class, in the order of the labels."""
+    return class_results(confusion_matrix(predictions), class_names)
+
+
+def class_results(
+    matrix: np.ndarray, class_names: Sequence[str]
+) -> tuple[ClassResult, ...]:
+    """`per_class` from a confusion matrix, int [C, C]."""
     rows = []
-    for i, counts in enumerate(confusion_matrix(predictions)):
+    for i, counts in enumerate(matrix):
         images = int(counts.sum())
         wrong = counts.copy()
         wrong[i] = 0

@@ -23,9 +23,14 @@ def draw_curves(metrics: Path, output: Path) -> None:
 
     A run that has logged nothing yet leaves no picture.
     """
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines = read_metrics(metrics)
     if lines:
         style.save(curves(lines), output)
+
+
+def read_metrics(path: Path) -> Lines:
+    """The objects in a metrics.jsonl."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def curves(lines: Lines, size: tuple[float, float] = (10, 9.5)) -> Figure:

@@ -142,7 +142,7 @@ def write_json(path: Path, results: Sequence[Result]) -> None:
     Raises:
         ValueError: the file there is not an eval.json of this layout.
     """
-    rows = {_key(row): row for row in _read(path)}
+    rows = {_key(row): row for row in read_json(path)}
     for result in results:
         row = _as_json(result)
         rows[_key(row)] = row
@@ -150,7 +150,12 @@ def write_json(path: Path, results: Sequence[Result]) -> None:
     write_atomically(path, json.dumps(record, indent=2) + "\n")
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def read_json(path: Path) -> list[dict[str, Any]]:
+    """The rows of an eval.json; none where there is no file.
+
+    Raises:
+        ValueError: it is not an eval.json of this layout.
+    """
     if not path.exists():
         return []
     try:
@@ -190,7 +195,13 @@ def _key(row: dict[str, Any]) -> str:
 
 def _train_scales(networks: Sequence[TrainedNetwork]) -> str:
     scales = dict.fromkeys(network.train_scale for network in networks)
-    return ", ".join(f"{a}" if a == b else f"[{a}; {b}]" for a, b in scales)
+    return ", ".join(map(train_scale, scales))
+
+
+def train_scale(scale: Sequence[int]) -> str:
+    """S, or the interval that it is drawn from, as the paper writes it."""
+    low, high = scale
+    return f"{low}" if low == high else f"[{low}; {high}]"
 
 
 def _percent(error: Rate) -> str:

@@ -1,7 +1,6 @@
 """What eval.py does: networks and protocols to a table, eval.json and pictures."""
 
 import dataclasses
-import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from vgg_jax.evaluation.results import (
     write_json,
 )
 from vgg_jax.models import ConvNet
+from vgg_jax.names import short_names
 from vgg_jax.training.checkpoint import restore_model
 
 Row = tuple[str, tuple[int, ...]]  # protocol and short sides Q
@@ -142,21 +142,6 @@ def contender(
         ),
         workdir=workdir,
     )
-
-
-def short_names(paths: Sequence[Path]) -> list[str]:
-    """The folders' names, with as many parents as tell them apart.
-
-    Raises:
-        ValueError: the same folder twice.
-    """
-    if len(set(paths)) < len(paths):
-        raise ValueError("expected different workdirs to fuse, got the same one twice")
-    for parts in itertools.count(1):
-        names = ["/".join(path.parts[-parts:]) for path in paths]
-        if len(set(names)) == len(names):
-            break
-    return names
 
 
 def evaluate_contenders(
