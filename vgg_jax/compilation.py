@@ -10,7 +10,7 @@ import jax
 CACHE = "~/.cache/vgg_jax/compiled"
 
 # Of glibc's mallopt.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def prepare_jax() -> None:
@@ -32,8 +32,9 @@ def keep_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)  # every block from the heap
-        mallopt(_M_TRIM_THRESHOLD, -1)  # and the heap never shrinks
+        mallopt(_M_MMAP_MAX, 0)  # every block from the heap,
+        mallopt(_M_TRIM_THRESHOLD, -1)  # which never shrinks,
+        mallopt(_M_ARENA_MAX, 1)  # in every thread: a thread's own holds 64 MB
 
 
 def cache_compilations() -> None:
