@@ -34,5 +34,6 @@ def load_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         *(OSError, TypeError, ValueError, zipfile.BadZipFile, zlib.error),
     ) as error:
         raise ValueError(
-            f"{path} is damaged ({type(error).__name__}: {error})"
+            f"{path} is damaged or of another version ({type(error).__name__}: "
+            f"{error}); delete it and run eval.py, which writes it anew"
         ) from error
