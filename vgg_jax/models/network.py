@@ -197,25 +197,27 @@ class ConvNet(nnx.Module):
             self._check(x, layers)
         x = x.astype(self.dtype)
         for layer in layers:
-            match layer:
-                case rows.Conv():
-                    x = getattr(self, layer.name)(x)
-                case rows.BatchNorm():
-                    x = getattr(self, layer.name)(x, use_running_average=not train)
-                case rows.Dropout():
-                    x = self._drop(layer, x, train, rngs)
-                case rows.LocalResponseNorm(_, size, alpha, beta, k):
-                    x = rows.local_response_norm(
-                        x, size=size, alpha=alpha, beta=beta, k=k
-                    )
-                case rows.Relu():
-                    x = nnx.relu(x)
-                case rows.MaxPool():
-                    x = rows.max_pool(x, layer)
-                case rows.AveragePool():
-                    x = rows.average_pool(x, layer)
-                case _:
-                    raise TypeError(f"ConvNet has no rule for {layer}")
+            # Compilers and profilers show an operation under its layer's name.
+            with jax.named_scope(layer.name):
+                match layer:
+                    case rows.Conv():
+                        x = getattr(self, layer.name)(x)
+                    case rows.BatchNorm():
+                        x = getattr(self, layer.name)(x, use_running_average=not train)
+                    case rows.Dropout():
+                        x = self._drop(layer, x, train, rngs)
+                    case rows.LocalResponseNorm(_, size, alpha, beta, k):
+                        x = rows.local_response_norm(
+                            x, size=size, alpha=alpha, beta=beta, k=k
+                        )
+                    case rows.Relu():
+                        x = nnx.relu(x)
+                    case rows.MaxPool():
+                        x = rows.max_pool(x, layer)
+                    case rows.AveragePool():
+                        x = rows.average_pool(x, layer)
+                    case _:
+                        raise TypeError(f"ConvNet has no rule for {layer}")
             if collect is not None:
                 collect[layer.name] = x
         return x
