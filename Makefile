@@ -16,7 +16,7 @@ ifneq ($(shell test -d "$$HOME" && test -w "$$HOME" && echo writable),writable)
 export HOME := $(CURDIR)/.home
 endif
 
-.PHONY: help train environment test test-all lint clean
+.PHONY: help train environment test test-all lint benchmark-cpu clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -38,6 +38,10 @@ test-all:  ## the same with the slow tests
 
 lint:  ## ruff and mypy
 	@scripts/check lint
+
+benchmark-cpu: environment  ## speed on this CPU beside PyTorch's; CASES="vgg16_batch4" for one
+	@scripts/environment .venv-torch requirements-benchmark.txt
+	PYTHONPATH=. .venv/bin/python benchmarks/cpu.py --torch .venv-torch/bin/python $(CASES)
 
 clean:  ## remove the environments and caches, not the data and the runs
 	rm -rf .home .venv* .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

@@ -1,0 +1,47 @@
+"""What is measured: a network, an image side and a batch size, as configurations."""
+
+from configs.fashion_mnist_vgg import get_config as fashion_mnist_vgg
+from vgg_jax.config import (
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    NiNConfig,
+    OptimizerConfig,
+    VGGConfig,
+)
+
+
+def case(model: VGGConfig | NiNConfig, side: int, batch_size: int) -> Config:
+    """A configuration whose data are never read."""
+    return Config(
+        model=model,
+        data=DataConfig(
+            dataset="folder",
+            crop=side,
+            scale_min=side,
+            scale_max=side,
+            mean=(128.0,) * model.in_channels,
+            std=(64.0,) * model.in_channels,
+            colour_shift=0.0,
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+        evaluation=EvaluationConfig(center_scale=side, scales=(side,)),
+        batch_size=batch_size,
+    )
+
+
+def narrow(width: float) -> VGGConfig:
+    """Table 1, B for images of 32x32."""
+    return VGGConfig(name="vgg13", width=width, num_classes=10, fc_kernel=1)
+
+
+CASES = {
+    "fashion_mnist_vgg": fashion_mnist_vgg(),
+    "vgg13_quarter": case(narrow(0.25), 32, 128),
+    "vgg13_half": case(narrow(0.5), 32, 128),
+    "nin_tutorial": case(
+        NiNConfig(name="nin_tutorial", num_classes=10, in_channels=1), 224, 16
+    ),
+    "vgg16_batch4": case(VGGConfig(name="vgg16"), 224, 4),
+    "vgg16_batch16": case(VGGConfig(name="vgg16"), 224, 16),
+}

@@ -1,0 +1,47 @@
+"""The JAX side of cpu.py: the program that train.py runs, for a name in cases.py."""
+
+import sys
+
+import jax
+import numpy as np
+from cases import CASES
+from worker import serve
+
+from vgg_jax.compilation import prepare_jax
+from vgg_jax.training.program import Program
+from vgg_jax.training.sharding import make_mesh, shard_batch
+
+
+def main(name: str, seconds: float) -> None:
+    """Serve the times of a case."""
+    jax.config.update("jax_platforms", "cpu")
+    prepare_jax()
+    mesh = make_mesh()
+    program = Program.of(CASES[name], mesh)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, program.batch["image"].shape, np.uint8),
+        "label": rng.integers(0, 10, program.batch["label"].shape, np.int32),
+        "weight": np.ones(program.batch["weight"].shape, np.float32),
+    }
+    key = jax.random.key(1)
+    state = program.init(jax.random.key(0))
+
+    def forward(count: int) -> None:
+        for _ in range(count):
+            rows = shard_batch(mesh, batch)
+            sums = program.eval_step(state.params, state.batch_stats, rows)
+            jax.block_until_ready(sums)
+
+    def train(count: int) -> None:
+        nonlocal state
+        for _ in range(count):
+            state, sums = program.train_step(state, shard_batch(mesh, batch), key)
+            jax.block_until_ready(sums)
+
+    parameters = sum(p.size for p in jax.tree.leaves(state.params))
+    serve(parameters, {"forward": forward, "train": train}, seconds)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], float(sys.argv[2]))
