@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from vgg_jax import cli
+from vgg_jax import cli, hosts
 
 
 def main(values: flags.FlagValues) -> int:
@@ -20,7 +20,8 @@ def main(values: flags.FlagValues) -> int:
 
     workdir = Path(values.workdir or f"runs/{cli.config_name(sys.argv)}")
     stopped = train(values.config, workdir)
-    draw_curves(workdir / "metrics.jsonl", workdir / "curves.png")
+    if hosts.is_first():
+        draw_curves(workdir / "metrics.jsonl", workdir / "curves.png")
     return 0 if stopped is None else 128 + stopped
 
 

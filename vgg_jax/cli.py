@@ -7,9 +7,11 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
+from vgg_jax import hosts
 from vgg_jax.compilation import prepare_jax
 from vgg_jax.config import (
     Config,
@@ -49,6 +51,7 @@ def run(main: Callable[[flags.FlagValues], int], values: flags.FlagValues) -> No
 
     def work() -> int:
         parse(sys.argv, values)
+        hosts.join()
         return main(values)
 
     finish(work)
@@ -65,6 +68,7 @@ def finish(work: Callable[[], int]) -> None:
         if "--traceback" in sys.argv:
             traceback.print_exc()
         code = _complain(error, 1)
+        hosts.abandon(code)
     sys.exit(code)
 
 
@@ -139,5 +143,13 @@ def _fields() -> Iterator[str]:
 
 
 def _complain(error: Exception, code: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    where = ""
+    if hosts.several():
+        where = f"host {jax.process_index()}: "
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            where += (
+                "lost another host, whose own output says why; the same command on all "
+                "of them goes on from the last checkpoint\n"
+            )
+    print(f"{where}error: {error}", file=sys.stderr, flush=True)
     return code

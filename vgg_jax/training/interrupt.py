@@ -1,22 +1,39 @@
 """Ctrl-C and SIGTERM as a wish to stop after the running step."""
 
+import os
 import signal
 from types import FrameType, TracebackType
 from typing import Any
+
+from jax.experimental import multihost_utils
+
+from vgg_jax import hosts
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
-    """Inside `with`, the first signal sets `signal`; a second Ctrl-C stops at once."""
+    """Inside `with`, the first signal sets `signal`; a second Ctrl-C stops at once.
+
+    On several hosts JAX takes SIGTERM, on whichever it comes, and has all of them stop
+    after the same step.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Interrupt":
-        self._before = {s: signal.signal(s, self._catch) for s in SIGNALS}
+        ours = (signal.SIGINT,) if hosts.several() else SIGNALS
+        self._before = {s: signal.signal(s, self._catch) for s in ours}
         return self
+
+    def after(self, step: int) -> signal.Signals | None:
+        """The signal to stop for after this step; to be asked after every step."""
+        if not hosts.several():
+            return self.signal
+        stops = multihost_utils.reached_preemption_sync_point(step)
+        return signal.SIGTERM if stops else None
 
     def __exit__(
         self,
@@ -31,4 +48,6 @@ class Interrupt:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
+        if hosts.several():
+            os.kill(os.getpid(), signal.SIGTERM)
         print("\nstopping after this step; once more stops at once", flush=True)

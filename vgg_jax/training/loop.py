@@ -99,7 +99,7 @@ class Trainer:
                     if progress.starting:  # the first step's time is compilation
                         jax.block_until_ready(sums)
                         progress.skip(1)
-                    stopped = interrupt.signal  # read once: it can come at any moment
+                    stopped = interrupt.after(step)  # once: it can come at any moment
                     saves = schedule.saves(step) or stopped is not None
                     if saves or schedule.logs(step):
                         values = self._training_values(pending, step, checkpoints)
@@ -168,6 +168,8 @@ class Trainer:
             batch_size=self.config.batch_size,
             seed=self.config.seed,
             start_step=step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
 
     def _training_values(
@@ -207,6 +209,8 @@ class Trainer:
             scale=self.config.evaluation.center_scale,
             crop=self.config.data.crop,
             batch_size=math.ceil(size / self.mesh.size) * self.mesh.size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
         steps = []
         for batch in batches:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from vgg_jax import hosts
 from vgg_jax.config import Config, differences, from_dict, to_dict
 
 CONFIG = "config.json"
@@ -48,7 +49,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def claim(workdir: Path, config: Config) -> None:
-    """Make the folder this configuration's, or check that it is.
+    """Make the folder this configuration's, or check that it is; the first host writes.
 
     Raises:
         WorkdirMismatch: it holds a run with other settings; the message lists them.
@@ -69,7 +70,8 @@ def claim(workdir: Path, config: Config) -> None:
                 + "\n".join(changed)
                 + "\nuse the same settings, or another --workdir"
             )
-    write_atomically(path, json.dumps(to_dict(config), indent=2) + "\n")
+    if hosts.is_first():
+        write_atomically(path, json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def read_config(workdir: Path) -> Config:

@@ -7,16 +7,21 @@ from typing import TextIO
 
 from tensorboardX import SummaryWriter
 
+from vgg_jax import hosts
 from vgg_jax.training.workdir import write_atomically
 
 
 class MetricWriter:
     """Appends to `workdir/metrics.jsonl` and `workdir/tensorboard`.
 
-    What an interrupted run wrote past `step`, where this one starts, is taken out.
+    What an interrupted run wrote past `step`, where this one starts, is taken out. Of
+    several hosts the first writes, the others nothing.
     """
 
     def __init__(self, workdir: Path, step: int):
+        self._writes = hosts.is_first()
+        if not self._writes:
+            return
         path = workdir / "metrics.jsonl"
         if path.exists():
             write_atomically(path, "".join(_lines_up_to(step, path)))
@@ -27,11 +32,14 @@ class MetricWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._events.close()
+        if self._writes:
+            self._file.close()
+            self._events.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line of the file, one point of each curve."""
+        if not self._writes:
+            return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
