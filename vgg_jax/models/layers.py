@@ -2,11 +2,16 @@
 
 A row says what a layer is and how it changes a map's side; `network.ConvNet` runs rows,
 `analysis` measures them. Arrays are NHWC.
+
+Images of several sizes can share a batch, padded to one: `sizes`, int32 [N, 2], then
+says how many rows and columns of each map are the image's own. A cell of those sees
+beyond them only where the layer itself adds padding, so there the rest of the map is
+set to what that padding is. Results are those of the image alone.
 """
 
 import dataclasses
 import itertools
-import math
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +20,8 @@ from jax import lax
 
 from vgg_jax.models import cpu
 
+Size = TypeVar("Size", int, np.ndarray, jax.Array)  # one side, or many
+
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
@@ -22,7 +29,7 @@ class Layer:
 
     name: str
 
-    def output_size(self, size: int) -> int:
+    def output_size(self, size: Size) -> Size:
         """Side of its map for a side of its input; below 1 if that is too small."""
         return size
 
@@ -36,7 +43,7 @@ class Conv(Layer):
     stride: int = 1
     padding: int = 0
 
-    def output_size(self, size: int) -> int:
+    def output_size(self, size: Size) -> Size:
         """Whole windows that fit."""
         return (size + 2 * self.padding - self.kernel) // self.stride + 1
 
@@ -74,10 +81,10 @@ class Pool(Layer):
     stride: int
     ceil_mode: bool
 
-    def output_size(self, size: int) -> int:
+    def output_size(self, size: Size) -> Size:
         """Windows that fit, with `ceil_mode` also one that begins inside."""
-        steps = (size - self.window) / self.stride
-        return (math.ceil(steps) if self.ceil_mode else math.floor(steps)) + 1
+        room = size - self.window
+        return (-(-room // self.stride) if self.ceil_mode else room // self.stride) + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +127,13 @@ def output_size(layers: tuple[Layer, ...], size: int) -> int:
         if size < 1:
             return 0
     return size
+
+
+def output_sizes(layers: tuple[Layer, ...], sizes: jax.Array) -> jax.Array:
+    """The same for arrays of sides, none of which may be too small."""
+    for layer in layers:
+        sizes = layer.output_size(sizes)
+    return sizes
 
 
 def smallest_size(layers: tuple[Layer, ...]) -> int:
@@ -176,15 +190,34 @@ def _padding(x: jax.Array, pool: Pool) -> tuple[tuple[int, int], tuple[int, int]
     return (0, rows), (0, columns)
 
 
-def max_pool(x: jax.Array, pool: Pool) -> jax.Array:
-    """The largest value of each window: [N, H, W, C] -> [N, h, w, C]."""
-    rows, columns = _padding(x, pool)
-    return cpu.max_pool(
-        x, window=pool.window, stride=pool.stride, padding=(rows, columns)
+def inside(shape: tuple[int, ...], sizes: jax.Array) -> jax.Array:
+    """Which cells of a map [N, h, w, C] are within `sizes`: bool [N, h, w, 1]."""
+    rows, columns = (
+        jnp.arange(side) < sizes[:, axis, None] for axis, side in enumerate(shape[1:3])
     )
+    return (rows[:, :, None] & columns[:, None, :])[..., None]
 
 
-def average_pool(x: jax.Array, pool: Pool) -> jax.Array:
+def fill_outside(x: jax.Array, sizes: jax.Array, value: float = 0.0) -> jax.Array:
+    """The map with `value` in every cell outside `sizes`: [N, h, w, C] -> the same."""
+    return jnp.where(inside(x.shape, sizes), x, jnp.asarray(value, x.dtype))
+
+
+def max_pool(x: jax.Array, pool: MaxPool, sizes: jax.Array | None = None) -> jax.Array:
+    """The largest value of each window: [N, H, W, C] -> [N, h, w, C]."""
+    if not pool.ceil_mode:
+        sizes = None  # no window of an image's own cells reaches beyond it
+    if sizes is not None:
+        x = fill_outside(x, sizes, -np.inf)
+    rows, columns = _padding(x, pool)
+    x = cpu.max_pool(x, window=pool.window, stride=pool.stride, padding=(rows, columns))
+    # No -inf stays in windows that are wholly outside.
+    return x if sizes is None else fill_outside(x, pool.output_size(sizes))
+
+
+def average_pool(
+    x: jax.Array, pool: AveragePool, sizes: jax.Array | None = None
+) -> jax.Array:
     """The mean of each window: [N, H, W, C] -> [N, h, w, C].
 
     A partial window at the border divides by the pixels that it has, as Caffe's does.
@@ -200,4 +233,7 @@ def average_pool(x: jax.Array, pool: Pool) -> jax.Array:
             padding=((0, 0), *_padding(values, pool), (0, 0)),
         )
 
-    return window_sum(x) / window_sum(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
+    if sizes is None:
+        return window_sum(x) / window_sum(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
+    pixels = window_sum(inside(x.shape, sizes).astype(x.dtype))
+    return window_sum(fill_outside(x, sizes)) / jnp.maximum(pixels, 1)

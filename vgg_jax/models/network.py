@@ -140,10 +140,20 @@ class ConvNet(nnx.Module):
         x = self.run(images, self.layers, train=train, rngs=rngs)
         return x if self.num_classes is None else class_scores(x)
 
-    def score_map(self, images: jax.Array) -> jax.Array:
+    def score_map(
+        self, images: jax.Array, *, sizes: jax.Array | None = None
+    ) -> jax.Array:
         """The dense class score map of section 3.2, before soft-max and spatial mean.
 
         [N, H, W, in_channels] -> float32 [N, h, w, num_classes].
+
+        Args:
+            images: NHWC, normalised as the weights expect.
+            sizes: int32 [N, 2], height and width of each image where they share a
+                batch, each in the upper left corner; what is right of it and below does
+                not matter. Its map is that of the image alone, of the size that
+                `layers.output_sizes` says, and zero outside. None for images that fill
+                their arrays. A size that is too small for the network is not noticed.
 
         Raises:
             ValueError: as `__call__`, and for a backbone, which has no classes.
@@ -153,7 +163,10 @@ class ConvNet(nnx.Module):
                 "score_map needs a classifier, and num_classes=None made a backbone; "
                 "create the model with num_classes, or call model(images) for its map"
             )
-        return self.run(images, self.layers).astype(jnp.float32)
+        x = self.run(images, self.layers, sizes=sizes).astype(jnp.float32)
+        if sizes is None:
+            return x
+        return rows.fill_outside(x, rows.output_sizes(self.layers, sizes))
 
     def features(self, images: jax.Array, names: Sequence[str]) -> dict[str, jax.Array]:
         """Named intermediates, [N, H, W, in_channels] -> {name: [N, h, w, C]}.
@@ -178,6 +191,7 @@ class ConvNet(nnx.Module):
         x: jax.Array,
         layers: tuple[rows.Layer, ...],
         *,
+        sizes: jax.Array | None = None,
         train: bool = False,
         rngs: nnx.Rngs | jax.Array | None = None,
         collect: dict[str, jax.Array] | None = None,
@@ -187,6 +201,7 @@ class ConvNet(nnx.Module):
         Args:
             x: images, or the map that the row before `layers` leaves.
             layers: a part of `self.layers`.
+            sizes: of the images in their batch, as `score_map`, or of those maps.
             train, rngs: as `__call__`.
             collect: takes each row's map, by the row's name.
 
@@ -201,6 +216,8 @@ class ConvNet(nnx.Module):
             with jax.named_scope(layer.name):
                 match layer:
                     case rows.Conv():
+                        if sizes is not None and layer.padding:
+                            x = rows.fill_outside(x, sizes)
                         x = getattr(self, layer.name)(x)
                     case rows.BatchNorm():
                         x = getattr(self, layer.name)(x, use_running_average=not train)
@@ -213,13 +230,15 @@ class ConvNet(nnx.Module):
                     case rows.Relu():
                         x = nnx.relu(x)
                     case rows.MaxPool():
-                        x = rows.max_pool(x, layer)
+                        x = rows.max_pool(x, layer, sizes)
                     case rows.AveragePool():
-                        x = rows.average_pool(x, layer)
+                        x = rows.average_pool(x, layer, sizes)
                     case _:
                         raise TypeError(f"ConvNet has no rule for {layer}")
             if collect is not None:
                 collect[layer.name] = x
+            if sizes is not None:
+                sizes = layer.output_size(sizes)
         return x
 
     def _drop(
