@@ -2,6 +2,7 @@
 
 from vgg_jax.analysis import receptive_field, summary
 from vgg_jax.evaluation.dense import dense_posteriors
+from vgg_jax.evaluation.tiling import tiled_score_map
 from vgg_jax.models import MODELS, VGG, ConvNet, NiN, create_model
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "dense_posteriors",
     "receptive_field",
     "summary",
+    "tiled_score_map",
 ]
 __version__ = "0.1.0"

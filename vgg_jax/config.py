@@ -11,6 +11,11 @@ from typing import Any
 # Mean RGB of the ILSVRC-2012 training set, 0-255, as published with the Oxford weights.
 IMAGENET_MEAN = (123.68, 116.779, 103.939)
 
+# Width over height of the shapes that whole images are padded to in dense evaluation:
+# the square, and the best six for all else in `evaluation/ilsvrc_sizes.csv`, rounded
+# outwards; `python -m vgg_jax.evaluation.buckets` says what they cost.
+BUCKET_RATIOS = (0.3, 0.66, 1.0, 1.34, 1.52, 2.0, 3.3)
+
 
 @dataclasses.dataclass(kw_only=True)
 class VGGConfig:
@@ -89,6 +94,7 @@ class EvaluationConfig:
     center_scale: int = 256  # Q of validation, and of the protocols center and tencrop
     scales: tuple[int, ...] = (256, 384, 512)  # Q of the others
     averaging: str = "score_map"  # mean of the map, then soft-max; or "posteriors"
+    bucket_ratios: tuple[float, ...] = BUCKET_RATIOS  # shapes that images are padded to
     batch_size: int = 64  # images, or crops, that the network is given at once
 
 

@@ -13,9 +13,10 @@ IN_LOG = 10.0
 class ProgressLine:
     """Images done, their rate and the time left; silent when `name` is None."""
 
-    def __init__(self, name: str | None, total: int):
+    def __init__(self, name: str | None, total: int, unit: str = "images"):
         self._name = name
         self._total = total
+        self._unit = unit
         self._done = 0
         self._stream = sys.stderr
         self._rewrites = self._stream.isatty()
@@ -34,7 +35,8 @@ class ProgressLine:
             since, before = self._first
             rate = (self._done - before) / max(now - since, 1e-9)
             left = format_seconds((self._total - self._done) / rate) if rate else "?"
-            self._show(f"{rate:,.0f} images/s  {left} left")
+            digits = 0 if rate >= 10 else 2
+            self._show(f"{rate:,.{digits}f} {self._unit}/s  {left} left")
 
     def close(self) -> None:
         """The last line: the whole time, compilation included."""
@@ -46,7 +48,7 @@ class ProgressLine:
     def _show(self, text: str) -> None:
         if self._name is None:
             return
-        line = f"{self._name}  {self._done:,}/{self._total:,} images  {text}"
+        line = f"{self._name}  {self._done:,}/{self._total:,} {self._unit}  {text}"
         # Back to the start of the line, and clear to its end.
         start, end = ("\r", "\x1b[K") if self._rewrites else ("", "\n")
         print(f"{start}{line}", end=end, file=self._stream, flush=True)

@@ -11,9 +11,9 @@ import pytest
 from vgg_jax.config import DataConfig
 from vgg_jax.data import transforms
 from vgg_jax.data.base import Source
-from vgg_jax.data.collate import Decoder, Row, TrainCrops, colour_shifts, uniforms
+from vgg_jax.data.collate import Decoder, TrainCrops, colour_shifts, uniforms
 from vgg_jax.data.colour import load_axes
-from vgg_jax.data.pipeline import _by_shape, eval_batches, train_batches
+from vgg_jax.data.pipeline import eval_batches, train_batches, whole_image_batches
 from vgg_jax.data.sources import open_source
 
 
@@ -79,6 +79,26 @@ def evaluate(source=SQUARES, config=CONFIG, batch_size=8, scale=20, crop=16, **k
             scale=scale,
             crop=crop,
             batch_size=batch_size,
+            **kwargs,
+        )
+    )
+
+
+def square_or_wide(height: int, width: int) -> tuple[int, int] | None:
+    """Two buckets at Q=20: up to 20x20 and up to 20x32."""
+    fitting = (shape for shape in [(20, 20), (20, 32)] if height == 20 <= shape[1])
+    return next((shape for shape in fitting if width <= shape[1]), None)
+
+
+def wholes(source, config=CONFIG, channels=3, batch_size=4, scale=20, **kwargs):
+    return list(
+        whole_image_batches(
+            source,
+            config,
+            channels=channels,
+            scale=scale,
+            batch_size=batch_size,
+            bucket=kwargs.pop("bucket", square_or_wide),
             **kwargs,
         )
     )
@@ -234,12 +254,11 @@ def test_rows_of_all_processes_are_the_global_batch(processes):
         chex.assert_trees_all_equal(join([part[step] for part in parts]), batch)
 
 
-@pytest.mark.parametrize("crop", [16, None])
 @pytest.mark.parametrize("processes", [2, 4])
-def test_rows_of_all_processes_are_the_evaluation_batch(crop, processes):
-    whole = evaluate(MIXED, crop=crop)
+def test_rows_of_all_processes_are_the_evaluation_batch(processes):
+    whole = evaluate(MIXED)
     parts = [
-        evaluate(MIXED, crop=crop, process_index=i, process_count=processes)
+        evaluate(MIXED, process_index=i, process_count=processes)
         for i in range(processes)
     ]
     assert {len(part) for part in parts} == {len(whole)}
@@ -266,38 +285,57 @@ def test_center_crops_of_every_example_once(size):
         np.testing.assert_array_equal(stream["image"][i], expected)
 
 
+# At Q=20: 20x20, 20x24, 20x30 for both buckets; 20x50 and 25x20 for none.
+SHAPES = [(20, 20), (40, 48), (20, 30), (10, 25), (25, 20)]
+
+
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
-def test_whole_images_of_every_example_once(batch_size):
-    batches = evaluate(MIXED, crop=None, scale=30, batch_size=batch_size)
+@pytest.mark.parametrize("processes", [1, 3])
+def test_whole_images_of_every_example_once(batch_size, processes):
+    source = Pictures([SHAPES[i % 5] for i in range(49)])
     seen = []
-    for batch in batches:
-        assert len(batch["image"]) == batch_size
-        assert min(batch["image"].shape[1:3]) == 30
-        for row in np.flatnonzero(batch["weight"]):
-            index = batch["index"][row]
-            expected = transforms.rescale(MIXED.pixels(index), 30)
-            np.testing.assert_array_equal(batch["image"][row], expected)
-            assert batch["label"][row] == index % 2
-            seen.append(int(index))
-    assert sorted(seen) == list(range(29))
-    assert len({batch["image"].shape for batch in batches}) == 5  # two are square
+    for process in range(processes):
+        batches = wholes(
+            source,
+            batch_size=batch_size * processes,
+            process_index=process,
+            process_count=processes,
+        )
+        for batch in batches:
+            assert set(batch) == {"image", "label", "weight", "index", "size"}
+            assert batch["size"].dtype == np.int32
+            shape = batch["image"].shape
+            if shape[1:3] in [(20, 20), (20, 32)]:
+                assert len(batch["image"]) == batch_size
+            else:
+                assert shape in [(1, 20, 50, 3), (1, 25, 20, 3)]
+                assert batch["size"].tolist() == [list(shape[1:3])]
+            for row in np.flatnonzero(batch["weight"]):
+                index = batch["index"][row]
+                assert index % processes == process
+                expected = transforms.rescale(source.pixels(index), 20)
+                height, width = batch["size"][row]
+                image = batch["image"][row]
+                np.testing.assert_array_equal(image[:height, :width], expected)
+                assert not image[height:].any() and not image[:, width:].any()
+                assert batch["label"][row] == index % 2
+                seen.append(int(index))
+            empty = batch["weight"] == 0
+            assert (batch["index"][empty] == -1).all()
+            assert (batch["size"][empty] == shape[1:3]).all()
+    assert sorted(seen) == list(range(49))
 
 
-def test_whole_images_that_wait_too_long_go_out_unfilled():
-    shapes = [(20, 20 + i, 3) for i in range(50)]  # no two alike
-    read = []
-
-    def chunks():
-        for i, shape in enumerate(shapes):
-            read.append(i)
-            yield [Row(i, 0, np.zeros(shape, np.uint8))]
-
-    batches = _by_shape(chunks(), 2, slice(0, 2), (20, 20, 3))
-    assert next(batches)["index"].tolist() == [0, -1]
-    assert len(read) == 17  # more than eight batches wait
-    assert [batch["index"].tolist() for batch in batches] == [
-        [i, -1] for i in range(1, 50)
-    ]
+def test_the_last_of_a_bucket_fill_up_a_larger_one():
+    # Seven squares and six wide ones: two batches of four are full at once, and three
+    # squares share one with two wide ones, where two have no room for four.
+    source = Pictures([(20, 20)] * 7 + [(20, 30)] * 6)
+    full = [(20, 20), (20, 32), (20, 32), (20, 20)]
+    assert [b["image"].shape[1:3] for b in wholes(source)] == full
+    assert [int(b["weight"].sum()) for b in wholes(source)] == [4, 4, 4, 1]
+    # None is left for a batch of squares.
+    source = Pictures([(20, 20)] * 6 + [(20, 30)] * 6)
+    assert [b["image"].shape[1:3] for b in wholes(source)] == full[:3]
 
 
 def test_grey_batches():
@@ -305,13 +343,11 @@ def test_grey_batches():
     kwargs = {"channels": 1, "batch_size": 4}
     (batch,) = take(train_batches(SQUARES, config, seed=0, start_step=0, **kwargs), 1)
     chex.assert_shape(batch["image"], (4, 16, 16, 1))
-    for crop, side in ((16, 16), (None, 20)):
-        batches = eval_batches(SQUARES, config, scale=20, crop=crop, **kwargs)
-        chex.assert_shape(next(batches)["image"], (4, side, side, 1))
-        batches.close()
+    batches = eval_batches(SQUARES, config, scale=20, crop=16, **kwargs)
+    chex.assert_shape(next(batches)["image"], (4, 16, 16, 1))
+    batches.close()
     config = dataclasses.replace(config, on_corrupt_image="skip")
-    torn = Torn([(20, 20)] * 8)
-    batches = list(eval_batches(torn, config, scale=20, crop=None, **kwargs))
+    batches = wholes(Torn([(20, 20)] * 8), config, channels=1)
     chex.assert_shape([batch["image"] for batch in batches], (4, 20, 20, 1))
     np.testing.assert_array_equal(join(batches)["weight"], [1, 0, 1, 1] * 2)
 
@@ -338,9 +374,9 @@ def test_corrupt_image_stops_training_and_evaluation():
     torn = Torn([(20, 20)] * 30)
     with pytest.raises(transforms.CorruptImage, match=r"picture .*on_corrupt_image"):
         take(train(torn), 4)
-    for crop in (16, None):
+    for batches in (evaluate, wholes):
         with pytest.raises(transforms.CorruptImage, match="picture 1:"):
-            evaluate(torn, crop=crop)
+            batches(torn)
 
 
 def test_corrupt_images_can_be_left_out_and_are_named_once(caplog):
@@ -355,8 +391,8 @@ def test_corrupt_images_can_be_left_out_and_are_named_once(caplog):
     named = sorted(record.getMessage().split(":")[0] for record in caplog.records)
     assert named == sorted(f"cannot decode picture {i}" for i in range(1, 30, 4))
     assert "number 8" in caplog.records[-1].getMessage()
-    for crop in (16, None):
-        stream = join(evaluate(torn, config, crop=crop))
+    for batches in (evaluate, wholes):
+        stream = join(batches(torn, config))
         numbers = np.sort(stream["index"][stream["weight"] == 1])
         np.testing.assert_array_equal(numbers, [i for i in range(30) if i % 4 != 1])
         all_numbers = stream["index"][stream["index"] >= 0]
@@ -386,13 +422,14 @@ def test_worker_processes_give_the_same_batches(folder_config, caplog):
 def test_worker_processes_evaluate_the_same(folder_config):
     config = dataclasses.replace(folder_config, on_corrupt_image="skip")
     source, torn = torn_folder(config)
-    here = evaluate(source, config, crop=None, scale=32)
+    bucket = square_or_wide  # holds none of them: each comes alone
+    here = wholes(source, config, scale=32, bucket=bucket)
     in_workers = dataclasses.replace(config, num_workers=2)
-    there = evaluate(source, in_workers, crop=None, scale=32)
+    there = wholes(source, in_workers, scale=32, bucket=bucket)
     chex.assert_trees_all_equal(there, here)
     raising = dataclasses.replace(in_workers, on_corrupt_image="raise")
     with pytest.raises(transforms.CorruptImage, match=Path(torn).name):
-        evaluate(source, raising, crop=None, scale=32)
+        wholes(source, raising, scale=32, bucket=bucket)
 
 
 @pytest.mark.parametrize(
@@ -430,8 +467,10 @@ def test_arguments_are_checked_when_the_pipeline_is_made(arguments, message):
             config=CONFIG,
             channels=3,
             scale=20,
-            crop=None,
+            crop=16,
         )
+    with pytest.raises(ValueError, match=message):
+        wholes(**{"source": SQUARES, "batch_size": 8, **arguments})
 
 
 @pytest.mark.parametrize(
@@ -447,10 +486,12 @@ def test_train_arguments(arguments, message):
         train(**arguments)
 
 
-@pytest.mark.parametrize(("scale", "crop"), [(15, 16), (0, None), (20, 0)])
+@pytest.mark.parametrize(("scale", "crop"), [(15, 16), (0, 0), (20, 0)])
 def test_evaluation_scale_and_crop_must_fit(scale, crop):
     with pytest.raises(ValueError, match=f"found crop {crop}, scale {scale}"):
         eval_batches(SQUARES, CONFIG, channels=3, scale=scale, crop=crop, batch_size=8)
+    with pytest.raises(ValueError, match="found 0"):
+        wholes(SQUARES, scale=0)
 
 
 def test_other_channel_counts_are_refused():

@@ -143,7 +143,7 @@ config = {fashion_mnist!r}
 source = open_source(config, "test")
 kwargs = dict(channels=1, batch_size=16)
 next(pipeline.train_batches(source, config, seed=0, start_step=0, **kwargs))
-next(pipeline.eval_batches(source, config, scale=32, crop=None, **kwargs))
+next(pipeline.eval_batches(source, config, scale=32, crop=28, **kwargs))
 assert "tensorflow" not in sys.modules
 print("done")
 """

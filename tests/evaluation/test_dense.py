@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from vgg_jax.data.transforms import rescale
-from vgg_jax.evaluation.dense import dense_posteriors, posteriors
+from vgg_jax.evaluation import dense, tiling
+from vgg_jax.evaluation.dense import dense_posteriors, mirror, posteriors
 from vgg_jax.models import ConvNet
 
 
@@ -76,7 +77,7 @@ def test_order_of_softmax_and_flip_matter_to_these_images(
 class Halves:
     """Its two scores, in one cell, are the mean of the left and of the upper half."""
 
-    def score_map(self, x: jax.Array) -> jax.Array:
+    def score_map(self, x: jax.Array, *, sizes: None) -> jax.Array:
         left = x[:, :, : x.shape[2] // 2].mean(axis=(1, 2, 3))
         upper = x[:, : x.shape[1] // 2].mean(axis=(1, 2, 3))
         return jnp.stack([left, upper], axis=-1)[:, None, None]
@@ -119,22 +120,63 @@ def test_dense_posteriors_of_one_image_over_scales(
     assert np.abs(each[0] - np.mean(each, axis=0)).max() > 0.01
 
 
-def test_dense_posteriors_compile_once_a_shape(
-    model: ConvNet, monkeypatch: pytest.MonkeyPatch
+def sized_batch(
+    images: np.ndarray, sizes: list[tuple[int, int]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each image cut to its size, and rubbish around it."""
+    batch = np.random.default_rng(3).normal(size=images.shape).astype(np.float32)
+    for row, image, (h, w) in zip(batch, images, sizes, strict=True):
+        row[:h, :w] = image[:h, :w]
+    return batch, np.asarray(sizes, np.int32)
+
+
+@pytest.mark.parametrize("averaging", ["score_map", "posteriors"])
+def test_images_of_several_sizes_share_a_batch(
+    model: ConvNet, images: np.ndarray, averaging: str
 ) -> None:
-    shapes = []
-    score_map = ConvNet.score_map
+    sizes = [(96, 128), (71, 90), (96, 33)]
+    found = jax.jit(
+        lambda x, n: posteriors(model, x, averaging=averaging, flip=True, sizes=n)
+    )(*sized_batch(images, sizes))
+    expected = [
+        expected_posteriors(model, image[None, :h, :w], averaging, True)[0]
+        for image, (h, w) in zip(images, sizes, strict=True)
+    ]
+    chex.assert_trees_all_close(np.float64(found), np.stack(expected), atol=1e-5)
 
-    def spy(self: ConvNet, images: jax.Array) -> jax.Array:
-        shapes.append(images.shape)
-        return score_map(self, images)
 
-    monkeypatch.setattr(ConvNet, "score_map", spy)
-    image = np.zeros((40, 50, 3), np.uint8)
-    dense_posteriors(model, image, (33, 34))
-    assert len(shapes) == 4  # two scales, each with its mirror image
-    dense_posteriors(model, image + 1, (34, 33))
-    assert len(shapes) == 4
+def test_a_mirror_image_is_within_its_width(images: np.ndarray) -> None:
+    sizes = [(96, 128), (71, 90), (96, 33)]
+    found = mirror(*map(jnp.asarray, sized_batch(images, sizes)))
+    for row, image, (h, w) in zip(found, images, sizes, strict=True):
+        np.testing.assert_array_equal(row[:h, :w], image[:h, :w][:, ::-1])
+
+
+def test_dense_posteriors_compile_once_a_bucket(model: ConvNet) -> None:
+    dense._compiled.clear_cache()
+    tiling._tile_scores.clear_cache()
+    rng = np.random.default_rng(0)
+    for shape in [(40, 50), (41, 50), (50, 45), (60, 40), (40, 90), (64, 64)]:
+        image = rng.integers(0, 256, (*shape, 3), np.uint8)
+        dense_posteriors(model, image, (32, 40), bucket_ratios=(0.5, 1.0, 1.5))
+    # Wide, tall and square at two scales; 40x90 in tiles.
+    assert dense._compiled._cache_size() == 6
+    assert tiling._tile_scores._cache_size() == 1
+
+
+@pytest.mark.parametrize("averaging", ["score_map", "posteriors"])
+def test_a_long_image_is_what_its_bucket_would_make_it(
+    model: ConvNet, averaging: str
+) -> None:
+    image = np.random.default_rng(4).integers(0, 256, (9, 31, 3), np.uint8)
+    image = image.repeat(5, axis=0).repeat(5, axis=1)
+    tiled, padded = (
+        dense_posteriors(
+            model, image, (33, 47), averaging=averaging, bucket_ratios=ratios
+        )
+        for ratios in ((1.0,), (4.0,))
+    )
+    chex.assert_trees_all_close(tiled, padded, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +189,7 @@ def test_dense_posteriors_compile_once_a_shape(
         (np.zeros((40, 40, 3), np.uint8), {"scales": ()}, "at least one scale"),
         (np.zeros((40, 40, 3), np.uint8), {"averaging": "posterior"}, "'posteriors'"),
         (np.zeros((40, 40, 3), np.uint8), {"scales": (64, 16)}, "32x32"),
+        (np.zeros((40, 40, 3), np.uint8), {"bucket_ratios": (0.0,)}, "above 0, got 0"),
     ],
 )
 def test_what_dense_posteriors_refuses(

@@ -147,9 +147,9 @@ def test_one_compilation_a_shape(
     score_map = ConvNet.score_map
     protocols._posteriors.clear_cache()
 
-    def spy(self: ConvNet, images: jax.Array) -> jax.Array:
+    def spy(self: ConvNet, images: jax.Array, **options: jax.Array) -> jax.Array:
         shapes.append(images.shape)
-        return score_map(self, images)
+        return score_map(self, images, **options)
 
     monkeypatch.setattr(ConvNet, "score_map", spy)
     source = make_source([(40, 56), (56, 40)] * 9 + [(40, 56)])
@@ -159,7 +159,7 @@ def test_one_compilation_a_shape(
     shapes.clear()
     config.evaluation.batch_size = 8
     evaluate(model, source, config, protocol="dense", scales=(40,))
-    assert sorted(shapes) == [(8, 40, 56, 3)] * 2 + [(8, 56, 40, 3)] * 2
+    assert sorted(shapes) == [(8, 40, 61, 3)] * 2 + [(8, 61, 40, 3)] * 2
     # Crops of all scales share one program; each device is given an example's.
     shapes.clear()
     evaluate(model, source, config, protocol="multicrop", scales=(40, 48))

@@ -144,8 +144,19 @@ def stack(rows: Sequence[Row], size: int, shape: tuple[int, ...]) -> RawBatch:
         if row.image is None:
             batch["corrupt"].append(row.problem)
         else:
-            batch["image"][i] = row.image
+            # In the upper left corner, if it is smaller.
+            batch["image"][i][tuple(map(slice, row.image.shape))] = row.image
             batch["weight"][i] = 1
+    return batch
+
+
+def stack_padded(rows: Sequence[Row], size: int, shape: tuple[int, ...]) -> RawBatch:
+    """The same of images as large or smaller; their own sizes are "size", [size, 2]."""
+    batch = stack(rows, size, shape)
+    batch["size"] = np.tile(np.asarray(shape[:2], np.int32), (size, 1))
+    for i, row in enumerate(rows):
+        if row.image is not None:
+            batch["size"][i] = row.image.shape[:2]
     return batch
 
 

@@ -2,7 +2,8 @@
 
 import contextlib
 import itertools
-from collections.abc import Generator, Iterator, Sequence
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TypeVar
 
 import grain
@@ -19,7 +20,7 @@ from vgg_jax.data.collate import (
     Row,
     TrainCrops,
     WholeImages,
-    stack,
+    stack_padded,
 )
 from vgg_jax.data.colour import load_axes
 from vgg_jax.data.sources import check_config
@@ -28,9 +29,9 @@ from vgg_jax.data.transforms import CorruptImage
 Batch = dict[str, np.ndarray]
 T = TypeVar("T")
 
-# Whole images that wait for others of their shape: past so many batches the shape that
-# waits longest goes out unfilled.
-MAX_WAITING_BATCHES = 8
+# From the height and width of an image to the shape that it is padded to, in pixels;
+# None for an image that is not to share a batch.
+Bucket = Callable[[int, int], tuple[int, int] | None]
 
 TRAIN_KEYS = ("image", "label", "weight")
 EVAL_KEYS = (*TRAIN_KEYS, "index")
@@ -98,80 +99,112 @@ def eval_batches(
     *,
     channels: int,
     scale: int,
-    crop: int | None,
+    crop: int,
     batch_size: int,
     rule: crops.Rule = crops.center,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Every example once, rescaled to short side `scale`; this process's rows.
+    """Crops of every example once, rescaled to short side `scale`; this process's rows.
 
-    Its crops, by default the one in the centre; or with `crop=None` the whole image:
-    then a batch holds images of one shape, and the order is not that of the source. A
-    batch is as in `train_batches`, with "index": int32 [b], the example's number in the
-    source. A rule of several crops makes "image" [b * crops, crop, crop, channels], the
-    crops of an example one after another. Rows that fill up a batch have weight 0 and
-    index -1.
+    A batch is as in `train_batches`, with "index": int32 [b], the example's number in
+    the source. A rule of several crops makes "image" [b * crops, crop, crop, channels],
+    the crops of an example one after another. Rows that fill up a batch have weight 0
+    and index -1.
 
     Raises:
         ValueError: settings that cannot work.
         CorruptImage: while iterating, unless `config.on_corrupt_image` is "skip".
     """
     _check(source, config, channels, batch_size, process_index, process_count)
-    if scale < 1 or (crop is not None and not 1 <= crop <= scale):
+    if not 1 <= crop <= scale:
         raise ValueError(
             "expected 1 <= crop <= scale, so that the crop fits into the rescaled "
             f"image; found crop {crop}, scale {scale}"
         )
-    decoder = Decoder(source, channels)
-    rows = batch_size // process_count
-    if crop is None:
-        chunks = grain.MapDataset.range(len(source)).batch(rows)
-        wholes: Generator[list[Row]] = _iterate(
-            chunks.map(WholeImages(decoder, scale)), config
-        )
-        mine = slice(process_index * rows, (process_index + 1) * rows)
-        # An image that could not be decoded counts as a square.
-        grouped = _by_shape(wholes, batch_size, mine, (scale, scale, channels))
-        return _report_corrupt(grouped, config, keys=EVAL_KEYS)
     padded = -(-len(source) // batch_size) * batch_size
     batches = (
         grain.MapDataset.range(padded)
-        .batch(rows)
-        .map(Crops(decoder, scale=scale, crop=crop, rule=rule))
+        .batch(batch_size // process_count)
+        .map(Crops(Decoder(source, channels), scale=scale, crop=crop, rule=rule))
     )
     mine = batches[process_index::process_count]
     return _report_corrupt(_iterate(mine, config), config, keys=EVAL_KEYS)
 
 
-def _by_shape(
+def whole_image_batches(
+    source: Source,
+    config: DataConfig,
+    *,
+    channels: int,
+    scale: int,
+    bucket: Bucket,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Whole images rescaled to short side `scale`; this process's share, each once.
+
+    Those of one bucket share a batch, in another order than the source's. It is as in
+    `eval_batches`, with "size": int32 [b, 2], the height and width of each image in the
+    upper left corner of its row; b = batch_size // process_count. An image that no
+    bucket holds comes alone, b = 1, in an array of its own shape. Each process reads
+    only its share, and batches of several processes have nothing to do with each other.
+
+    Args:
+        source, config, channels, process_index, process_count: as `eval_batches`.
+        scale: short side Q, in pixels.
+        bucket: (height, width) -> the shape that such an image is padded to, or None.
+        batch_size: images at once, of all processes together.
+
+    Raises:
+        ValueError: settings that cannot work.
+        CorruptImage: while iterating, unless `config.on_corrupt_image` is "skip".
+    """
+    _check(source, config, channels, batch_size, process_index, process_count)
+    if scale < 1:
+        raise ValueError(f"expected a scale of at least 1 pixel, found {scale}")
+    rows = batch_size // process_count
+    examples = grain.MapDataset.range(len(source))[process_index::process_count]
+    chunks = examples.batch(rows).map(WholeImages(Decoder(source, channels), scale))
+    # An image that could not be decoded counts as a square.
+    batches = _by_bucket(
+        _iterate(chunks, config), rows, bucket, (scale, scale, channels)
+    )
+    return _report_corrupt(batches, config, keys=(*EVAL_KEYS, "size"))
+
+
+def _by_bucket(
     chunks: Generator[list[Row]],
     batch_size: int,
-    mine: slice,
+    bucket: Bucket,
     default_shape: tuple[int, ...],
 ) -> Generator[RawBatch]:
-    """Batches of one image shape each, filled up where too few have that shape.
-
-    Every process decodes every image, for all must agree on the shapes of a batch.
-    """
-    waiting: dict[tuple[int, ...], list[Row]] = {}
-
-    def take(shape: tuple[int, ...]) -> RawBatch:
-        rows = waiting.pop(shape)
-        batch = stack(rows[mine], mine.stop - mine.start, shape)
-        batch["corrupt"] = [row.problem for row in rows if row.image is None]
-        return batch
-
+    """Batches of one bucket each, filled up only at the end."""
+    waiting: dict[tuple[int, int], list[Row]] = {}
+    channels = default_shape[-1]
     with contextlib.closing(chunks):
         for row in itertools.chain.from_iterable(chunks):
             shape = default_shape if row.image is None else row.image.shape
-            waiting.setdefault(shape, []).append(row)
-            if len(waiting[shape]) == batch_size:
-                yield take(shape)
-            elif sum(map(len, waiting.values())) > MAX_WAITING_BATCHES * batch_size:
-                yield take(next(iter(waiting)))
-    while waiting:
-        yield take(next(iter(waiting)))
+            padded = bucket(shape[0], shape[1])
+            if padded is None:
+                yield stack_padded([row], 1, shape)
+                continue
+            rows = waiting.setdefault(padded, [])
+            rows.append(row)
+            if len(rows) == batch_size:
+                yield stack_padded(waiting.pop(padded), batch_size, (*padded, channels))
+    # The few that are left of each: a larger bucket takes in what it holds of smaller
+    # ones, rather than go out half empty.
+    for padded in sorted(waiting, key=math.prod, reverse=True):
+        rows = waiting.pop(padded)
+        for height, width in sorted(waiting, key=math.prod, reverse=True):
+            if height <= padded[0] and width <= padded[1]:
+                smaller = waiting[height, width]
+                while smaller and len(rows) < batch_size:
+                    rows.append(smaller.pop())
+        if rows:
+            yield stack_padded(rows, batch_size, (*padded, channels))
 
 
 def _iterate(dataset: grain.MapDataset[T], config: DataConfig) -> Generator[T]:

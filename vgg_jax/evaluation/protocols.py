@@ -3,18 +3,20 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
 from vgg_jax.config import Config
 from vgg_jax.data import crops
-from vgg_jax.data.pipeline import eval_batches
+from vgg_jax.data.pipeline import eval_batches, whole_image_batches
 from vgg_jax.data.sources import Source
-from vgg_jax.evaluation.dense import check_averaging, posteriors
+from vgg_jax.evaluation.dense import check_averaging, posteriors, tiled_posteriors
+from vgg_jax.evaluation.padding import shapes, smallest_fitting
 from vgg_jax.evaluation.predictions import Predictions, fuse
 from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import smallest_size
@@ -144,7 +146,8 @@ def evaluate(
             size and the averaging order.
         protocol: a key of `PROTOCOLS`.
         scales: short sides Q, in pixels; soft-max posteriors are averaged over them.
-        mesh: the batch is spread over its "data" axis; by default over all devices.
+        mesh: the batch is spread over its "data" axis; by default over all devices of
+            this process, which evaluates its share of the images.
         progress: the name of the work in a progress line on stderr; None for none.
 
     Raises:
@@ -157,38 +160,57 @@ def evaluate(
             f"expected a network of {classes} classes, as the data has, got "
             f"{model.num_classes}"
         )
-    mesh = make_mesh() if mesh is None else mesh
+    mesh = make_mesh(jax.local_devices()) if mesh is None else mesh
     graphdef, state = nnx.split(model)
     state = replicate(mesh, state)
     passes = pieces(protocol, scales)
     line = ProgressLine(progress, len(source) * len(passes))
+    statistics: dict[str, Any] = {
+        "mean": tuple(config.data.mean),
+        "std": tuple(config.data.std),
+        "averaging": config.evaluation.averaging,
+    }
 
     def run(piece: Piece) -> Predictions:
         method = find_protocol(piece.protocol)
         views = 1 if method.rule is None else len(method.rule(0, 0))
         # Images are dealt evenly to the devices.
         per_device = -(-config.evaluation.batch_size // (mesh.size * views))
+        share: dict[str, Any] = {
+            "channels": model.in_channels,
+            "scale": piece.scale,
+            "batch_size": per_device * mesh.size * jax.process_count(),
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+        }
+        buckets = shapes(config.evaluation.bucket_ratios, piece.scale)
+        if method.rule is None:
+            bucket = functools.partial(smallest_fitting, buckets)
+            batches = whole_image_batches(source, config.data, bucket=bucket, **share)
+        else:
+            batches = eval_batches(
+                source, config.data, crop=config.data.crop, rule=method.rule, **share
+            )
         rows = _Rows(len(source), classes)
         previous = None
-        for batch in eval_batches(
-            source,
-            config.data,
-            channels=model.in_channels,
-            scale=piece.scale,
-            crop=None if method.rule is None else config.data.crop,
-            rule=method.rule or crops.center,
-            batch_size=per_device * mesh.size,
-        ):
-            found = _posteriors(
-                state,
-                shard_batch(mesh, {"image": batch["image"]})["image"],
-                graphdef=graphdef,
-                mean=tuple(config.data.mean),
-                std=tuple(config.data.std),
-                averaging=config.evaluation.averaging,
-                flip=method.flip,
-                views=views,
-            )
+        for batch in batches:
+            found: jax.Array | np.ndarray
+            if method.rule is None and batch["image"].shape[1:3] not in buckets:
+                # One image, longer than every bucket.
+                found = tiled_posteriors(model, batch["image"][0], **statistics)[None]
+            else:
+                inputs = shard_batch(
+                    mesh, {k: batch[k] for k in ("image", "size") if k in batch}
+                )
+                found = _posteriors(
+                    state,
+                    inputs["image"],
+                    inputs.get("size"),
+                    graphdef=graphdef,
+                    flip=method.flip,
+                    views=views,
+                    **statistics,
+                )
             # The devices compute this batch while the host takes the last one's result
             # and prepares the next.
             if previous is not None:
@@ -210,6 +232,7 @@ def evaluate(
 def _posteriors(
     state: nnx.State,
     images: jax.Array,
+    sizes: jax.Array | None,
     *,
     graphdef: nnx.GraphDef,
     mean: tuple[float, ...],
@@ -220,11 +243,12 @@ def _posteriors(
 ) -> jax.Array:
     """[N * views, H, W, C] with pixels 0-255 -> [N, num_classes].
 
-    Compiled once for all scales, protocols and networks that share it.
+    Compiled once for all scales, protocols and networks that share it; `sizes`, int32
+    [N, 2], are the heights and widths of whole images.
     """
     model = nnx.merge(graphdef, state)
     images = normalise(images, mean, std)
-    found = posteriors(model, images, averaging=averaging, flip=flip)
+    found = posteriors(model, images, averaging=averaging, flip=flip, sizes=sizes)
     return found.reshape(-1, views, found.shape[-1]).mean(axis=1)
 
 
@@ -250,7 +274,7 @@ class _Rows:
         self.weights = np.zeros(examples, np.float32)
         self.times_seen = np.zeros(examples, np.int64)
 
-    def put(self, batch: dict[str, np.ndarray], found: jax.Array) -> int:
+    def put(self, batch: dict[str, np.ndarray], found: jax.Array | np.ndarray) -> int:
         """Place a batch's examples by their "index"; returns how many there were."""
         there = batch["index"] >= 0  # the others fill up the batch
         index = batch["index"][there]
@@ -262,7 +286,10 @@ class _Rows:
         return len(index)
 
     def predictions(self) -> Predictions:
-        """All rows, once each has been put exactly once."""
+        """All rows, once each has been put exactly once, by whichever process."""
+        if jax.process_count() > 1:
+            for name, mine in vars(self).items():
+                setattr(self, name, process_allgather(mine).sum(axis=0))
         wrong = np.flatnonzero(self.times_seen != 1)
         if wrong.size:
             raise RuntimeError(

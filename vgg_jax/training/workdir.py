@@ -27,6 +27,7 @@ FREE = (
     "evaluation.scales",
     "evaluation.averaging",
     "evaluation.batch_size",
+    "evaluation.bucket_ratios",
 )
 
 
