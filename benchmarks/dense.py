@@ -1,0 +1,180 @@
+"""Dense evaluation: buckets against one program for each shape.
+
+    PYTHONPATH=. python benchmarks/dense.py --photos DIR --data_dir ~/.cache/vgg_jax
+
+Times the protocol "dense" over the Fashion-MNIST test set, whose images have one size,
+and over 500 photographs of the sizes in `ilsvrc_sizes.csv`, cut from pictures in DIR
+(of scikit-image and scikit-learn, say): a first pass with compilation, and a second one
+without. The other evaluator runs the network without masks on batches of one shape, as
+many programs as there are shapes. Prints one JSON object a line.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import time
+from pathlib import Path
+
+import cv2
+import jax
+import numpy as np
+from flax import nnx
+
+from configs import fashion_mnist_vgg
+from vgg_jax import ConvNet, create_model
+from vgg_jax.config import Config, DataConfig, EvaluationConfig, VGGConfig
+from vgg_jax.data.sources import Source, open_source
+from vgg_jax.data.transforms import decode, rescale
+from vgg_jax.evaluation import protocols, tiling
+from vgg_jax.evaluation.buckets import ILSVRC, read_sizes
+from vgg_jax.evaluation.dense import posteriors
+from vgg_jax.training.steps import normalise
+
+
+class Photographs:
+    """JPEGs cut at random from pictures, with the sizes of ImageNet, in memory."""
+
+    class_names = ("photograph", "other")
+
+    def __init__(self, folder: Path, count: int):
+        rng = np.random.default_rng(0)
+        pictures = [
+            cv2.imread(str(path))
+            for path in sorted(folder.rglob("*"))
+            if path.suffix in (".jpg", ".png")
+        ]
+        pictures = [p for p in pictures if p is not None and min(p.shape[:2]) >= 256]
+        sizes = list(read_sizes(ILSVRC).elements())
+        self._files = []
+        for _ in range(count):
+            height, width = sizes[rng.integers(len(sizes))]
+            picture = pictures[rng.integers(len(pictures))]
+            zoom = max(height / picture.shape[0], width / picture.shape[1])
+            zoom *= rng.uniform(1, 1.5)
+            picture = cv2.resize(picture, None, fx=zoom, fy=zoom)
+            top = rng.integers(picture.shape[0] - height + 1)
+            left = rng.integers(picture.shape[1] - width + 1)
+            crop = picture[top : top + height, left : left + width]
+            self._files.append(cv2.imencode(".jpg", crop)[1].tobytes())
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> dict:
+        return {"image": self._files[index], "label": 0, "name": f"photograph {index}"}
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "mean", "std"))
+def _unmasked(
+    state: nnx.State,
+    images: jax.Array,
+    *,
+    graphdef: nnx.GraphDef,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> jax.Array:
+    model = nnx.merge(graphdef, state)
+    images = normalise(images, mean, std)
+    return posteriors(model, images, averaging="score_map", flip=True)
+
+
+def one_program_a_shape(
+    model: ConvNet, source: Source, config: Config, scale: int
+) -> np.ndarray:
+    """Posteriors [N, num_classes], from batches of one shape each and no padding."""
+    graphdef, state = nnx.split(model)
+    images = [
+        rescale(decode(source[i]["image"], model.in_channels), scale)
+        for i in range(len(source))
+    ]
+    members: dict[tuple[int, ...], list[int]] = {}
+    for i, image in enumerate(images):
+        members.setdefault(image.shape, []).append(i)
+    found = np.zeros((len(source), len(source.class_names)), np.float32)
+    for shape, indices in members.items():
+        size = min(config.evaluation.batch_size, len(indices))
+        for start in range(0, len(indices), size):
+            rows = indices[start : start + size]
+            batch = np.zeros((size, *shape), np.uint8)
+            batch[: len(rows)] = [images[i] for i in rows]
+            scores = _unmasked(
+                state,
+                batch,
+                graphdef=graphdef,
+                mean=tuple(config.data.mean),
+                std=tuple(config.data.std),
+            )
+            found[rows] = np.asarray(scores)[: len(rows)]
+    return found
+
+
+def buckets(model: ConvNet, source: Source, config: Config, scale: int) -> np.ndarray:
+    """Posteriors [N, num_classes] of the library's evaluator."""
+    return protocols.evaluate(
+        model, source, config, protocol="dense", scales=(scale,)
+    ).posteriors
+
+
+def compare(
+    name: str, model: ConvNet, source: Source, config: Config, scale: int
+) -> None:
+    """Both evaluators twice; prints seconds, programs and the largest difference."""
+    found = {}
+    for evaluator, programs in (
+        (one_program_a_shape, [_unmasked]),
+        (buckets, [protocols._posteriors, tiling._tile_scores]),
+    ):
+        seconds = []
+        for _ in range(2):
+            start = time.perf_counter()
+            found[evaluator] = evaluator(model, source, config, scale)
+            seconds.append(time.perf_counter() - start)
+        result = {
+            "images": name,
+            "count": len(source),
+            "scale": scale,
+            "evaluator": evaluator.__name__,
+            "programs": sum(program._cache_size() for program in programs),
+            "with_compilation_s": round(seconds[0], 1),
+            "steady_s": round(seconds[1], 1),
+        }
+        print(json.dumps(result), flush=True)
+        for program in programs:
+            program.clear_cache()
+    difference = np.abs(found[buckets] - found[one_program_a_shape]).max()
+    print(json.dumps({"images": name, "largest_difference": float(difference)}))
+
+
+def main() -> None:
+    """Runs what the command line asks for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--photos", type=Path, help="a folder of pictures")
+    parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--network", default="vgg16")
+    parser.add_argument("--width", type=float, default=1 / 16)
+    parser.add_argument("--scale", type=int, default=256)
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--data_dir", help="of Fashion-MNIST")
+    options = parser.parse_args()
+    if options.data_dir:
+        config = fashion_mnist_vgg.get_config()
+        config.data.data_dir = options.data_dir
+        model = create_model(**dataclasses.asdict(config.model), rngs=nnx.Rngs(0))
+        source = open_source(config.data, "test")
+        compare("Fashion-MNIST", model, source, config, config.data.crop)
+    if options.photos:
+        photographs = Photographs(options.photos, options.count)
+        config = Config(
+            model=VGGConfig(name=options.network, num_classes=2, width=options.width),
+            data=DataConfig(dataset="folder"),
+            evaluation=EvaluationConfig(batch_size=options.batch_size),
+        )
+        model = create_model(**dataclasses.asdict(config.model), rngs=nnx.Rngs(0))
+        compare("photographs", model, photographs, config, options.scale)
+
+
+if __name__ == "__main__":
+    main()
