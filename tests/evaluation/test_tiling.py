@@ -91,7 +91,7 @@ def test_a_tile_needs_room_for_what_a_cell_sees() -> None:
     [
         (np.zeros((100, 100, 3), np.float32), "uint8"),
         (np.zeros((100, 100, 1), np.uint8), "100, 100, 1"),
-        (np.zeros((100, 1, 3), np.uint8), "at least 2x2"),
+        (np.zeros((100, 1, 3), np.uint8), "at least 4x4"),
     ],
 )
 def test_what_is_refused(image: np.ndarray, message: str) -> None:
