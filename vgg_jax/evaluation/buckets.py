@@ -91,16 +91,19 @@ def best_ratios(
 
     Exact, by dynamic programming: a bucket is as long as the longest image in it, and
     holds neighbours in the order of ratios. Wide and tall images share no bucket, so
-    each way to divide the count between them is tried. Images longer than `LONGEST` are
-    left to tiles.
+    each way to divide the count between them is tried, with the squares on either side.
+    Images longer than `LONGEST` are left to tiles.
     """
     wide: Counter[float] = Counter()
     tall: Counter[float] = Counter()
+    square: Counter[float] = Counter()
     for (height, width), images in sizes.items():
         if max(height, width) <= LONGEST * min(height, width):
             # Rounded to the longer bucket, for ratios that are short to write.
             thousandths = 1000 * width / height
-            if width >= height:
+            if width == height:
+                square[1.0] += images
+            elif width > height:
                 wide[math.ceil(thousandths - 1e-6) / 1000] += images
             else:
                 tall[math.floor(thousandths + 1e-6) / 1000] += images
@@ -118,8 +121,9 @@ def best_ratios(
 
     _, best = min(
         (total + more, (*some, *others))
-        for i, (total, some) in enumerate(options(tall))
-        for more, others in options(wide)[: count + 1 - i]
+        for lying, upright in ((wide + square, tall), (wide, tall + square))
+        for i, (total, some) in enumerate(options(upright))
+        for more, others in options(lying)[: count + 1 - i]
     )
     return tuple(sorted(best))
 
