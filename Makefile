@@ -42,6 +42,7 @@ lint:  ## ruff and mypy
 benchmark-cpu: environment  ## speed on this CPU beside PyTorch's; CASES="vgg16_batch4" for one
 	@scripts/environment .venv-torch requirements-benchmark.txt
 	PYTHONPATH=. .venv/bin/python benchmarks/cpu.py --torch .venv-torch/bin/python $(CASES)
+	.venv/bin/python benchmarks/start.py
 
 clean:  ## remove the environments and caches, not the data and the runs
 	rm -rf .home .venv* .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

@@ -1,0 +1,49 @@
+"""From the start of train.py to its first step, without and with compiled programs.
+
+python benchmarks/start.py [--config FILE]
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def seconds(config: str, workdir: Path, cache: Path) -> float:
+    """Until train.py prints the line of its first step."""
+    command = [sys.executable, "train.py", "--config", config, "--workdir", workdir]
+    start = time.perf_counter()
+    with subprocess.Popen(
+        [*command, "--config.log_every_steps=1"],
+        cwd=ROOT,
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("step 1/"):
+                found = time.perf_counter() - start
+                process.kill()
+                return found
+    sys.exit("train.py took no step; its error is above")
+
+
+def main() -> None:
+    """Print both times."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="configs/fashion_mnist_vgg.py")
+    config = parser.parse_args().config
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("first", "second"):
+            took = seconds(config, Path(folder) / name, Path(folder) / "cache")
+            print(f"{name} start: first step after {took:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
