@@ -11,7 +11,7 @@ IN_LOG = 10.0
 
 
 class ProgressLine:
-    """Images done, their rate and the time left; silent when `name` is None."""
+    """Units done, their rate and the time left; silent when `name` is None."""
 
     def __init__(self, name: str | None, total: int, unit: str = "images"):
         self._name = name
@@ -24,10 +24,10 @@ class ProgressLine:
         self._started = self._shown = time.monotonic()
         self._first: tuple[float, int] | None = None  # when it ended, its images
 
-    def advance(self, images: int) -> None:
-        """Count images; show the line when it is due."""
+    def advance(self, units: int) -> None:
+        """Count units; show the line when it is due."""
         now = time.monotonic()
-        self._done += images
+        self._done += units
         if self._first is None:  # mostly compilation: says nothing about the rate
             self._first = now, self._done
         elif self._done < self._total and now - self._shown >= self._every:

@@ -84,13 +84,36 @@ def test_train_and_test_folders(folder):
 
 
 @pytest.mark.parametrize("name", ["validation", "val"])
-def test_a_validation_folder_is_used_instead_of_holding_out(folder, name):
-    root = with_splits(folder, "train", name)
+def test_a_validation_folder_beside_test_is_used_instead_of_holding_out(folder, name):
+    root = with_splits(folder, "train", "test", name)
     assert len(names(root, "train")) == 120
     assert len(names(root, "validation", 0.0)) == 120
     assert all(path.startswith(name) for path in names(root, "validation"))
-    with pytest.raises(FileNotFoundError, match=r"no folder .*test"):
-        names(root, "test")
+    assert all(path.startswith("test/") for path in names(root, "test"))
+
+
+def test_imagenets_usual_folders(folder):
+    """train/WNID/*.JPEG and val/WNID/*.JPEG: val is what the papers test on."""
+    for label, name in (
+        ("n01440764", "ant"),
+        ("n01443537", "bee"),
+        ("n15075141", "cat"),
+    ):
+        (folder / name).rename(folder / label)
+        for path in (folder / label).glob("*.jpg"):
+            path.rename(path.with_suffix(".JPEG"))
+    root = with_splits(folder, "train", "val")
+    train, validation = names(root, "train"), names(root, "validation")
+    assert train | validation == {f"train/{name}" for name in files(root / "train")}
+    assert not train & validation and 10 <= len(validation) <= 40
+    assert names(root, "test") == {f"val/{name}" for name in files(root / "val")}
+    source = open_folder(str(root), "test", 0.2)
+    assert source.class_names == ("n01440764", "n01443537", "n15075141")
+
+
+def test_missing_test_folder(folder):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*/root/test; expected"):
+        names(with_splits(folder, "train"), "test")
 
 
 def test_missing_folder(tmp_path):

@@ -164,12 +164,18 @@ def test_flip_can_be_switched_off():
 def test_the_scale_is_drawn_from_every_integer_of_the_range():
     source = Pictures([(120, 120)] * 30)
     config = dataclasses.replace(CONFIG, scale_min=40, scale_max=44, crop=40)
-    images = join(take(train(source, config), 25))["image"].astype(float)
+    # Twenty epochs.
+    images = join(take(train(source, config, batch_size=30), 20))["image"].astype(float)
     # Neighbours in a crop at scale S are 120 / S apart in the original.
     scales = 120 * 37 / (images[:, -2, 0, 0] - images[:, 1, 0, 0])
-    drawn = 40 + (uniforms(0, 0, 200)[:, 0] * 5).astype(int)
-    np.testing.assert_array_equal(np.unique(drawn), [40, 41, 42, 43, 44])
+    drawn = 40 + (uniforms(0, 0, 600)[:, 0] * 5).astype(int)
     np.testing.assert_allclose(scales, drawn, atol=0.5)
+    counts = np.bincount(drawn, minlength=46)
+    assert counts[40:45].min() > 85 and counts[40:45].max() < 155  # 120 expected
+    assert counts.sum() == counts[40:45].sum()
+    # An example has another scale in another epoch.
+    of_example = [set(drawn[images[:, 0, 0, 2] == i].tolist()) for i in range(30)]
+    assert min(map(len, of_example)) >= 3
 
 
 def test_uniforms_depend_on_seed_and_position_alone():

@@ -30,24 +30,6 @@ def test_data_that_is_there_already_is_said_to_be(tmp_path, capsys):
     assert capsys.readouterr().out == f"Fashion-MNIST is in {there}\n"
 
 
-def test_imagenet_needs_the_tar_files(tmp_path, capsys):
-    code, error = run(capsys, "imagenet2012")
-    assert code == 2 and "--from" in error
-    (tmp_path / "ILSVRC2012_img_val.tar").touch()
-    code, error = run(capsys, "imagenet2012", "--from", str(tmp_path))
-    assert code == 1
-    assert f"{tmp_path} has no ILSVRC2012_img_train.tar;" in error
-
-
-def test_imagenet_needs_tensorflow(tmp_path, capsys, monkeypatch):
-    for name in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"):
-        (tmp_path / name).touch()
-    monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None)
-    code, error = run(capsys, "imagenet2012", "--from", str(tmp_path))
-    assert code == 1
-    assert "pip install tensorflow-cpu" in error
-
-
 def test_unknown_dataset(capsys):
     code, error = run(capsys, "imagenet")
     assert code == 2 and "imagenet2012" in error

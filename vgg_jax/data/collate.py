@@ -129,6 +129,36 @@ class WholeImages:
         return rows
 
 
+@dataclasses.dataclass
+class Moments:
+    """Sums over rescaled images of the first two moments of their pixels."""
+
+    decoder: Decoder
+    scale: int
+
+    def __call__(self, examples: np.ndarray) -> RawBatch:
+        """Of these example numbers: {"count": images, "first": [C], "second": [C, C]}.
+
+        An image adds the mean of its pixels x, and that of the products x x^T.
+        """
+        rows = [self.decoder(index, self.scale) for index in examples.tolist()]
+        channels = self.decoder.channels
+        first, second = np.zeros(channels), np.zeros((channels, channels))
+        images = [row.image for row in rows if row.image is not None]
+        for image in images:
+            pixels = transforms.rescale(image, self.scale).reshape(-1, channels)
+            pixels = pixels.astype(np.float64)
+            first += pixels.mean(0)
+            second += pixels.T @ pixels / len(pixels)
+        problems = [row.problem for row in rows if row.image is None]
+        return {
+            "count": len(images),
+            "first": first,
+            "second": second,
+            "corrupt": problems,
+        }
+
+
 def stack(rows: Sequence[Row], size: int, shape: tuple[int, ...]) -> RawBatch:
     """`size` rows of image `shape`; what `rows` do not fill has weight 0, index -1."""
     batch: RawBatch = {

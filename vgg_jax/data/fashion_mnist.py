@@ -1,7 +1,6 @@
 """Fashion-MNIST (arXiv:1708.07747), prepared without TensorFlow on first use."""
 
 import contextlib
-import fcntl
 import io
 import shutil
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import cv2
 import tensorflow_datasets as tfds
 
 from vgg_jax.data import idx_files
+from vgg_jax.data.lock import lock
 from vgg_jax.data.records import Records
 
 VERSION = "3.0.1"  # as TFDS numbers these pictures
@@ -54,7 +54,7 @@ def prepare(data_dir: Path, idx_folder: Path | None = None) -> Path:
     if final.is_dir():
         return final
     data_dir.mkdir(parents=True, exist_ok=True)
-    with _lock(data_dir / "fashion_mnist.lock"):
+    with lock(data_dir / "fashion_mnist.lock", idx_files.say):
         if final.is_dir():
             return final
         workdir = data_dir / "fashion_mnist.incomplete"
@@ -122,15 +122,3 @@ def _build(workdir: Path, idx_folder: Path) -> Path:
     finally:
         tfds.enable_progress_bar()
     return Path(builder.data_dir)
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Held by one process at a time; a process that dies gives it back."""
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            idx_files.say("waiting for another process that prepares it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -36,10 +36,11 @@ class Folder:
 def open_folder(data_dir: str, split: str, validation_fraction: float) -> Folder:
     """The pictures of one split, classes in the order of their sorted names.
 
-    Either `data_dir/train/CLASS/*` and `data_dir/test/CLASS/*`, with validation in
-    `data_dir/validation` or `data_dir/val` or else held out of train; or
-    `data_dir/CLASS/*` alone, where test and validation are held out. What is held out
-    is decided by a hash of CLASS/FILE, so it stays when files are added.
+    Either `data_dir/train/CLASS/*` with `test`, `validation` or `val` beside it; or
+    `data_dir/CLASS/*` alone, where test and validation are held out. Without `test`,
+    `validation` or `val` is the test set, as ImageNet's is in the papers: it must not
+    choose the checkpoint that it judges, so validation is held out of train. What is
+    held out is decided by a hash of CLASS/FILE, so it stays when files are added.
 
     Raises:
         FileNotFoundError: the folder of the split is not there.
@@ -51,18 +52,18 @@ def open_folder(data_dir: str, split: str, validation_fraction: float) -> Folder
         return _held_out(root, list_classes(root), split, validation_fraction, True)
 
     train = list_classes(root / "train")
-    folders = {"test": root / "test", "validation": root / "validation"}
-    if not folders["validation"].is_dir():
-        folders["validation"] = root / "val"
-    for folder in folders.values():
-        if folder.is_dir():
-            _same_classes(root / "train", train, folder, list_classes(folder))
+    beside = [
+        root / name for name in ("test", "validation", "val") if (root / name).is_dir()
+    ]
+    for folder in beside:
+        _same_classes(root / "train", train, folder, list_classes(folder))
     if split == "test":
-        return Folder(folders["test"], list_classes(folders["test"]))
-    if not folders["validation"].is_dir():
+        test = beside[0] if beside else root / "test"
+        return Folder(test, list_classes(test))
+    if len(beside) < 2:
         return _held_out(root / "train", train, split, validation_fraction, False)
     if split == "validation":
-        return Folder(folders["validation"], list_classes(folders["validation"]))
+        return Folder(beside[1], list_classes(beside[1]))
     return Folder(root / "train", train)
 
 

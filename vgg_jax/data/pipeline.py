@@ -16,6 +16,7 @@ from vgg_jax.data.base import Source
 from vgg_jax.data.collate import (
     Crops,
     Decoder,
+    Moments,
     RawBatch,
     Row,
     TrainCrops,
@@ -35,6 +36,8 @@ Bucket = Callable[[int, int], tuple[int, int] | None]
 
 TRAIN_KEYS = ("image", "label", "weight")
 EVAL_KEYS = (*TRAIN_KEYS, "index")
+MOMENTS_KEYS = ("count", "first", "second")
+MOMENTS_CHUNK = 64  # images to a sum
 
 
 def train_batches(
@@ -172,6 +175,21 @@ def whole_image_batches(
         _iterate(chunks, config), rows, bucket, (scale, scale, channels)
     )
     return _report_corrupt(batches, config, keys=(*EVAL_KEYS, "size"))
+
+
+def moment_batches(
+    source: Source, config: DataConfig, *, channels: int, numbers: np.ndarray
+) -> Iterator[Batch]:
+    """Sums over some examples, by their numbers; see `collate.Moments`.
+
+    Raises:
+        ValueError: settings that cannot work.
+        CorruptImage: while iterating, unless `config.on_corrupt_image` is "skip".
+    """
+    _check(source, config, channels, 1, 0, 1)
+    sums = Moments(Decoder(source, channels), config.scale_min)
+    chunks = grain.MapDataset.source(numbers).batch(MOMENTS_CHUNK).map(sums)
+    return _report_corrupt(_iterate(chunks, config), config, keys=MOMENTS_KEYS)
 
 
 def _by_bucket(

@@ -1,44 +1,10 @@
 """Command line: `python -m vgg_jax.data.prepare fashion_mnist|imagenet2012`."""
 
 import argparse
-import importlib.util
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from vgg_jax.config import DataConfig
-from vgg_jax.data import imagenet
-
-
-def prepare_imagenet(tars: Path, data_dir: Path) -> None:
-    """Writes TFDS's `imagenet2012` as ArrayRecord; needs TensorFlow, this once.
-
-    Raises:
-        FileNotFoundError: a tar file is missing.
-        ImportError: TensorFlow is not installed.
-    """
-    missing = [name for name in imagenet.TARS if not (tars / name).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{tars} has no {' and no '.join(missing)}; download them from "
-            "https://image-net.org (an account is needed) and name their folder "
-            "with --from"
-        )
-    if importlib.util.find_spec("tensorflow") is None:
-        raise ImportError(
-            "TFDS reads the ImageNet tar files with TensorFlow, which is not "
-            "installed; type `pip install tensorflow-cpu` (training does not need it)"
-        )
-    import tensorflow_datasets as tfds
-
-    name = f"imagenet2012:{imagenet.VERSION}"
-    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(
-            manual_dir=tars, try_download_gcs=False
-        )
-    )
-    print(f"ImageNet: ready in {builder.data_dir}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,9 +16,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         dest="source",
         metavar="DIR",
         help="the folder with the downloaded files: for fashion_mnist the four idx "
-        f"files (found or fetched if not given), else {' and '.join(imagenet.TARS)}",
+        "files (found or fetched if not given), for imagenet2012 the two tar files",
     )
     parser.add_argument("--data_dir", default=DataConfig.data_dir)
+    parser.add_argument(
+        "--partial",
+        action="store_true",
+        help="accept tar files with some pictures only",
+    )
     arguments = parser.parse_args(argv)
     data_dir = Path(arguments.data_dir).expanduser().resolve()
     source = arguments.source and Path(arguments.source).expanduser().resolve()
@@ -60,14 +31,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.dataset == "fashion_mnist":
             from vgg_jax.data import fashion_mnist
 
+            name = "Fashion-MNIST"
             ready = fashion_mnist.prepare(data_dir, source)
-            print(f"Fashion-MNIST is in {ready}")  # whether built now or long ago
-        elif source is None:
-            parser.error(f"imagenet2012 needs --from, the folder of {imagenet.TARS}")
         else:
-            prepare_imagenet(source, data_dir)
+            from vgg_jax.data import imagenet
+
+            name = "ImageNet"
+            if source is None:
+                files = " and ".join(imagenet.TARS.values())
+                parser.error(f"imagenet2012 needs --from, the folder of {files}")
+            ready = imagenet.prepare(source, data_dir, partial=arguments.partial)
     except (OSError, ValueError, ImportError) as error:
         parser.exit(1, f"{error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "\ninterrupted; the same command goes on\n")
+    print(f"{name} is in {ready}")  # whether built now or long ago
 
 
 if __name__ == "__main__":

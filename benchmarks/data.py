@@ -1,0 +1,188 @@
+"""Rates of the input pipeline, and what each of its tricks gains.
+
+python benchmarks/data.py
+
+Pictures are 500x375 and 1600x1200 JPEGs made of photographs that scikit-learn and
+matplotlib ship. Rates are images a second of one thread, where nothing else is said.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import jax
+import matplotlib
+import numpy as np
+import sklearn.datasets
+
+from vgg_jax.config import IMAGENET_MEAN, DataConfig
+from vgg_jax.data import transforms
+from vgg_jax.data.base import Example
+from vgg_jax.data.pipeline import train_batches
+from vgg_jax.training.steps import normalise
+
+SECONDS = 2.0  # of each measurement
+SHORT_SIDE, CROP, BATCH = 256, 224, 64
+
+
+class Jpegs:
+    """Encoded pictures in memory."""
+
+    class_names = ("one",)
+
+    def __init__(self, files: list[bytes]):
+        self._files = files
+
+    def __len__(self) -> int:
+        return 1024
+
+    def __getitem__(self, index: int, /) -> Example:
+        data = self._files[index % len(self._files)]
+        return {"image": data, "label": 0, "name": str(index)}
+
+
+def make_jpegs(width: int, height: int) -> list[bytes]:
+    """Windows of photographs at a JPEG quality of 92."""
+    landscapes = Path(sklearn.datasets.__file__).parent / "images"
+    portrait = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    files = []
+    rng = np.random.default_rng(0)
+    for path in (landscapes / "china.jpg", landscapes / "flower.jpg", portrait):
+        image = cv2.imread(str(path))
+        assert image is not None
+        for _ in range(5):
+            rows = rng.integers(300, image.shape[0])
+            columns = rows * width // height
+            if columns > image.shape[1]:
+                rows, columns = image.shape[1] * height // width, image.shape[1]
+            top = rng.integers(image.shape[0] - rows + 1)
+            left = rng.integers(image.shape[1] - columns + 1)
+            window = image[top : top + rows, left : left + columns]
+            resized = cv2.resize(window, (width, height), interpolation=cv2.INTER_CUBIC)
+            quality = [cv2.IMWRITE_JPEG_QUALITY, 92]
+            files.append(cv2.imencode(".jpg", resized, quality)[1].tobytes())
+    return files
+
+
+def rate(work: Callable[[int], object], units: int = 1) -> float:
+    """Calls with 0, 1, 2, ... a second, times `units`."""
+    work(0)
+    start, calls = time.perf_counter(), 0
+    while time.perf_counter() - start < SECONDS:
+        work(calls)
+        calls += 1
+    return units * calls / (time.perf_counter() - start)
+
+
+def report(name: str, value: float) -> None:
+    """Print a row."""
+    print(f"  {name:52} {value:10,.0f}", flush=True)
+
+
+def image_rates(files: list[bytes]) -> None:
+    """Of one image's way, with and without the tricks."""
+
+    def whole(i: int) -> np.ndarray:
+        return transforms.decode(files[i % len(files)], 3)
+
+    def part(i: int) -> np.ndarray:
+        return transforms.decode(files[i % len(files)], 3, "", SHORT_SIDE)
+
+    def rescale_first(image: np.ndarray) -> np.ndarray:
+        image = transforms.rescale(image, SHORT_SIDE)
+        return transforms.crop_at(image, CROP, 0.5, 0.5)
+
+    def crop_first(image: np.ndarray) -> np.ndarray:
+        return transforms.rescaled_crop(image, SHORT_SIDE, CROP, 0.5, 0.5)
+
+    report("decode whole", rate(whole))
+    report("decode as the pipeline does", rate(part))
+    report("decode whole, rescale, crop", rate(lambda i: rescale_first(whole(i))))
+    report("decode whole, crop, rescale", rate(lambda i: crop_first(whole(i))))
+    report(
+        "decode as the pipeline does, crop, rescale",
+        rate(lambda i: crop_first(part(i))),
+    )
+
+
+def pipeline_rates(files: list[bytes]) -> None:
+    """Of `train_batches`, by threads and processes; of the whole machine."""
+    for workers, threads in ((0, 1), (0, 2), (0, 4), (2, 1)):
+        config = DataConfig(
+            dataset="imagenet2012",
+            colour_shift=0.1,
+            num_workers=workers,
+            num_threads=threads,
+        )
+        batches = train_batches(
+            Jpegs(files), config, channels=3, batch_size=BATCH, seed=0, start_step=0
+        )
+        for _ in range(8):  # what was read ahead
+            next(batches)
+        value = rate(lambda i, batches=batches: next(batches), BATCH)  # type: ignore[misc]
+        report(f"train_batches, {workers} processes, {threads} threads each", value)
+        batches.close()  # type: ignore[attr-defined]
+
+
+def normalisation_rates() -> None:
+    """Mean and colour shift in the worker or on the device, with the way between."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (BATCH, CROP, CROP, 3), np.uint8)
+    shift = rng.normal(0, 7, (BATCH, 3)).astype(np.float32)
+    mean, std = np.float32(IMAGENET_MEAN), (1.0, 1.0, 1.0)
+    on_device = jax.jit(
+        lambda images, shift: normalise(images, IMAGENET_MEAN, std, shift)
+    )
+    without_shift = jax.jit(lambda images: normalise(images, IMAGENET_MEAN, std))
+
+    def in_worker(i: int) -> np.ndarray:
+        return np.stack(
+            [
+                image.astype(np.float32) + (s - mean)
+                for image, s in zip(images, shift, strict=True)
+            ]
+        )
+
+    def send(*arrays: np.ndarray) -> list[jax.Array]:
+        # New buffers, as batches have; JAX may otherwise share the host's memory.
+        return [jax.device_put(array.copy()) for array in arrays]
+
+    floats = in_worker(0)
+    report("in the worker: float32 image - mean + shift", rate(in_worker, BATCH))
+    report(
+        "float32 to the device",
+        rate(lambda i: jax.block_until_ready(send(floats)), BATCH),
+    )
+    report(
+        "uint8 to the device",
+        rate(lambda i: jax.block_until_ready(send(images, shift)), BATCH),
+    )
+    sent, sent_shift = send(images, shift)
+    report(
+        "on the device: mean",
+        rate(lambda i: without_shift(sent).block_until_ready(), BATCH),
+    )
+    report(
+        "on the device: mean and shift",
+        rate(lambda i: on_device(sent, sent_shift).block_until_ready(), BATCH),
+    )
+
+
+def main() -> None:
+    """Print all rates."""
+    print(
+        f"images/s, S = {SHORT_SIDE}, crop {CROP}; {cv2.getNumThreads()} OpenCV threads"
+    )
+    for width, height in ((500, 375), (1600, 1200)):
+        files = make_jpegs(width, height)
+        size = sum(map(len, files)) / len(files) / 1000
+        print(f"{width}x{height}, {size:.0f} kB")
+        image_rates(files)
+    pipeline_rates(make_jpegs(500, 375))
+    print(f"normalisation, {jax.default_backend()}")
+    normalisation_rates()
+
+
+if __name__ == "__main__":
+    main()
