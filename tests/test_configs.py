@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +11,15 @@ import pytest
 from flax import nnx
 
 from vgg_jax import MODELS, create_model
-from vgg_jax.config import Config, NiNConfig
+from vgg_jax.config import NiNConfig
 from vgg_jax.models.layers import output_size
 
-FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+CONFIGS = Path(__file__).parents[1] / "configs"
+LADDER = CONFIGS / "curriculum.py"
+FILES = sorted(path for path in CONFIGS.glob("*.py") if path != LADDER)
 
 
-def load(path: Path) -> Config:
+def load(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -54,12 +57,31 @@ def test_imagenet_configurations_follow_the_paper() -> None:
         if config.data.dataset != "imagenet2012" or not path.stem.startswith("vgg"):
             continue
         assert config.batch_size == 256 and config.num_epochs == 74
-        assert config.optimizer.learning_rate == 1e-2
+        fine_tuned = path.stem.endswith(("_384", "_jitter"))
+        assert config.optimizer.learning_rate == (1e-3 if fine_tuned else 1e-2)
         assert config.optimizer.momentum == 0.9
         assert config.optimizer.weight_decay == 5e-4
         assert config.model.dropout == 0.5
-        assert (config.data.crop, config.data.scale_min, config.data.scale_max) == (
-            224,
-            256,
-            256,
+        scales = {"384": (384, 384), "jitter": (256, 512)}.get(
+            path.stem.rpartition("_")[2], (256, 256)
+        )
+        assert (config.data.scale_min, config.data.scale_max) == scales
+        assert config.data.crop == 224
+
+
+def test_the_ladder_is_that_of_section_3_1() -> None:
+    rungs = load(LADDER).rungs
+    deeper = ("vgg13", "vgg16_c", "vgg16", "vgg19")
+    expected = {"vgg11": None} | dict.fromkeys(deeper, "vgg11")
+    for name in deeper[1:]:
+        expected |= {f"{name}_384": name, f"{name}_jitter": f"{name}_384"}
+    assert {name: rung.init_from for name, rung in rungs.items()} == expected
+    for i, rung in enumerate(rungs.values()):
+        assert rung.init_from in [None, *list(rungs)[:i]]
+    for name, rung in rungs.items():
+        alone = load(CONFIGS / f"{name}.py")
+        assert dataclasses.replace(rung, init_from=alone.init_from) == alone
+        # "No smaller rate for pre-initialised layers": one rate for all of them.
+        assert rung.optimizer.learning_rate == (
+            1e-2 if rung.init_from in (None, "vgg11") else 1e-3
         )

@@ -2,10 +2,14 @@
 
 import dataclasses
 import itertools
+import logging
+import operator
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -13,22 +17,8 @@ from ml_collections import config_flags
 
 from vgg_jax import hosts
 from vgg_jax.compilation import prepare_jax
-from vgg_jax.config import (
-    Config,
-    DataConfig,
-    EvaluationConfig,
-    NiNConfig,
-    OptimizerConfig,
-    VGGConfig,
-)
+from vgg_jax.config import Config, Curriculum
 from vgg_jax.names import did_you_mean
-
-_GROUPS: dict[str, tuple[type, ...]] = {
-    "model": (VGGConfig, NiNConfig),
-    "data": (DataConfig,),
-    "optimizer": (OptimizerConfig,),
-    "evaluation": (EvaluationConfig,),
-}
 
 
 class UsageError(ValueError):
@@ -38,19 +28,25 @@ class UsageError(ValueError):
 def new_flags() -> flags.FlagValues:
     """`--config FILE`, `--config.FIELD=VALUE`, `--traceback`; a script adds its own."""
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
+    # No argument is an override to it: `parse` applies them, to every rung of a ladder.
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=[])
     flags.DEFINE_bool(
         "traceback", False, "show where an error came from", flag_values=values
     )
     return values
 
 
-def run(main: Callable[[flags.FlagValues], int], values: flags.FlagValues) -> None:
+def run(
+    main: Callable[[flags.FlagValues], int],
+    values: flags.FlagValues,
+    *,
+    accepts: tuple[type, ...] = (Config,),
+) -> None:
     """Parse the command line, call `main`, exit with its code; 2 for a usage error."""
     flags.FLAGS.mark_as_parsed()  # Grain's worker processes look at it
 
     def work() -> int:
-        parse(sys.argv, values)
+        parse(sys.argv, values, accepts=accepts)
         hosts.join()
         return main(values)
 
@@ -60,6 +56,8 @@ def run(main: Callable[[flags.FlagValues], int], values: flags.FlagValues) -> No
 def finish(work: Callable[[], int]) -> None:
     """Call `work`, exit with its code; an error that a user can mend is one line."""
     prepare_jax()
+    if "--traceback" not in sys.argv:
+        logging.getLogger("absl").addFilter(_says_it_in_a_line)
     try:
         code = work()
     except (UsageError, flags.Error) as error:
@@ -72,35 +70,81 @@ def finish(work: Callable[[], int]) -> None:
     sys.exit(code)
 
 
-def parse(argv: list[str], values: flags.FlagValues) -> None:
-    """Read the flags.
+def parse(
+    argv: list[str],
+    values: flags.FlagValues,
+    *,
+    accepts: tuple[type, ...] = (Config,),
+) -> None:
+    """Read the flags; `values.config` is then one of `accepts`, overrides applied.
 
     Raises:
         UsageError: no such configuration, field or file; the message names the nearest.
     """
-    known = set(_fields())
-    for argument in argv[1:]:
-        field = argument.lstrip("-").partition("=")[0]
-        if argument.startswith("-") and field.startswith("config."):
-            field = field.removeprefix("config.")
-            if field not in known:
-                raise UsageError(
-                    f"no setting {field!r} in a configuration: "
-                    f"{did_you_mean(field, sorted(known))}"
-                )
     path = _config_path(argv)
     if path is None:
         raise UsageError(f"say which configuration: --config FILE; {_existing(path)}")
     if not path.exists():
         raise UsageError(f"no configuration file {path}; {_existing(path)}")
-    rest = values(argv)
+    values.set_gnu_getopt()  # overrides may stand between other flags
+    overrides = values(argv, known_only=True)[1:]
+    config: Any = values.config
+    if not isinstance(config, accepts):
+        raise UsageError(
+            f"expected get_config() in {path} to return a vgg_jax.config."
+            f"{' or '.join(a.__name__ for a in accepts)}, got {type(config).__name__}"
+        )
+    if isinstance(config, Config):
+        values["config"].value = _override(config, overrides)
+    elif isinstance(config, Curriculum):
+        changed = {name: _override(r, overrides) for name, r in config.rungs.items()}
+        for field in _overridden(overrides):
+            _check_common(field, config)
+        config.rungs = changed
+
+
+def _override(config: Config, overrides: list[str]) -> Config:
+    """The configuration with `--config.FIELD=VALUE`s applied."""
+    known = sorted(_fields(config))
+    for field in _overridden(overrides):
+        if field not in known:
+            raise UsageError(
+                f"no setting {field!r} in a configuration of {config.model.name}: "
+                f"{did_you_mean(field, known)}"
+            )
+    fields = flags.FlagValues()
+    config_flags.DEFINE_config_dataclass(
+        "config", config, flag_values=fields, sys_argv=overrides
+    )
+    rest = fields(["", *overrides])
     if len(rest) > 1:
         raise UsageError(f"unexpected argument {rest[1]!r}; settings are --config.X=Y")
-    if not isinstance(values.config, Config):
+    return fields.config
+
+
+def _overridden(overrides: list[str]) -> list[str]:
+    """The fields that arguments such as --config.a.b=1 or --noconfig.c change."""
+    found = (re.match(r"--?(?:no)?config\.([^=]*)", text) for text in overrides)
+    return [match[1] for match in found if match]
+
+
+def _check_common(field: str, curriculum: Curriculum) -> None:
+    """That the rungs agree on a setting, so that one value can stand for all."""
+    values = {
+        name: operator.attrgetter(field)(rung)
+        for name, rung in curriculum.rungs.items()
+    }
+    if len(set(map(repr, values.values()))) > 1:
+        listed = ", ".join(f"{value!r} in {name}" for name, value in values.items())
         raise UsageError(
-            f"expected get_config() in {path} to return a vgg_jax.config.Config, "
-            f"got {type(values.config).__name__}"
+            f"--config.{field} would give every rung the same, and they differ: "
+            f"{listed}; change it in the configuration files"
         )
+
+
+def _says_it_in_a_line(record: logging.LogRecord) -> bool:
+    """Orbax logs a traceback of the error that it raises afterwards."""
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
 def scales(texts: list[str]) -> tuple[int, ...]:
@@ -135,11 +179,12 @@ def _existing(path: Path | None) -> str:
     return did_you_mean(str(path), here) if here else "write one as configs/ shows"
 
 
-def _fields() -> Iterator[str]:
-    for field in dataclasses.fields(Config):
-        yield field.name
-        for group in _GROUPS.get(field.name, ()):
-            yield from (f"{field.name}.{f.name}" for f in dataclasses.fields(group))
+def _fields(config: Any, prefix: str = "") -> Iterator[str]:
+    for field in dataclasses.fields(config):
+        yield prefix + field.name
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _fields(value, f"{prefix}{field.name}.")
 
 
 def _complain(error: Exception, code: int) -> int:

@@ -115,6 +115,19 @@ class Config:
     checkpoint_every_steps: int = 1000
     log_every_steps: int = 50
     seed: int = 0
+    # The run whose best weights this one starts from, by the name of its workdir beside
+    # this run's own, or by an absolute path; None starts from `model.init` alone.
+    init_from: str | None = None
+
+
+@dataclasses.dataclass(kw_only=True)
+class Curriculum:
+    """Runs one after another, each in a folder of its name (section 3.1).
+
+    A later rung may name an earlier one as its `init_from`.
+    """
+
+    rungs: dict[str, Config]
 
 
 def to_dict(config: Config) -> dict[str, Any]:

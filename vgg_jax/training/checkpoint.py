@@ -1,8 +1,9 @@
 """Checkpoints with Orbax: the latest and the best, parameters on their own."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,33 @@ from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
 from vgg_jax.config import Config
-from vgg_jax.models import ConvNet, create_model
+from vgg_jax.models import ConvNet
 from vgg_jax.training.optimizer import Plateau
+from vgg_jax.training.program import abstract_model
 from vgg_jax.training.steps import TrainState, split
 from vgg_jax.training.workdir import read_config
 
 _policies = ocp.training.preservation_policies
+_SOME_OF_A_TREE = ocp.options.PyTreeOptions(
+    loading=ocp.options.PyTreeOptions.Loading(partial_load=True)
+)
+
+
+class SaveError(RuntimeError):
+    """A checkpoint could not be written."""
 
 
 class Checkpoints:
     """The checkpoints of one run, kept under `workdir/checkpoints`.
 
     Two are kept: the latest, and the one with the lowest `metric` on validation. Saving
-    goes on behind the training; a save cut short is not seen by the next start.
+    goes on behind the training; a save cut short is not seen by the next start, and the
+    one before it is taken away only after it.
     """
 
     def __init__(self, workdir: Path, metric: str, *, read_only: bool):
         self.metric = metric
+        self._workdir = workdir
         self._checkpointer = ocp.training.Checkpointer(
             (workdir / "checkpoints").absolute(),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(
@@ -71,17 +82,27 @@ class Checkpoints:
     def save(
         self, state: TrainState, plateau: Plateau, errors: Mapping[str, float] | None
     ) -> None:
-        """Start saving; `errors` are those of a validation at this step."""
-        self._checkpointer.save_checkpointables_async(
-            int(state.step),
-            _checkpointables(state),
-            metrics=None if errors is None else dict(errors),
-            custom_metadata={"plateau": json.dumps(dataclasses.asdict(plateau))},
-        )
+        """Start saving; `errors` are those of a validation at this step.
+
+        Raises:
+            SaveError: the disk refused it, or the save before it.
+        """
+        with self._saving():
+            self._checkpointer.save_checkpointables_async(
+                int(state.step),
+                _checkpointables(state),
+                metrics=None if errors is None else dict(errors),
+                custom_metadata={"plateau": json.dumps(dataclasses.asdict(plateau))},
+            )
 
     def wait(self) -> None:
-        """Return when what was saved is on disk."""
-        self._checkpointer.wait()
+        """Return when what was saved is on disk.
+
+        Raises:
+            SaveError: the disk refused it.
+        """
+        with self._saving():
+            self._checkpointer.wait()
 
     def restore(self, abstract: TrainState, step: int) -> tuple[TrainState, Plateau]:
         """State and plateau at a step; `abstract` gives shapes and shardings, so that
@@ -100,12 +121,25 @@ class Checkpoints:
     def load_variables(
         self, params: Any, batch_stats: Any, step: int
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Parameters and running statistics alone, for abstract ones."""
+        """Parameters and running statistics alone: those that are given, abstract."""
         wanted = {"params": params}
         if batch_stats:
             wanted["batch_stats"] = batch_stats
-        loaded = self._load(step, wanted)
+        with ocp.Context(pytree_options=_SOME_OF_A_TREE):
+            loaded = self._load(step, wanted)
         return loaded["params"], loaded.get("batch_stats", {})
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax has no class of its own for a full disk
+            saved = saved_steps(self._workdir)
+            raise SaveError(
+                f"cannot save in {self._checkpointer.directory}: {error}. Last good "
+                f"checkpoint: {f'step {saved[-1]}' if saved else 'none yet'}. Is the "
+                "disk full? Make room; the same command then goes on from there"
+            ) from error
 
     def _load(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -124,6 +158,28 @@ def _checkpointables(state: TrainState) -> dict[str, Any]:
     return saved
 
 
+def saved_steps(workdir: Path) -> list[int]:
+    """The steps of a run's whole checkpoints, ascending, without opening them."""
+    names = [path.name for path in (workdir / "checkpoints").glob("*")]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def open_run(workdir: Path) -> tuple[Checkpoints, Config]:
+    """The checkpoints of a run, for reading, and its configuration.
+
+    Raises:
+        FileNotFoundError: no run or no checkpoint there.
+        ValueError: its config.json is damaged.
+    """
+    config = read_config(workdir)
+    if not saved_steps(workdir):
+        raise FileNotFoundError(
+            f"no checkpoint in {workdir}: its training saved none yet"
+        )
+    metric = f"validation_{config.optimizer.metric}"
+    return Checkpoints(workdir, metric, read_only=True), config
+
+
 def restore_model(
     workdir: Path | str, step: int | None = None
 ) -> tuple[ConvNet, Config, int]:
@@ -137,27 +193,15 @@ def restore_model(
         FileNotFoundError: no run or no checkpoint there.
         ValueError: a checkpoint that cannot be read.
     """
-    workdir = Path(workdir)
-    config = read_config(workdir)
-    if not (workdir / "checkpoints").exists():
-        raise FileNotFoundError(
-            f"no checkpoint in {workdir}: its training saved none yet"
-        )
-    abstract = nnx.eval_shape(
-        lambda: create_model(**dataclasses.asdict(config.model), rngs=nnx.Rngs(0))
-    )
-    graphdef, params, batch_stats = split(abstract)
+    checkpoints, config = open_run(Path(workdir))
+    graphdef, params, batch_stats = split(abstract_model(config))
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     params, batch_stats = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here),
         (params, batch_stats),
     )
-    metric = f"validation_{config.optimizer.metric}"
-    with Checkpoints(workdir, metric, read_only=True) as checkpoints:
+    with checkpoints:
         step = checkpoints.best_step if step is None else step
-        if step is None:
-            raise FileNotFoundError(
-                f"no checkpoint in {workdir}: its training saved none yet"
-            )
+        assert step is not None
         params, batch_stats = checkpoints.load_variables(params, batch_stats, step)
     return nnx.merge(graphdef, params, batch_stats), config, step

@@ -4,30 +4,35 @@ import contextlib
 import dataclasses
 import math
 import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
+from vgg_jax import hosts
 from vgg_jax.config import Config
 from vgg_jax.data.pipeline import eval_batches, train_batches
 from vgg_jax.data.sources import open_source
-from vgg_jax.metrics import Sums, means
+from vgg_jax.metrics import Sums
 from vgg_jax.progress import Progress
-from vgg_jax.training.checkpoint import Checkpoints
+from vgg_jax.training.checkpoint import Checkpoints, saved_steps
+from vgg_jax.training.doctor import StuckWatch, diagnosis
+from vgg_jax.training.initial import check_source, take_weights
 from vgg_jax.training.interrupt import Interrupt
 from vgg_jax.training.optimizer import Plateau, set_learning_rate
 from vgg_jax.training.program import Program
 from vgg_jax.training.schedule import Schedule
 from vgg_jax.training.sharding import make_mesh, shard_batch
 from vgg_jax.training.steps import TrainState
-from vgg_jax.training.workdir import claim, write_class_names
+from vgg_jax.training.summary import (
+    TrainingDiverged,
+    summarise_training,
+    summarise_validation,
+)
+from vgg_jax.training.workdir import claim, mark_finished, write_class_names
 from vgg_jax.training.writer import MetricWriter
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss or the gradient is no longer a finite number."""
 
 
 def train(config: Config, workdir: Path) -> signal.Signals | None:
@@ -42,7 +47,8 @@ def train(config: Config, workdir: Path) -> signal.Signals | None:
     Raises:
         WorkdirMismatch: the folder holds a run with other settings.
         TrainingDiverged: the message names the last good checkpoint.
-        ValueError: settings that do not fit one another.
+        SaveError: a checkpoint could not be written.
+        ValueError: settings that do not fit one another, or images that cannot be read.
     """
     return Trainer(config, workdir).run()
 
@@ -59,6 +65,8 @@ class Trainer:
         self._init_key, self._dropout_key = jax.random.split(
             jax.random.key(config.seed)
         )
+        if config.init_from is not None and not saved_steps(workdir):
+            check_source(config, workdir)
         self.training = open_source(config.data, "train")
         self.validation = open_source(config.data, "validation")
         classes = len(self.training.class_names)
@@ -67,6 +75,10 @@ class Trainer:
                 f"expected as many classes as the data has, {classes}, got "
                 f"model.num_classes={config.model.num_classes}"
             )
+        try:
+            open_source(config.data, "test")
+        except (OSError, ValueError) as error:
+            _warn(f"nothing for eval.py to test on: {error}")
         self.schedule = Schedule.of(config, len(self.training))
         claim(workdir, config)
         write_class_names(workdir, self.training.class_names)
@@ -81,9 +93,13 @@ class Trainer:
             state, plateau = self._start(checkpoints)
             step = int(state.step)
             progress = Progress(schedule.total_steps, done=step)
+            watch = StuckWatch(self.config, schedule)
+            if step < schedule.total_steps and not plateau.finished:
+                mark_finished(self.workdir, False)
             pending: list[Sums] = []
             stopped = None
             with (
+                _naming_the_last_good(checkpoints),
                 MetricWriter(self.workdir, step) as writer,
                 contextlib.closing(self._batches(step)) as batches,
             ):
@@ -102,7 +118,11 @@ class Trainer:
                     stopped = interrupt.after(step)  # once: it can come at any moment
                     saves = schedule.saves(step) or stopped is not None
                     if saves or schedule.logs(step):
-                        values = self._training_values(pending, step, checkpoints)
+                        values = summarise_training(pending, step, schedule.batch_size)
+                        values["epoch"] = schedule.epoch(step)
+                        if watch.sees(len(pending), values["train_loss"]):
+                            values["stuck"] = 1.0
+                            _warn(diagnosis(self.config, watch, state, batch))
                         values["learning_rate"] = plateau.rate(self.config.optimizer)
                         values["images_per_second"] = (
                             progress.advance(step - progress.done) * schedule.batch_size
@@ -112,10 +132,11 @@ class Trainer:
                         self._print(step, values, progress)
                     errors = None
                     if schedule.validates(step):
-                        errors = self._validate(state)
+                        errors = self._validate(state, step)
                         writer.write(step, errors | {"epoch": schedule.epoch(step)})
                         self._print(step, errors)
-                        plateau.update(errors[self.metric], self.config.optimizer)
+                        if schedule.decides(step):
+                            plateau.update(errors[self.metric], self.config.optimizer)
                         state = dataclasses.replace(
                             state,
                             opt_state=set_learning_rate(
@@ -134,6 +155,7 @@ class Trainer:
                     "the same command goes on from there"
                 )
             else:
+                mark_finished(self.workdir, True)
                 print(
                     f"finished at step {step}; lowest validation error at step "
                     f"{checkpoints.best_step}, in {self.workdir}"
@@ -145,6 +167,8 @@ class Trainer:
         latest = checkpoints.latest_step
         if latest is None:
             state, plateau = self.program.init(self._init_key), Plateau()
+            if self.config.init_from is not None:
+                state = take_weights(state, self.config, self.workdir)
         else:
             state, plateau = checkpoints.restore(self.program.state, latest)
         parameters = sum(p.size for p in jax.tree.leaves(state.params))
@@ -172,34 +196,7 @@ class Trainer:
             process_count=jax.process_count(),
         )
 
-    def _training_values(
-        self, pending: list[Sums], step: int, checkpoints: Checkpoints
-    ) -> dict[str, float]:
-        """Means over the steps since the last line, checked to be numbers."""
-        steps = jax.device_get(pending)
-        norms = [float(sums.pop("gradient_norm")) for sums in steps]
-        total = {name: np.sum([sums[name] for sums in steps]) for name in steps[0]}
-        mean = means(total)
-        if not math.isfinite(mean["loss"] + sum(norms)):
-            checkpoints.wait()
-            latest = checkpoints.latest_step
-            raise TrainingDiverged(
-                f"the loss or the gradient is not a finite number between steps "
-                f"{step - len(steps) + 1} and {step} (loss {mean['loss']}); last good "
-                f"checkpoint: {'none yet' if latest is None else f'step {latest}'} in "
-                f"{self.workdir}. Try a lower optimizer.learning_rate or another "
-                "model.init, in a new --workdir"
-            )
-        values = {
-            "epoch": self.schedule.epoch(step),
-            "train_loss": mean["loss"],
-            "train_top1_error": mean["top1_error"],
-            "gradient_norm": norms[-1],
-        }
-        skipped = len(steps) * self.config.batch_size - float(total["weight"])
-        return values | ({"skipped_images": skipped} if skipped else {})
-
-    def _validate(self, state: TrainState) -> dict[str, float]:
+    def _validate(self, state: TrainState, step: int) -> dict[str, float]:
         """Loss and errors on the held-out images, centre crops."""
         size = self.config.evaluation.batch_size
         batches = eval_batches(
@@ -212,16 +209,14 @@ class Trainer:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        steps = []
+        sums = []
         for batch in batches:
             batch.pop("index")
             sharded = shard_batch(self.mesh, batch)
-            steps.append(
+            sums.append(
                 self.program.eval_step(state.params, state.batch_stats, sharded)
             )
-        steps = jax.device_get(steps)
-        total = {name: np.sum([sums[name] for sums in steps]) for name in steps[0]}
-        return {f"validation_{name}": value for name, value in means(total).items()}
+        return summarise_validation(sums, step)
 
     def _print(
         self, step: int, values: dict[str, float], progress: Progress | None = None
@@ -242,3 +237,22 @@ class Trainer:
         else:
             line += f"  top-5 error {values['validation_top5_error']:.2%}"
         print(line, flush=True)
+
+
+def _warn(text: str) -> None:
+    if hosts.is_first():
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _naming_the_last_good(checkpoints: Checkpoints) -> Iterator[None]:
+    try:
+        yield
+    except TrainingDiverged as error:
+        checkpoints.wait()
+        latest = checkpoints.latest_step
+        raise TrainingDiverged(
+            f"{error}; last good checkpoint: "
+            f"{'none yet' if latest is None else f'step {latest}'}. Try a lower "
+            "optimizer.learning_rate or another model.init, in a new --workdir"
+        ) from error

@@ -60,7 +60,7 @@ class Program:
         """
         settings.check(config, mesh.size)
         create = functools.partial(create_model, **dataclasses.asdict(config.model))
-        model: ConvNet = nnx.eval_shape(lambda: create(rngs=nnx.Rngs(0)))
+        model = abstract_model(config)
         check_size(model.layers, config.data.crop, config.data.crop)
         if config.shard_fc and not FC_PARAMETERS.keys() <= {
             r.name for r in model.layers
@@ -105,6 +105,13 @@ class Program:
             },
             key=key,
         )
+
+
+def abstract_model(config: Config) -> ConvNet:
+    """A configuration's network with shapes in the place of arrays."""
+    return nnx.eval_shape(
+        lambda: create_model(**dataclasses.asdict(config.model), rngs=nnx.Rngs(0))
+    )
 
 
 def _abstract(array: Any, sharding: jax.sharding.Sharding) -> Any:

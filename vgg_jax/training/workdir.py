@@ -11,6 +11,7 @@ from vgg_jax.config import Config, differences, from_dict, to_dict
 
 CONFIG = "config.json"
 CLASS_NAMES = "class_names.json"
+FINISHED = "finished"  # an empty file: the training came to its end
 
 # Settings that may change between a stop and a resume; steps stay as they were.
 FREE = (
@@ -120,3 +121,16 @@ def read_class_names(workdir: Path) -> tuple[str, ...] | None:
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise ValueError(f"cannot read {path} as a list of names; delete it")
     return tuple(names)
+
+
+def mark_finished(workdir: Path, finished: bool) -> None:
+    """Note that the training came to its end, or that it has further to go."""
+    if finished:
+        (workdir / FINISHED).touch()
+    else:
+        (workdir / FINISHED).unlink(missing_ok=True)
+
+
+def is_finished(workdir: Path) -> bool:
+    """Whether the training in this folder came to its end."""
+    return (workdir / FINISHED).exists()

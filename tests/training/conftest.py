@@ -1,0 +1,84 @@
+"""A run of seconds: drawn shapes, a few hundred parameters."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import jax
+import numpy as np
+import pytest
+
+from vgg_jax.config import (
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    OptimizerConfig,
+    VGGConfig,
+)
+from vgg_jax.training import loop
+from vgg_jax.training.sharding import make_mesh
+
+TinyConfig = Callable[..., Config]
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bars, boxes and discs, a folder a class; 30 to train on, 4 to test."""
+    root = tmp_path_factory.mktemp("shapes")
+    rng = np.random.default_rng(0)
+    for split, count in {"train": 30, "test": 4}.items():
+        for label, name in enumerate(("bar", "box", "disc")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                image = rng.integers(0, 60, (32, 36), np.uint8)
+                x, y = rng.integers(12, 20, 2).tolist()
+                if label == 0:
+                    cv2.line(image, (x, 2), (x, 30), 255, 3)
+                elif label == 1:
+                    cv2.rectangle(image, (x - 8, y - 8), (x + 8, y + 8), 255, 2)
+                else:
+                    cv2.circle(image, (x, y), 8, 255, -1)
+                cv2.imwrite(str(root / split / name / f"{i}.png"), image)
+    return root
+
+
+@pytest.fixture
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs on one of the eight devices: compiled in half the time."""
+    monkeypatch.setattr(loop, "make_mesh", lambda: make_mesh(jax.devices()[:1]))
+
+
+@pytest.fixture
+def tiny_config(shapes: Path) -> TinyConfig:
+    """A network of the paper at a twentieth of its width, on those shapes."""
+
+    def make(name: str = "vgg11", *, init: str = "he", rate: float = 0.01) -> Config:
+        return Config(
+            model=VGGConfig(
+                name=name,
+                num_classes=3,
+                in_channels=1,
+                width=0.05,
+                fc_kernel=1,
+                init=init,
+            ),
+            data=DataConfig(
+                dataset="folder",
+                data_dir=str(shapes),
+                crop=32,
+                scale_min=32,
+                scale_max=32,
+                mean=(60.0,),
+                std=(80.0,),
+                validation_fraction=0.25,
+                num_threads=1,
+            ),
+            optimizer=OptimizerConfig(learning_rate=rate, metric="top1_error"),
+            evaluation=EvaluationConfig(center_scale=32, scales=(32,), batch_size=16),
+            batch_size=8,
+            num_epochs=2,
+            log_every_steps=5,
+            checkpoint_every_steps=5,
+        )
+
+    return make

@@ -1,0 +1,35 @@
+"""The run: what it notices before it begins, and at its last step."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vgg_jax.training.loop import Trainer, train
+from vgg_jax.training.summary import TrainingDiverged
+from vgg_jax.training.workdir import is_finished
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_network_broken_by_the_last_step_has_not_finished(
+    tiny_config: Any, tmp_path: Path
+) -> None:
+    config = tiny_config(rate=1e38)
+    config.num_epochs = 0.01  # one step, whose own loss is still a number
+    with pytest.raises(TrainingDiverged, match=r"loss after step 1.*none yet"):
+        train(config, tmp_path)
+    assert not is_finished(tmp_path)
+
+
+def test_a_missing_test_part_is_told_before_training(
+    shapes: Path, tiny_config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(shapes / "train", tmp_path / "pictures" / "train")
+    config = tiny_config()
+    config.data.data_dir = str(tmp_path / "pictures")
+    Trainer(config, tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "warning: nothing for eval.py" in said and "pictures/test" in said
+    Trainer(tiny_config(), tmp_path / "other")
+    assert capsys.readouterr().err == ""
