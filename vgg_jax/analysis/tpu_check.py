@@ -63,11 +63,10 @@ def main(values: flags.FlagValues) -> int:
     reports: list[Report] = []
     for program in values.programs:
         for topology, mesh in meshes.items():
-            print(f"compiling {program} for {topology} ...", end="", file=sys.stderr)
-            sys.stderr.flush()
+            print(f"compiling {program} for {topology}", file=sys.stderr, flush=True)
             start = time.monotonic()
             reports.append(check(config, program, topology, mesh))
-            print(f" {time.monotonic() - start:.0f} s", file=sys.stderr)
+            print(f"took {time.monotonic() - start:.0f} s", file=sys.stderr)
             print(f"{reports[-1]}\n", flush=True)
     if len(meshes) > 1:
         print(format_growth(reports))
@@ -130,7 +129,7 @@ def check(config: Config, program: str, topology: str, mesh: Mesh) -> Report:
         chips=mesh.size,
         batch_size=batch_size,
         model_flops=2.0 * passes * multiply_adds * batch_size,
-        advice=tuple(_advice(config, program, mesh.size)),
+        advice=tuple(advice(config, program, mesh.size)),
     )
     try:
         compiled = lowered.compile()
@@ -182,7 +181,7 @@ def _lower_dense(config: Config, mesh: Mesh, size: int, batch_size: int) -> Any:
     return dense.lower(*whole, images)
 
 
-def _advice(config: Config, program: str, chips: int) -> Iterator[str]:
+def advice(config: Config, program: str, chips: int) -> Iterator[str]:
     """Settings that would need less memory, those that change least first."""
     if config.model.dtype == "float32":
         yield "--config.model.dtype=bfloat16"
