@@ -38,8 +38,9 @@ def test_bytes_of_collectives() -> None:
     assert found == Collective("all-reduce", 2, weights + 4 * 4)
 
 
-def test_what_has_no_estimate_is_named() -> None:
+def test_what_has_no_estimate_is_named_if_it_is_large() -> None:
     assert costs(read("train_step.txt")).without_estimate == {"select-and-scatter": 1}
+    assert costs(SHARDED).without_estimate == {}
 
 
 def test_a_loop_counts_every_turn() -> None:
@@ -83,7 +84,8 @@ ENTRY %main (a: f32[16,4]) -> f32[8] {
   %done = f32[2,4]{1,0} async-done(%start)
   %gather-start = (f32[2,4], f32[16,4]) all-gather-start(%done), dimensions={0}
   %gathered = f32[16,4]{1,0} all-gather-done(%gather-start)
-  ROOT %f = f32[8]{0} fusion(%gathered), kind=kCustom, calls=%fused
+  %sliced = f32[8]{0} slice(%gathered), slice={[0:1], [0:8]}
+  ROOT %f = f32[8]{0} fusion(%sliced), kind=kCustom, calls=%fused
 }
 """
 

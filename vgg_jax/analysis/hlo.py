@@ -47,6 +47,7 @@ _WRAPPERS = re.compile(
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^  (ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)$")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+_LAYOUT = re.compile(r"\{[^}]*\}|/\*.*?\*/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +126,7 @@ def costs(text: str) -> Costs:
             operations.append(
                 Operation(
                     source=source_name(name[1]) if name else instruction.name,
-                    result=re.sub(r"\{[^}]*\}", "", instruction.result),
+                    result=_LAYOUT.sub("", instruction.result),
                     cycles=times * int(estimate[1]),
                     executions=times,
                 )
