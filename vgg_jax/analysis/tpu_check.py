@@ -34,6 +34,7 @@ from vgg_jax.analysis.measure import summary
 from vgg_jax.analysis.tpu_report import Memory, Report, format_growth
 from vgg_jax.config import Config
 from vgg_jax.evaluation.dense import posteriors
+from vgg_jax.evaluation.padding import Shape, shapes
 from vgg_jax.models import create_model
 from vgg_jax.names import did_you_mean
 from vgg_jax.training.program import Program
@@ -116,12 +117,15 @@ def check(config: Config, program: str, topology: str, mesh: Mesh) -> Report:
     if program == "train_step":
         train = Program.of(config, mesh)
         lowered = train.train_step.lower(*train.arguments)
-        size, batch_size, passes = config.data.crop, config.batch_size, 3
+        shape, batch_size, passes = (config.data.crop,) * 2, config.batch_size, 3
     else:
-        size = max(config.evaluation.scales)
+        # The largest that images are padded to: it needs the most memory.
+        shape = shapes(config.evaluation.bucket_ratios, max(config.evaluation.scales))[
+            -1
+        ]
         batch_size = -(-config.evaluation.batch_size // mesh.size) * mesh.size
-        lowered, passes = _lower_dense(config, mesh, size, batch_size), 2
-    multiply_adds = summary(options.pop("name"), size, **options).multiply_adds
+        lowered, passes = _lower_dense(config, mesh, shape, batch_size), 2
+    multiply_adds = summary(options.pop("name"), shape, **options).multiply_adds
     report = functools.partial(
         Report,
         program=program,
@@ -151,8 +155,8 @@ def check(config: Config, program: str, topology: str, mesh: Mesh) -> Report:
     )
 
 
-def _lower_dense(config: Config, mesh: Mesh, size: int, batch_size: int) -> Any:
-    """The dense evaluation of square images of one scale, with the flip."""
+def _lower_dense(config: Config, mesh: Mesh, shape: Shape, batch_size: int) -> Any:
+    """The dense evaluation of a batch of images padded to one shape, with the flip."""
     model = nnx.eval_shape(
         lambda: create_model(**dataclasses.asdict(config.model), rngs=nnx.Rngs(0))
     )
@@ -164,21 +168,18 @@ def _lower_dense(config: Config, mesh: Mesh, size: int, batch_size: int) -> Any:
     )
 
     @jax.jit
-    def dense(params: Any, batch_stats: Any, images: jax.Array) -> jax.Array:
-        model = nnx.merge(graphdef, params, batch_stats)
+    def dense(params: Any, statistics: Any, images: Any, sizes: Any) -> jax.Array:
+        model = nnx.merge(graphdef, params, statistics)
         images = normalise(images, mean, std)
-        return posteriors(model, images, averaging=averaging, flip=True)
+        return posteriors(model, images, averaging=averaging, flip=True, sizes=sizes)
 
     whole = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(mesh)),
         arrays,
     )
-    images = jax.ShapeDtypeStruct(
-        (batch_size, size, size, config.model.in_channels),
-        jnp.uint8,
-        sharding=batch_sharding(mesh),
-    )
-    return dense.lower(*whole, images)
+    rows = functools.partial(jax.ShapeDtypeStruct, sharding=batch_sharding(mesh))
+    images = rows((batch_size, *shape, config.model.in_channels), jnp.uint8)
+    return dense.lower(*whole, images, rows((batch_size, 2), jnp.int32))
 
 
 def advice(config: Config, program: str, chips: int) -> Iterator[str]:
