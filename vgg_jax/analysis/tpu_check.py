@@ -35,9 +35,8 @@ from vgg_jax.analysis.tpu_report import Memory, Report, format_growth
 from vgg_jax.config import Config
 from vgg_jax.evaluation.dense import posteriors
 from vgg_jax.evaluation.padding import Shape, shapes
-from vgg_jax.models import create_model
 from vgg_jax.names import did_you_mean
-from vgg_jax.training.program import Program
+from vgg_jax.training.program import Program, abstract_model
 from vgg_jax.training.sharding import batch_sharding, make_mesh, replicated
 from vgg_jax.training.steps import normalise, split
 
@@ -52,8 +51,10 @@ _ENVIRONMENT = {
 }
 
 
-def main(values: flags.FlagValues) -> int:
+def main(argv: list[str]) -> int:
     """Check as the flags say; 0, or 1 where a program does not fit."""
+    values = _new_flags()
+    cli.parse(argv, values)
     for name in values.programs:
         if name not in PROGRAMS:
             raise cli.UsageError(
@@ -157,10 +158,7 @@ def check(config: Config, program: str, topology: str, mesh: Mesh) -> Report:
 
 def _lower_dense(config: Config, mesh: Mesh, shape: Shape, batch_size: int) -> Any:
     """The dense evaluation of a batch of images padded to one shape, with the flip."""
-    model = nnx.eval_shape(
-        lambda: create_model(**dataclasses.asdict(config.model), rngs=nnx.Rngs(0))
-    )
-    graphdef, *arrays = split(model)
+    graphdef, *arrays = split(abstract_model(config))
     mean, std, averaging = (
         config.data.mean,
         config.data.std,
@@ -221,4 +219,5 @@ if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")  # leaves a TPU that is there alone
     # A program for chips that are not there cannot be read back.
     jax.config.update("jax_enable_compilation_cache", False)
-    cli.run(main, _new_flags())
+    # Not `cli.run`, which waits for the other hosts of a pod.
+    cli.finish(functools.partial(main, sys.argv))
