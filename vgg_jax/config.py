@@ -51,7 +51,9 @@ class NiNConfig:
 class DataConfig:
     """Which images, and how a training crop is taken from them."""
 
-    dataset: str  # "fashion_mnist", "imagenet2012" or "folder"
+    # "fashion_mnist", "fashion_mnist_boxes" (its items on canvases), "imagenet2012" or
+    # "folder"
+    dataset: str
     data_dir: str = "~/.cache/vgg_jax"  # for "folder": the folder with the pictures
     crop: int = 224
     scale_min: int = 256  # training scale S is drawn from [scale_min, scale_max]

@@ -8,7 +8,7 @@ import PIL.Image
 import PIL.ImageOps
 import pytest
 
-from vgg_jax.data import transforms
+from vgg_jax.data import crops, transforms
 
 NOISE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
 
@@ -210,7 +210,7 @@ def test_rescale_is_bilinear_when_enlarging():
 
 def test_crops_reach_every_place_and_no_further():
     starts = {
-        (down, right): transforms.crop_at(NOISE, 58, down, right)
+        (down, right): transforms.cut(NOISE, 58, crops.at(down, right))[0]
         for down in (0.0, 0.4, 0.9999)
         for right in (0.0, 0.9999)
     }
@@ -258,7 +258,7 @@ def test_center_crop_is_in_the_middle():
 
 def test_crop_larger_than_the_image_is_refused():
     for crop in (
-        lambda: transforms.crop_at(NOISE, 61, 0.0, 0.0),
+        lambda: transforms.cut(NOISE, 61, crops.at(0.0, 0.0)),
         lambda: transforms.center_crop(NOISE, 61),
     ):
         with pytest.raises(ValueError, match="61x61 crop from an image of 60x80"):

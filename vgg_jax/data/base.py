@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from typing import Protocol, TypedDict
+from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
 
@@ -13,6 +13,9 @@ class Example(TypedDict):
     image: bytes  # an encoded JPEG or PNG
     label: int
     name: str  # for messages: says which file or record it is
+    # Where the object is: centre, width and height relative to the image, as
+    # `vgg_jax.boxes` has them; upright, as the image is decoded.
+    box: NotRequired[tuple[float, float, float, float]]
 
 
 class Source(Protocol):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vgg_jax import boxes
 from vgg_jax.data import crops, transforms
 from vgg_jax.data.base import Source
 
@@ -25,6 +26,8 @@ class Row:
     label: int
     image: np.ndarray | None  # None where it is corrupt
     problem: str = ""  # what is wrong with it then
+    # [4], relative to the image; [crops, 4] where `image` is crops, relative to each.
+    box: np.ndarray | None = None  # None where the source has none
 
 
 @dataclasses.dataclass
@@ -43,7 +46,8 @@ class Decoder:
             )
         except transforms.CorruptImage as error:
             return Row(index, example["label"], None, str(error))
-        return Row(index, example["label"], image)
+        box = np.array(example["box"]) if "box" in example else None
+        return Row(index, example["label"], image, box=box)
 
 
 @dataclasses.dataclass
@@ -79,9 +83,14 @@ class TrainCrops:
         short_side = self.scale_min + int(scale * scales)
         row = self.decoder(index, short_side)
         if row.image is not None:
-            place = (down, right)
-            image = transforms.rescaled_crop(row.image, short_side, self.crop, *place)
-            row.image = transforms.flip(image) if self.flip and mirror < 0.5 else image
+            image, place = row.image, (short_side, self.crop, down, right)
+            row.image = transforms.rescaled_crop(image, *place)
+            if row.box is not None:
+                window = transforms.rescaled_crop_window(image.shape[:2], *place)
+                row.box = boxes.relative_to(window, row.box)
+            if self.flip and mirror < 0.5:
+                row.image = transforms.flip(row.image)
+                row.box = None if row.box is None else boxes.mirror(row.box)
         return row
 
 
@@ -104,12 +113,16 @@ class Crops:
         shape = (self.crop, self.crop, self.decoder.channels)
         batch = stack(rows, len(examples), (len(self.rule(0, 0)), *shape))
         batch["image"] = batch["image"].reshape(-1, *shape)
+        batch["box"] = batch["box"].reshape(-1, 4)
         return batch
 
     def _cut(self, row: Row) -> Row:
         if row.image is not None:
             image = transforms.rescale(row.image, self.scale)
             row.image = transforms.cut(image, self.crop, self.rule)
+            if row.box is not None:
+                place = (image.shape[:2], self.crop, self.rule)
+                row.box = boxes.relative_to(transforms.crop_windows(*place), row.box)
         return row
 
 
@@ -166,6 +179,7 @@ def stack(rows: Sequence[Row], size: int, shape: tuple[int, ...]) -> RawBatch:
         "label": np.zeros(size, np.int32),
         "weight": np.zeros(size, np.float32),
         "index": np.full(size, -1, np.int32),
+        "box": np.zeros((size, *shape[:-3], 4), np.float32),
         "corrupt": [],
     }
     for i, row in enumerate(rows):
@@ -177,6 +191,8 @@ def stack(rows: Sequence[Row], size: int, shape: tuple[int, ...]) -> RawBatch:
             # In the upper left corner, if it is smaller.
             batch["image"][i][tuple(map(slice, row.image.shape))] = row.image
             batch["weight"][i] = 1
+            if row.box is not None:
+                batch["box"][i] = row.box
     return batch
 
 

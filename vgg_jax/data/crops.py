@@ -1,4 +1,4 @@
-"""Where crops are cut from a larger image (section 3.2 of arXiv:1409.1556).
+"""Where crops are cut from a larger image (arXiv:1409.1556).
 
 A rule takes the room, how many pixels a crop can move down and right, and gives the
 upper left corner (top, left) of each crop. The number of crops does not depend on the
@@ -9,6 +9,14 @@ import functools
 from collections.abc import Callable, Sequence
 
 Rule = Callable[[int, int], Sequence[tuple[int, int]]]
+
+
+def at(down: float, right: float) -> Rule:
+    """One crop at fractions in [0, 1) of the places where it fits.
+
+    With two uniform numbers it is the random crop of section 3.1.
+    """
+    return lambda rows, columns: [(int(down * (rows + 1)), int(right * (columns + 1)))]
 
 
 def center(down: int, right: int) -> list[tuple[int, int]]:

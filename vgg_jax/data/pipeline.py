@@ -48,6 +48,7 @@ def train_batches(
     batch_size: int,
     seed: int,
     start_step: int,
+    with_boxes: bool = False,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
@@ -56,7 +57,9 @@ def train_batches(
     A batch is {"image": uint8 [b, crop, crop, channels] with pixels 0-255, "label":
     int32 [b], "weight": float32 [b]} with b = batch_size // process_count; weight 0
     marks an image that could not be decoded. With `config.colour_shift` there is also
-    "shift": float32 [b, channels], to be added to the image's pixels.
+    "shift": float32 [b, channels], to be added to the image's pixels; `with_boxes` also
+    "box": float32 [b, 4], the object's box relative to the crop as `vgg_jax.boxes` has
+    it, whether it lies in the crop or not.
 
     Examples are reshuffled every epoch and none is dropped. Everything random depends
     on `seed` and the example's position in the stream alone: starting from `start_step`
@@ -69,6 +72,7 @@ def train_batches(
         CorruptImage: while iterating, unless `config.on_corrupt_image` is "skip".
     """
     _check(source, config, channels, batch_size, process_index, process_count)
+    _check_boxes(source, with_boxes)
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must be in [0, 2**32), found {seed}")
     if start_step < 0:
@@ -92,7 +96,7 @@ def train_batches(
         .map_with_index(crops)
     )
     mine = batches[process_index::process_count][start_step:]
-    keys = (*TRAIN_KEYS, "shift") if shifts else TRAIN_KEYS
+    keys = (*TRAIN_KEYS, *(["shift"] * shifts), *(["box"] * with_boxes))
     return _report_corrupt(_iterate(mine, config), config, keys=keys)
 
 
@@ -105,6 +109,7 @@ def eval_batches(
     crop: int,
     batch_size: int,
     rule: crops.Rule = crops.center,
+    with_boxes: bool = False,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
@@ -112,7 +117,8 @@ def eval_batches(
 
     A batch is as in `train_batches`, with "index": int32 [b], the example's number in
     the source. A rule of several crops makes "image" [b * crops, crop, crop, channels],
-    the crops of an example one after another. Rows that fill up a batch have weight 0
+    the crops of an example one after another. `with_boxes` adds "box": float32 [images
+    of the batch, 4], each relative to its image. Rows that fill up a batch have weight 0
     and index -1.
 
     Raises:
@@ -120,6 +126,7 @@ def eval_batches(
         CorruptImage: while iterating, unless `config.on_corrupt_image` is "skip".
     """
     _check(source, config, channels, batch_size, process_index, process_count)
+    _check_boxes(source, with_boxes)
     if not 1 <= crop <= scale:
         raise ValueError(
             "expected 1 <= crop <= scale, so that the crop fits into the rescaled "
@@ -132,7 +139,8 @@ def eval_batches(
         .map(Crops(Decoder(source, channels), scale=scale, crop=crop, rule=rule))
     )
     mine = batches[process_index::process_count]
-    return _report_corrupt(_iterate(mine, config), config, keys=EVAL_KEYS)
+    keys = (*EVAL_KEYS, *(["box"] * with_boxes))
+    return _report_corrupt(_iterate(mine, config), config, keys=keys)
 
 
 def whole_image_batches(
@@ -143,6 +151,7 @@ def whole_image_batches(
     scale: int,
     bucket: Bucket,
     batch_size: int,
+    with_boxes: bool = False,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
@@ -153,6 +162,7 @@ def whole_image_batches(
     upper left corner of its row; b = batch_size // process_count. An image that no
     bucket holds comes alone, b = 1, in an array of its own shape. Each process reads
     only its share, and batches of several processes have nothing to do with each other.
+    `with_boxes` adds "box": float32 [b, 4], relative to each image without its padding.
 
     Args:
         source, config, channels, process_index, process_count: as `eval_batches`.
@@ -165,6 +175,7 @@ def whole_image_batches(
         CorruptImage: while iterating, unless `config.on_corrupt_image` is "skip".
     """
     _check(source, config, channels, batch_size, process_index, process_count)
+    _check_boxes(source, with_boxes)
     if scale < 1:
         raise ValueError(f"expected a scale of at least 1 pixel, found {scale}")
     rows = batch_size // process_count
@@ -174,7 +185,7 @@ def whole_image_batches(
     batches = _by_bucket(
         _iterate(chunks, config), rows, bucket, (scale, scale, channels)
     )
-    return _report_corrupt(batches, config, keys=(*EVAL_KEYS, "size"))
+    return _report_corrupt(batches, config, keys=(*EVAL_KEYS, "size", *(["box"] * with_boxes)))
 
 
 def moment_batches(
@@ -288,4 +299,12 @@ def _check(
         raise ValueError(
             f"batch_size must be a positive multiple of the {process_count} processes, "
             f"found {batch_size}"
+        )
+
+
+def _check_boxes(source: Source, with_boxes: bool) -> None:
+    if with_boxes and "box" not in source[0]:
+        raise ValueError(
+            "expected a dataset with boxes, to learn where objects are, found none in "
+            f"{source[0]['name']}; fashion_mnist_boxes has some"
         )

@@ -9,7 +9,7 @@ from vgg_jax.names import did_you_mean
 
 __all__ = ["Example", "Source", "Subset", "check_config", "open_source"]
 
-DATASETS = ("fashion_mnist", "imagenet2012", "folder")
+DATASETS = ("fashion_mnist", "fashion_mnist_boxes", "imagenet2012", "folder")
 SPLITS = ("train", "validation", "test")
 ON_CORRUPT_IMAGE = ("raise", "skip")
 
@@ -38,6 +38,8 @@ def open_source(config: DataConfig, split: str) -> Source:
         return open_folder(config.data_dir, split, config.validation_fraction)
     if config.dataset == "fashion_mnist":
         from vgg_jax.data.fashion_mnist import open_fashion_mnist as open_records
+    elif config.dataset == "fashion_mnist_boxes":
+        from vgg_jax.data.canvases import open_fashion_mnist_boxes as open_records
     else:
         from vgg_jax.data.imagenet import open_imagenet as open_records
 

@@ -5,6 +5,7 @@ import struct
 import cv2
 import numpy as np
 
+from vgg_jax import boxes
 from vgg_jax.data import crops
 
 Image = np.ndarray
@@ -81,17 +82,20 @@ def rescale(image: Image, short_side: int) -> Image:
     Shrinking averages the pixels that fall on one (cv2.INTER_AREA), which is free of
     aliasing; enlarging is bilinear.
     """
-    height, width = image.shape[:2]
-    short = min(height, width)
-    return _resize(
-        image, round(height * short_side / short), round(width * short_side / short)
-    )
+    return _resize(image, *rescaled_shape(image.shape[:2], short_side))
+
+
+def rescaled_shape(shape: tuple[int, ...], short_side: int) -> tuple[int, int]:
+    """Height and width after `rescale`, from those before."""
+    height, width = shape
+    short = min(shape)
+    return round(height * short_side / short), round(width * short_side / short)
 
 
 def rescaled_crop(
     image: Image, short_side: int, size: int, down: float, right: float
 ) -> Image:
-    """`crop_at` of what `rescale` gives, without rescaling what the crop leaves out.
+    """`crops.at` of what `rescale` gives, without rescaling what the crop leaves out.
 
     An image that shrinks is cropped first, at whole pixels: the crop lies within half
     a pixel of the other order's, and its scale is within half a pixel of its side.
@@ -99,27 +103,20 @@ def rescaled_crop(
     Raises:
         ValueError: `short_side` is smaller than the crop.
     """
-    short = min(image.shape[:2])
-    if short <= short_side:  # enlarged: a pixel's neighbours outside the crop matter
-        return crop_at(rescale(image, short_side), size, down, right)
-    if short_side < size:
-        raise ValueError(
-            f"cannot take a {size}x{size} crop from an image of short side {short_side}"
-        )
-    window = round(size * short / short_side)
-    return _resize(crop_at(image, window, down, right), size, size)
+    shape, side = _before_crop(image.shape[:2], short_side, size)
+    [corner] = crops.at(down, right)(*_room(shape, side))
+    return _resize(_crop(_resize(image, *shape), side, *corner), size, size)
 
 
-def crop_at(image: Image, size: int, down: float, right: float) -> Image:
-    """A crop [size, size, C] at fractions in [0, 1) of the places where it fits.
+def rescaled_crop_window(
+    shape: tuple[int, ...], short_side: int, size: int, down: float, right: float
+) -> np.ndarray:
+    """Where `rescaled_crop` cuts an image of this height and width.
 
-    With two uniform numbers it is the random crop of section 3.1.
-
-    Raises:
-        ValueError: the image is smaller than the crop.
+    [4], the crop's box relative to the image (`vgg_jax.boxes`).
     """
-    rows, columns = _room(image, size)
-    return _crop(image, size, int(down * (rows + 1)), int(right * (columns + 1)))
+    before = _before_crop(shape, short_side, size)
+    return crop_windows(*before, crops.at(down, right))[0]
 
 
 def center_crop(image: Image, size: int) -> Image:
@@ -137,8 +134,17 @@ def cut(image: Image, size: int, rule: crops.Rule) -> np.ndarray:
     Raises:
         ValueError: the image is smaller than the crop.
     """
-    corners = rule(*_room(image, size))
+    corners = rule(*_room(image.shape[:2], size))
     return np.stack([_crop(image, size, *corner) for corner in corners])
+
+
+def crop_windows(shape: tuple[int, ...], size: int, rule: crops.Rule) -> np.ndarray:
+    """Where `cut` cuts an image of this height and width: [crops, 4].
+
+    The crops' boxes relative to the image (`vgg_jax.boxes`).
+    """
+    windows = [boxes.window(*c, size, size) for c in rule(*_room(shape, size))]
+    return boxes.relative_to(boxes.window(0, 0, *shape), np.stack(windows))
 
 
 def flip(image: Image) -> Image:
@@ -162,9 +168,23 @@ def _resize(image: Image, height: int, width: int) -> Image:
     return resized.reshape(height, width, image.shape[2])
 
 
-def _room(image: Image, size: int) -> tuple[int, int]:
+def _before_crop(
+    shape: tuple[int, ...], short_side: int, size: int
+) -> tuple[tuple[int, int], int]:
+    """The height and width of what `rescaled_crop` crops, and the crop's side there."""
+    short = min(shape)
+    if short <= short_side:  # enlarged: a pixel's neighbours outside the crop matter
+        return rescaled_shape(shape, short_side), size
+    if short_side < size:
+        raise ValueError(
+            f"cannot take a {size}x{size} crop from an image of short side {short_side}"
+        )
+    return (shape[0], shape[1]), round(size * short / short_side)
+
+
+def _room(shape: tuple[int, ...], size: int) -> tuple[int, int]:
     """How far a crop can move down and right."""
-    height, width = image.shape[:2]
+    height, width = shape
     if min(height, width) < size:
         raise ValueError(
             f"cannot take a {size}x{size} crop from an image of {height}x{width}; "

@@ -1,0 +1,76 @@
+"""Boxes as appendix A of arXiv:1409.1556 has them: centre, width and height.
+
+A box is the last axis of an array, [..., 4]: (x, y, width, height) with x to the right
+and y down. In pixels x and y are distances from the image's upper left corner, so that
+the first pixel lies from 0 to 1. Relative to a window, which is a box itself, they are
+distances from the window's centre in units of its width and height: (0, 0, 1, 1) is the
+window, mirroring changes the sign of x, and rescaling changes nothing.
+
+Everything works on NumPy and on JAX arrays.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+Boxes = np.ndarray | jax.Array
+
+
+def window(top: float, left: float, height: float, width: float) -> np.ndarray:
+    """The box of an image or of a crop, from its corner and sides in pixels: [4]."""
+    return np.array([left + width / 2, top + height / 2, width, height])
+
+
+def relative_to(window: Boxes, boxes: Boxes) -> Any:
+    """Boxes as the window sees them; both [..., 4] in the same coordinates."""
+    xp = _namespace(window, boxes)
+    sides = window[..., 2:]
+    centers = (boxes[..., :2] - window[..., :2]) / sides
+    return xp.concatenate([centers, boxes[..., 2:] / sides], axis=-1)
+
+
+def seen_from(window: Boxes, boxes: Boxes) -> Any:
+    """The inverse of `relative_to`: what the window sees, in its own coordinates."""
+    xp = _namespace(window, boxes)
+    sides = window[..., 2:]
+    centers = window[..., :2] + boxes[..., :2] * sides
+    return xp.concatenate([centers, boxes[..., 2:] * sides], axis=-1)
+
+
+def mirror(boxes: Boxes) -> Any:
+    """Boxes relative to a window that is flipped left to right."""
+    return boxes * np.array([-1, 1, 1, 1], boxes.dtype)
+
+
+def intersection(a: Boxes, b: Boxes) -> Any:
+    """The area that two boxes share, [..., 4] x [..., 4] -> [...].
+
+    A side below zero counts as zero.
+    """
+    xp = _namespace(a, b)
+    half_a, half_b = a[..., 2:].clip(0) / 2, b[..., 2:].clip(0) / 2
+    begin = xp.maximum(a[..., :2] - half_a, b[..., :2] - half_b)
+    end = xp.minimum(a[..., :2] + half_a, b[..., :2] + half_b)
+    return (end - begin).clip(0).prod(-1)
+
+
+def area(boxes: Boxes) -> Any:
+    """[..., 4] -> [...]; a side below zero counts as zero."""
+    return boxes[..., 2:].clip(0).prod(-1)
+
+
+def iou(a: Boxes, b: Boxes) -> Any:
+    """Intersection over union, [..., 4] x [..., 4] -> [...] in [0, 1].
+
+    0 where both are empty; a box that is not numbers has no overlap with any.
+    """
+    xp = _namespace(a, b)
+    shared = intersection(a, b)
+    union = area(a) + area(b) - shared
+    return xp.where(shared > 0, shared / xp.where(union > 0, union, 1), 0)
+
+
+def _namespace(*arrays: Boxes) -> Any:
+    """NumPy, or JAX's twin of it where one of the arrays is JAX's."""
+    return jax.numpy if any(isinstance(a, jax.Array) for a in arrays) else np

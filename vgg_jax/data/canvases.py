@@ -1,0 +1,111 @@
+"""A localisation set: items of Fashion-MNIST on larger canvases, with their boxes.
+
+Every picture is made when it is asked for, from its number alone: the canvas's size and
+shape, the background, where the item lies and how large it is. As in cluttered MNIST
+(arXiv:1406.6247) pieces of other items lie around it, so that brightness alone does not
+tell where it is.
+"""
+
+import cv2
+import numpy as np
+
+from vgg_jax import boxes
+from vgg_jax.data import transforms
+from vgg_jax.data.base import Example, Source
+from vgg_jax.data.fashion_mnist import open_fashion_mnist
+
+SHORT_SIDES = (64, 160)  # of a canvas, in pixels
+# Long over short side, as cameras have them: few, so that few programs are compiled.
+ASPECTS = (1.0, 4 / 3, 3 / 2)
+SIZES = (0.4, 0.8)  # an item's longer side, in short sides of its canvas
+PIECES = 3  # of other items
+PIECE = 10  # side of a piece, in pixels of its item
+FAINT = 16  # an item ends where its pixels are no brighter than this
+
+
+class Canvases:
+    """The items of a source, each alone on a canvas; `seed` chooses all canvases."""
+
+    def __init__(self, items: Source, seed: int):
+        self._items = items
+        self._seed = seed
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each label."""
+        return self._items.class_names
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> Example:
+        # The legacy generator, because numpy promises that its stream never changes.
+        random = np.random.RandomState((self._seed, index))
+        item = self._items[index]
+        canvas = _background(random)
+        short = min(canvas.shape[:2])
+        pixels = _grey(item)
+        height, width = pixels.shape
+        longest = max(_tight(pixels).shape)
+        scale = random.uniform(*SIZES) * short / longest
+        for other in random.randint(len(self), size=PIECES):
+            top, left = random.randint((height - PIECE, width - PIECE))
+            piece = _grey(self._items[int(other)])[top:, left:][:PIECE, :PIECE]
+            _paste(canvas, piece, scale, random.uniform(size=2))
+        # The mean of two draws: photographers put things near the middle.
+        place = random.uniform(size=(2, 2)).mean(axis=0)
+        box = _paste(canvas, _tight(pixels), scale, place)
+        whole = boxes.window(0, 0, *canvas.shape)
+        fast = (cv2.IMWRITE_PNG_COMPRESSION, 0)
+        return {
+            "image": cv2.imencode(".png", canvas, fast)[1].tobytes(),
+            "label": item["label"],
+            "name": f"{item['name']} on a canvas",
+            "box": tuple(boxes.relative_to(whole, box).tolist()),
+        }
+
+
+def open_fashion_mnist_boxes(data_dir: str, split: str) -> Canvases:
+    """The items of `open_fashion_mnist` on canvases: grey, 64 to 240 pixels a side.
+
+    Raises:
+        FileNotFoundError: Fashion-MNIST is not there, and no way to get it.
+    """
+    seed = {"train": 0, "test": 1}[split]
+    return Canvases(open_fashion_mnist(data_dir, split), seed)
+
+
+def _background(random: np.random.RandomState) -> np.ndarray:
+    """Clouds with noise, of random size and shape: uint8 [height, width]."""
+    short = random.randint(SHORT_SIDES[0], SHORT_SIDES[1] + 1)
+    long = round(short * ASPECTS[random.randint(len(ASPECTS))])
+    height, width = (short, long) if random.randint(2) else (long, short)
+    clouds = random.randint(random.randint(8, 128), size=(4, 4)).astype(np.uint8)
+    noise = np.frombuffer(random.bytes(height * width), np.uint8) // 16
+    return cv2.resize(clouds, (width, height)) + noise.reshape(height, width)
+
+
+def _grey(item: Example) -> np.ndarray:
+    return transforms.decode(item["image"], 1, item["name"])[..., 0]
+
+
+def _tight(pixels: np.ndarray) -> np.ndarray:
+    """The part that is not empty."""
+    rows, columns = (np.flatnonzero((pixels > FAINT).any(axis)) for axis in (1, 0))
+    return pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _paste(
+    canvas: np.ndarray, pixels: np.ndarray, scale: float, place: np.ndarray
+) -> np.ndarray:
+    """Lay pixels on a canvas, brighter ones on top, and say where: their box in pixels.
+
+    `place` is a fraction of the room, down and right.
+    """
+    height, width = (max(1, round(side * scale)) for side in pixels.shape)
+    resized = cv2.resize(pixels, (width, height))
+    rows, columns = canvas.shape[0] - height, canvas.shape[1] - width
+    top, left = int(place[0] * (rows + 1)), int(place[1] * (columns + 1))
+    there = canvas[top : top + height, left : left + width]
+    np.maximum(there, resized, out=there)
+    return boxes.window(top, left, height, width)
