@@ -87,6 +87,8 @@ class OptimizerConfig:
     metric: str = (
         "top5_error"  # of validation: sets the plateau and the best checkpoint
     )
+    # Names such as ("fc6", "fc7", "fc8"): the others stay as they were; () trains all.
+    trained_layers: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -101,6 +103,18 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(kw_only=True)
+class LocalisationConfig:
+    """Appendix A: the network says where the object is, not what it is."""
+
+    # "pcr", a box for each class: model.num_classes is 4 times the data's classes; or
+    # "scr", one for all: it is 4.
+    regression: str = "pcr"
+    # Boxes of one object are merged while two match better: 0 is the same box, 1 and
+    # more no overlap.
+    merge_below: float = 0.5
+
+
+@dataclasses.dataclass(kw_only=True)
 class Config:
     """One run: a network, its data, its training and its evaluation."""
 
@@ -108,6 +122,7 @@ class Config:
     data: DataConfig
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    localisation: LocalisationConfig | None = None  # None classifies
     batch_size: int = 256
     accumulate_steps: int = 1  # parts of a batch, one after another: less memory
     remat: bool = False  # compute each stage again for its gradient: less memory
@@ -145,6 +160,7 @@ def from_dict(settings: Mapping[str, Any]) -> Config:
     """
     values = _map_tuples(dict(settings), list, tuple)
     is_nin = values["model"]["name"].startswith("nin")
+    where = values.get("localisation")
     return Config(
         **values
         | {
@@ -152,6 +168,7 @@ def from_dict(settings: Mapping[str, Any]) -> Config:
             "data": DataConfig(**values["data"]),
             "optimizer": OptimizerConfig(**values["optimizer"]),
             "evaluation": EvaluationConfig(**values["evaluation"]),
+            "localisation": None if where is None else LocalisationConfig(**where),
         }
     )
 

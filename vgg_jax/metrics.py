@@ -4,6 +4,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vgg_jax import boxes
+
+# A box is right when its intersection over union with the true one is above this.
+RIGHT_IOU = 0.5
+
 Sums = dict[str, jax.Array]
 
 
@@ -30,8 +35,44 @@ def classification_sums(
     }
 
 
+def localisation_sums(
+    outputs: jax.Array, labels: jax.Array, targets: jax.Array, weights: jax.Array
+) -> Sums:
+    """Weighted sums of the Euclidean loss, of boxes that are wrong, and of weights.
+
+    Appendix A of arXiv:1409.1556. outputs [N, 4 * classes] or [N, 4], labels int [N],
+    targets [N, 4] relative to the crop (`vgg_jax.boxes`), weights [N] -> three float32
+    scalars: "loss", "box_error", "weight".
+
+    Only the box of an image's own class counts. The loss is half the squared distance,
+    as Caffe's, and leaves out objects of which the crop shows less than half, as
+    OverFeat does (arXiv:1312.6229, section 4.2).
+    """
+    found = class_box(outputs, labels)
+    window = jnp.array([0.0, 0, 1, 1])
+    seen = boxes.intersection(targets, window) >= boxes.area(targets) / 2
+    loss = jnp.sum(jnp.square(found - targets), axis=1) / 2
+    wrong = ~(boxes.iou(found, targets) > RIGHT_IOU)
+    return {
+        "loss": jnp.sum(jnp.where(seen & (weights > 0), loss * weights, 0.0)),
+        "box_error": jnp.sum(weights * wrong),
+        "weight": jnp.sum(weights),
+    }
+
+
+def class_box(outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    """Each row's box for a class: [..., 4 * classes] and int [...] -> [..., 4].
+
+    The outputs of single-class regression, [..., 4], are the box for every class.
+    """
+    by_class = outputs.reshape(*outputs.shape[:-1], -1, 4)
+    if by_class.shape[-2] == 1:
+        return by_class[..., 0, :]
+    return jnp.take_along_axis(by_class, labels[..., None, None], axis=-2)[..., 0, :]
+
+
 def means(sums: Sums) -> dict[str, float]:
-    """Sums of `classification_sums`, added over batches, as means per example."""
+    """Sums as above, added over batches, as means per example."""
     weight = float(sums["weight"])
     return {
         name: float(total) / weight if weight else float("nan")

@@ -1,6 +1,7 @@
 """Opens the data set that a config names."""
 
 import math
+from collections.abc import Callable
 
 from vgg_jax.config import DataConfig
 from vgg_jax.data.base import Example, Source, Subset, hold_out
@@ -36,6 +37,7 @@ def open_source(config: DataConfig, split: str) -> Source:
         from vgg_jax.data.folder import open_folder
 
         return open_folder(config.data_dir, split, config.validation_fraction)
+    open_records: Callable[[str, str], Source]
     if config.dataset == "fashion_mnist":
         from vgg_jax.data.fashion_mnist import open_fashion_mnist as open_records
     elif config.dataset == "fashion_mnist_boxes":

@@ -31,6 +31,7 @@ from vgg_jax.training.summary import (
     summarise_training,
     summarise_validation,
 )
+from vgg_jax.training.task import task_of
 from vgg_jax.training.workdir import claim, mark_finished, write_class_names
 from vgg_jax.training.writer import MetricWriter
 
@@ -61,6 +62,7 @@ class Trainer:
         self.workdir = workdir
         self.metric = f"validation_{config.optimizer.metric}"
         self.mesh = make_mesh()
+        self.task = task_of(config)
         self.program = Program.of(config, self.mesh)
         self._init_key, self._dropout_key = jax.random.split(
             jax.random.key(config.seed)
@@ -70,10 +72,11 @@ class Trainer:
         self.training = open_source(config.data, "train")
         self.validation = open_source(config.data, "validation")
         classes = len(self.training.class_names)
-        if classes != config.model.num_classes:
+        outputs = self.task.outputs(classes)
+        if outputs != config.model.num_classes:
             raise ValueError(
-                f"expected as many classes as the data has, {classes}, got "
-                f"model.num_classes={config.model.num_classes}"
+                f"expected model.num_classes={outputs}, for the data has {classes} "
+                f"classes, got {config.model.num_classes}"
             )
         try:
             open_source(config.data, "test")
@@ -194,6 +197,7 @@ class Trainer:
             start_step=step,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            with_boxes=self.task.with_boxes,
         )
 
     def _validate(self, state: TrainState, step: int) -> dict[str, float]:
@@ -205,6 +209,7 @@ class Trainer:
             channels=self.config.model.in_channels,
             scale=self.config.evaluation.center_scale,
             crop=self.config.data.crop,
+            with_boxes=self.task.with_boxes,
             batch_size=math.ceil(size / self.mesh.size) * self.mesh.size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -225,17 +230,17 @@ class Trainer:
         line = (
             f"step {step:,}/{self.schedule.total_steps:,}  "
             f"epoch {self.schedule.epoch(step):.2f}  {kind}: "
-            f"loss {values[f'{kind}_loss']:.4f}  "
-            f"top-1 error {values[f'{kind}_top1_error']:.2%}"
+            f"loss {values[f'{kind}_loss']:.4f}"
         )
+        for error, readable in self.task.errors.items():
+            if f"{kind}_{error}" in values:
+                line += f"  {readable} {values[f'{kind}_{error}']:.2%}"
         if progress:
             line += (
                 f"  rate {values['learning_rate']:g}"
                 f"  {values['images_per_second']:,.0f} images/s"
                 f"  {progress.time_left()} left"
             )
-        else:
-            line += f"  top-5 error {values['validation_top5_error']:.2%}"
         print(line, flush=True)
 
 

@@ -1,25 +1,41 @@
 """SGD with momentum and coupled L2, and a rate that falls on plateaus (section 3.1)."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from vgg_jax.config import OptimizerConfig
+from vgg_jax.names import did_you_mean
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """v <- momentum * v + (gradient + weight_decay * w);  w <- w - rate * v.
 
     The rate is part of the state: `set_learning_rate` changes it without a recompile.
+    With `trained_layers` the weights of the others stay; `init` raises a ValueError
+    where there is no layer of such a name.
     """
+
+    def others(params: Mapping[str, Any]) -> dict[str, bool]:
+        for name in config.trained_layers:
+            if name not in params:
+                raise ValueError(
+                    f"optimizer.trained_layers: no weights of a layer {name!r}: "
+                    f"{did_you_mean(name, params)}"
+                )
+        return {name: name not in config.trained_layers for name in params}
+
     return optax.chain(
         optax.add_decayed_weights(config.weight_decay),
         optax.trace(decay=config.momentum),
         optax.inject_hyperparams(optax.scale_by_learning_rate)(
             learning_rate=config.learning_rate
         ),
+        *([optax.masked(optax.set_to_zero(), others)] * bool(config.trained_layers)),
     )
 
 

@@ -23,6 +23,7 @@ from vgg_jax.training.sharding import (
     state_shardings,
 )
 from vgg_jax.training.steps import Forward, TrainState, init_state, jit_steps, split
+from vgg_jax.training.task import task_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,11 @@ class Program:
             remat=config.remat,
         )
         train_step, eval_step = jit_steps(
-            forward, optimizer, config.accumulate_steps, shardings
+            forward,
+            optimizer,
+            config.accumulate_steps,
+            shardings,
+            task_of(config).objective,
         )
         size, crop = config.batch_size, config.data.crop
         channels = config.model.in_channels
@@ -94,6 +99,8 @@ class Program:
         }
         if config.data.colour_shift:
             fields["shift"] = ((size, channels), jnp.float32)
+        if task_of(config).with_boxes:
+            fields["box"] = ((size, 4), jnp.float32)
         return cls(
             init=jax.jit(init, out_shardings=shardings),
             train_step=train_step,

@@ -6,6 +6,7 @@ from operator import attrgetter
 from vgg_jax.config import Config
 from vgg_jax.data.sources import check_config
 from vgg_jax.names import did_you_mean
+from vgg_jax.training.task import LOCALISATION, task_of
 
 # Numbers: lowest and highest, as an interval is written.
 RANGES = {
@@ -27,7 +28,7 @@ RANGES = {
 }
 # Words: those that there are.
 CHOICES = {
-    "optimizer.metric": ("top1_error", "top5_error", "loss"),
+    "optimizer.metric": ("top1_error", "top5_error", "box_error", "loss"),
     "model.dtype": ("float32", "bfloat16"),  # float16 would need its loss scaled
 }
 
@@ -47,6 +48,19 @@ def check(config: Config, devices: int) -> None:
         value = attrgetter(name)(config)
         if value not in known:
             raise ValueError(f"unknown {name} {value!r}: {did_you_mean(value, known)}")
+    if config.localisation is not None:
+        regression = config.localisation.regression
+        if regression not in LOCALISATION:
+            raise ValueError(
+                f"unknown localisation.regression {regression!r}: "
+                f"{did_you_mean(regression, LOCALISATION)}"
+            )
+    measured = (*task_of(config).errors, "loss")
+    if config.optimizer.metric not in measured:
+        raise ValueError(
+            f"optimizer.metric {config.optimizer.metric!r} is not measured here, only "
+            f"{', '.join(measured)}"
+        )
     parts = devices * config.accumulate_steps
     if config.batch_size % parts:
         steps = config.accumulate_steps

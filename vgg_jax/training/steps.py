@@ -11,11 +11,12 @@ import optax
 from flax import nnx, struct
 from jax import lax
 
-from vgg_jax.metrics import Sums, classification_sums
+from vgg_jax.metrics import Sums
 from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import stages
 from vgg_jax.models.network import class_scores
 from vgg_jax.training.sharding import Placement
+from vgg_jax.training.task import CLASSIFICATION, Objective
 
 Batch = dict[str, jax.Array]
 
@@ -133,30 +134,33 @@ def train_step(
     forward: Forward,
     optimizer: optax.GradientTransformation,
     accumulate_steps: int,
+    objective: Objective = CLASSIFICATION.objective,
 ) -> tuple[TrainState, Sums]:
     """One update from one mini-batch (section 3.1).
 
     Args:
         state: before the step.
         batch: image uint8 [N, H, W, C], label int32 [N], weight float32 [N]; where
-            colours are shifted, shift float32 [N, C].
+            colours are shifted, shift float32 [N, C]; to learn boxes, box
+            float32 [N, 4].
         key: the run's, of dropout; see `image_keys`.
         forward: the network.
         optimizer: of the parameters.
         accumulate_steps: parts of the batch that follow one another, with the update of
             the whole batch; batch normalisation takes the statistics of each part.
+        objective: what is to be learnt, see `Task`.
 
     Returns:
-        The state after it; the batch's `classification_sums`, and "gradient_norm", the
-        gradient's length before L2: not finite when the step has gone wrong.
+        The state after it; the batch's sums of the `objective`, and "gradient_norm",
+        the gradient's length before L2: not finite when the step has gone wrong.
     """
     weight = jnp.maximum(jnp.sum(batch["weight"]), 1.0)
 
     def loss_fn(
         params: dict[str, Any], batch_stats: dict[str, Any], part: Batch
     ) -> tuple[jax.Array, tuple[Sums, dict[str, Any]]]:
-        logits, batch_stats = forward(params, batch_stats, part, keys=part["key"])
-        sums = classification_sums(logits, part["label"], part["weight"])
+        outputs, batch_stats = forward(params, batch_stats, part, keys=part["key"])
+        sums = objective(outputs, part)
         return sums["loss"] / weight, (sums, batch_stats)
 
     def microbatch_sums(
@@ -206,10 +210,11 @@ def eval_step(
     batch: Batch,
     *,
     forward: Forward,
+    objective: Objective = CLASSIFICATION.objective,
 ) -> Sums:
-    """`classification_sums` of one batch, without dropout."""
-    logits, _ = forward(params, batch_stats, batch)
-    return classification_sums(logits, batch["label"], batch["weight"])
+    """The sums of the `objective` of one batch, without dropout."""
+    outputs, _ = forward(params, batch_stats, batch)
+    return objective(outputs, batch)
 
 
 def jit_steps(
@@ -217,6 +222,7 @@ def jit_steps(
     optimizer: optax.GradientTransformation,
     accumulate_steps: int,
     state_shardings: TrainState,
+    objective: Objective = CLASSIFICATION.objective,
 ) -> tuple[Callable[..., tuple[TrainState, Sums]], Callable[..., Sums]]:
     """Both steps compiled; the train step reuses the memory of its state."""
     step = functools.partial(
@@ -224,8 +230,9 @@ def jit_steps(
         forward=forward,
         optimizer=optimizer,
         accumulate_steps=accumulate_steps,
+        objective=objective,
     )
     return (
         jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None)),
-        jax.jit(functools.partial(eval_step, forward=forward)),
+        jax.jit(functools.partial(eval_step, forward=forward, objective=objective)),
     )

@@ -33,8 +33,7 @@ def summarise_training(
             f"(loss {mean['loss']})"
         )
     values = {
-        "train_loss": mean["loss"],
-        "train_top1_error": mean["top1_error"],
+        **{f"train_{name}": value for name, value in mean.items()},
         "gradient_norm": norms[-1],
     }
     skipped = len(steps) * batch_size - float(total["weight"])

@@ -29,6 +29,7 @@ FREE = (
     "evaluation.averaging",
     "evaluation.batch_size",
     "evaluation.bucket_ratios",
+    "localisation.merge_below",
 )
 
 
