@@ -48,7 +48,7 @@ def localisation_sums(
     as Caffe's, and leaves out objects of which the crop shows less than half, as
     OverFeat does (arXiv:1312.6229, section 4.2).
     """
-    found = class_box(outputs, labels)
+    found = class_boxes(outputs, labels[:, None])[:, 0]
     window = jnp.array([0.0, 0, 1, 1])
     seen = boxes.intersection(targets, window) >= boxes.area(targets) / 2
     loss = jnp.sum(jnp.square(found - targets), axis=1) / 2
@@ -60,15 +60,16 @@ def localisation_sums(
     }
 
 
-def class_box(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-    """Each row's box for a class: [..., 4 * classes] and int [...] -> [..., 4].
+def class_boxes(outputs: jax.Array, classes: jax.Array) -> jax.Array:
+    """The boxes that a network predicts for some classes.
 
-    The outputs of single-class regression, [..., 4], are the box for every class.
+    outputs [..., 4 * num_classes], classes int [..., k] -> [..., k, 4]. Outputs of
+    single-class regression, [..., 4], are the box of every class.
     """
     by_class = outputs.reshape(*outputs.shape[:-1], -1, 4)
     if by_class.shape[-2] == 1:
-        return by_class[..., 0, :]
-    return jnp.take_along_axis(by_class, labels[..., None, None], axis=-2)[..., 0, :]
+        classes = jnp.zeros_like(classes)
+    return jnp.take_along_axis(by_class, classes[..., None], axis=-2)
 
 
 def means(sums: Sums) -> dict[str, float]:

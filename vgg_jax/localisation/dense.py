@@ -1,0 +1,82 @@
+"""Boxes that a network predicts all over an image (appendix A of arXiv:1409.1556).
+
+A localisation network's score map has a box in each cell, relative to what the cell
+sees: cell (i, j) of a VGG sees the training crop at (32 i, 32 j).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vgg_jax import boxes
+from vgg_jax.metrics import class_boxes
+from vgg_jax.models import ConvNet
+from vgg_jax.models.layers import Conv, Layer, Pool, output_size
+
+
+def stride(layers: tuple[Layer, ...]) -> int:
+    """Pixels of the image from one cell of the map to the next."""
+    steps = [layer.stride for layer in layers if isinstance(layer, Conv | Pool)]
+    return int(np.prod(steps))
+
+
+def cell_windows(
+    layers: tuple[Layer, ...], crop: int, height: int, width: int
+) -> np.ndarray:
+    """What each cell of the map sees of an image, relative to it: [h, w, 4].
+
+    Args:
+        layers: of the network.
+        crop: side of its training crop, in pixels.
+        height, width: of the image, in pixels.
+
+    Raises:
+        ValueError: the map of a training crop is not one cell.
+    """
+    cells = output_size(layers, crop)
+    if cells != 1:
+        raise ValueError(
+            f"expected a network that gives one box for a crop of {crop}x{crop}, got "
+            f"{cells}x{cells}; for VGG take head='paper' with fc_kernel={crop} // 32"
+        )
+    step = stride(layers)
+    rows, columns = (output_size(layers, side) for side in (height, width))
+    windows = np.empty((rows, columns, 4))
+    windows[..., 0] = step * np.arange(columns) + crop / 2
+    windows[..., 1] = step * np.arange(rows)[:, None] + crop / 2
+    windows[..., 2:] = crop
+    return boxes.relative_to(boxes.window(0, 0, height, width), windows)
+
+
+def dense_boxes(
+    localiser: ConvNet, images: jax.Array, classes: jax.Array, crop: int
+) -> jax.Array:
+    """Boxes of classes from every cell: [N, H, W, C], int [N, k] -> [N, h, w, k, 4].
+
+    Args:
+        localiser: predicts boxes.
+        images: normalised as its weights expect.
+        classes: k of each image.
+        crop: side of its training crop, in pixels.
+
+    Returns:
+        Boxes relative to the image.
+
+    Raises:
+        ValueError: as `cell_windows`, or images that do not fit the network.
+    """
+    windows = cell_windows(localiser.layers, crop, *images.shape[1:3])
+    found = class_boxes(localiser.score_map(images), classes[:, None, None])
+    return boxes.seen_from(jnp.float32(windows)[:, :, None], found)
+
+
+def dense_ratings(
+    classifier: ConvNet, images: jax.Array, classes: jax.Array
+) -> jax.Array:
+    """Posteriors of classes in every cell: [N, H, W, C], int [N, k] -> [N, h, w, k].
+
+    Raises:
+        ValueError: images that do not fit the network.
+    """
+    posteriors = jax.nn.softmax(classifier.score_map(images))
+    return jnp.take_along_axis(posteriors, classes[:, None, None], axis=-1)

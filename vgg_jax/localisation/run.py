@@ -1,0 +1,138 @@
+"""What `python -m vgg_jax.localisation` does: from networks to errors and a picture."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vgg_jax.config import Config
+from vgg_jax.data.sources import open_source
+from vgg_jax.evaluation import protocols
+from vgg_jax.evaluation.metrics import Rate, top_k_error
+from vgg_jax.localisation import evaluate
+from vgg_jax.localisation.evaluate import baseline, columns, error
+from vgg_jax.localisation.picture import draw_boxes
+from vgg_jax.models import ConvNet
+from vgg_jax.training.checkpoint import restore_model
+from vgg_jax.training.workdir import write_atomically
+
+TOP = 5  # classes, each with a box, that ILSVRC allows for an image
+
+
+def run_localisation(
+    workdirs: Sequence[Path], classifier_dir: Path, scales: Sequence[int] = ()
+) -> dict[str, Rate]:
+    """Both testing protocols of appendix A on the test set.
+
+    Prints the table; writes localisation.json and boxes.png into the first workdir.
+
+    Args:
+        workdirs: of localisation networks; their boxes are merged together.
+        classifier_dir: of a classifier that was trained on crops of the same size.
+        scales: short sides Q, in pixels, in place of the first network's configuration.
+
+    Returns:
+        The errors, by name.
+
+    Raises:
+        FileNotFoundError: no run or no checkpoint in a workdir.
+        ValueError: networks that do not fit one another.
+    """
+    localisers, configs = zip(*map(_restore, workdirs), strict=True)
+    classifier, classified = _restore(classifier_dir)
+    config = configs[0]
+    _check(dict(zip(workdirs, configs, strict=True)), classifier_dir, classified)
+    assert config.localisation is not None  # else `_check` has complained
+    scales = tuple(scales) or tuple(config.evaluation.scales)
+    source = open_source(config.data, "test")
+    together = " + ".join(workdir.name for workdir in workdirs)
+
+    errors: dict[str, Rate] = {}
+    for workdir, model, own in zip(workdirs, localisers, configs, strict=True):
+        name = f"{workdir.name}, centre crop"
+        found = evaluate.center_crop(model, source, own, progress=name)
+        errors["true class, mean box, centre crop"] = error(baseline(found))
+        errors[f"true class, {name}"] = error(found)
+    predictions = protocols.evaluate(
+        classifier,
+        source,
+        dataclasses.replace(classified, data=config.data),
+        protocol="dense",
+        scales=scales,
+        progress=f"{classifier_dir.name}, dense",
+    )
+    likeliest = np.argsort(-predictions.posteriors, kind="stable")[:, :TOP]
+    found = evaluate.dense(
+        localisers,
+        classifier,
+        source,
+        config,
+        np.column_stack([predictions.labels, likeliest]),
+        scales=scales,
+        merge_below=config.localisation.merge_below,
+        progress=f"{together}, dense",
+    )
+    best = columns(found, slice(1, None))
+    errors |= {
+        f"true class, {together}, dense": error(columns(found, slice(1))),
+        f"top-{TOP} classes, mean box": error(baseline(best)),
+        f"top-{TOP} classes, {together}, dense": error(best),
+        f"top-1 class, {together}, dense": error(columns(best, slice(1))),
+        f"top-{TOP} classes, whatever the box": top_k_error(predictions, TOP),
+        "top-1 class, whatever the box": top_k_error(predictions, 1),
+    }
+    print(format_table(errors, scales))
+    record = {
+        "scales": scales,
+        "errors": {name: dataclasses.asdict(rate) for name, rate in errors.items()},
+    }
+    write_atomically(
+        workdirs[0] / "localisation.json", json.dumps(record, indent=2) + "\n"
+    )
+    draw_boxes(best, source, localisers[0].in_channels, workdirs[0] / "boxes.png")
+    return errors
+
+
+def format_table(errors: Mapping[str, Rate], scales: Sequence[int]) -> str:
+    """A line for each error: text of several lines."""
+    width = max(map(len, errors))
+    images = next(iter(errors.values())).count
+    lines = [
+        f"{name:<{width}}  {100 * rate.value:6.2f} +- {100 * rate.half_width:.2f}"
+        for name, rate in errors.items()
+    ]
+    rule = "-" * max(map(len, lines))
+    return "\n".join(
+        [
+            f"localisation error %, {images:,} images; dense at short sides "
+            f"{', '.join(map(str, scales))}",
+            *(rule, *lines, rule),
+            "+-: half of the 95% interval (Wilson)",
+        ]
+    )
+
+
+def _restore(workdir: Path) -> tuple[ConvNet, Config]:
+    model, config, _ = restore_model(workdir)
+    return model, config
+
+
+def _check(
+    localisers: Mapping[Path, Config], classifier_dir: Path, classifier: Config
+) -> None:
+    if classifier.localisation is not None:
+        raise ValueError(f"expected a classifier in {classifier_dir}, got one of boxes")
+    for workdir, config in localisers.items():
+        if config.localisation is None:
+            raise ValueError(
+                f"expected a network that predicts boxes in {workdir}, got a classifier"
+            )
+        for field in ("dataset", "crop", "mean", "std"):
+            ours, theirs = getattr(config.data, field), getattr(classifier.data, field)
+            if ours != theirs:
+                raise ValueError(
+                    f"{workdir} and {classifier_dir} were trained with another data."
+                    f"{field}, {ours!r} and {theirs!r}; they must be the same"
+                )
