@@ -3,6 +3,7 @@
 from vgg_jax.analysis import receptive_field, summary
 from vgg_jax.evaluation.dense import dense_posteriors
 from vgg_jax.evaluation.tiling import tiled_score_map
+from vgg_jax.features.descriptors import descriptor
 from vgg_jax.models import MODELS, VGG, ConvNet, NiN, create_model
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "NiN",
     "create_model",
     "dense_posteriors",
+    "descriptor",
     "receptive_field",
     "summary",
     "tiled_score_map",

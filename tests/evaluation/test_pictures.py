@@ -55,6 +55,17 @@ def test_curves_show_the_numbers() -> None:
     assert [text.get_text() for text in rate.texts] == ["0.01", "0.001", "0.0001"]
 
 
+def test_curves_of_boxes_show_the_error_of_boxes() -> None:
+    lines = [
+        {name.replace("top1_error", "box_error"): value for name, value in line.items()}
+        for line in LINES
+    ]
+    _, error, _ = curves(lines).axes
+    expected = [line["train_box_error"] for line in lines if "train_box_error" in line]
+    np.testing.assert_allclose(error.lines[0].get_ydata(), expected)
+    assert any("10.00% at epoch 2" in text.get_text() for text in error.texts)
+
+
 @pytest.mark.parametrize("lines", [LINES, LINES[:1], LINES[-1:]])
 def test_curves_of_a_run_of_any_length(tmp_path: Path, lines: list[dict]) -> None:
     metrics, output = tmp_path / "metrics.jsonl", tmp_path / "curves.png"

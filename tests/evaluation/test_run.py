@@ -170,6 +170,11 @@ def test_what_is_refused(workdirs: list[Path], config: Config) -> None:
         run_evaluation(workdirs, elsewhere)
     with pytest.raises(ValueError, match="same one twice"):
         run_evaluation([workdirs[0], workdirs[0]], config)
+    settings = json.loads((workdirs[0] / "config.json").read_text())
+    settings["localisation"] = {"regression": "scr"}
+    (workdirs[0] / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"predicts boxes.* vgg_jax\.localisation"):
+        run_evaluation(workdirs, config)
     assert not (workdirs[0] / "eval.json").exists()
 
 

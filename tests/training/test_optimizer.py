@@ -79,3 +79,27 @@ def test_three_falls_then_the_end() -> None:
 def test_an_error_that_is_not_a_number_is_no_improvement() -> None:
     seen = run_plateau([float("nan"), float("nan")], plateau_patience=2)
     assert seen[-1][0] == pytest.approx(0.1)
+
+
+def test_layers_that_are_not_trained_stay() -> None:
+    config = OptimizerConfig(learning_rate=0.1, trained_layers=("fc7", "fc8"))
+    optimizer = make_optimizer(config)
+    params = {
+        name: {"kernel": jnp.ones(2), "bias": jnp.ones(1)}
+        for name in ("conv1_1", "fc7", "fc8")
+    }
+    state = optimizer.init(params)
+    gradients = jax.tree.map(jnp.ones_like, params)
+    updates, state = optimizer.update(gradients, state, params)
+    assert not any(np.any(u) for u in jax.tree.leaves(updates["conv1_1"]))
+    plain = make_optimizer(OptimizerConfig(learning_rate=0.1))
+    trained, _ = plain.update(gradients, plain.init(params), params)
+    for name in ("fc7", "fc8"):
+        chex.assert_trees_all_equal(updates[name], trained[name])
+    assert float(learning_rate(set_learning_rate(state, 0.5))) == 0.5
+
+
+def test_an_unknown_layer_is_named() -> None:
+    optimizer = make_optimizer(OptimizerConfig(trained_layers=("fc9",)))
+    with pytest.raises(ValueError, match=r"no weights of a layer 'fc9'.*fc8"):
+        optimizer.init({"fc7": jnp.ones(1), "fc8": jnp.ones(1)})

@@ -11,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vgg_jax.config import Config, DataConfig, EvaluationConfig, NiNConfig, VGGConfig
+from vgg_jax.config import (
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    LocalisationConfig,
+    NiNConfig,
+    VGGConfig,
+)
 from vgg_jax.training.checkpoint import Checkpoints
 from vgg_jax.training.optimizer import Plateau
 from vgg_jax.training.program import Program
@@ -250,3 +257,15 @@ def test_a_checkpoint_goes_on_on_another_number_of_devices(
     )
     np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-5)
     assert jnp.isfinite(one["loss"])
+
+
+def test_a_network_of_boxes_learns_from_boxes() -> None:
+    boxes = config()
+    boxes.localisation = LocalisationConfig(regression="pcr")
+    boxes.optimizer.metric = "box_error"
+    boxes.model.num_classes = 40
+    program = Program.of(boxes, make_mesh())
+    assert program.batch["box"].shape == (16, 4)
+    _, sums = jax.eval_shape(program.train_step, *program.arguments)
+    assert {"loss", "box_error", "weight"} < sums.keys()
+    assert "box" not in Program.of(config(), make_mesh()).batch

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from vgg_jax.config import Config, DataConfig, VGGConfig
+from vgg_jax.config import Config, DataConfig, LocalisationConfig, VGGConfig
 from vgg_jax.training.settings import CHOICES, RANGES, check
 
 
@@ -55,6 +55,21 @@ def test_the_ends_of_a_range(setting: str, inside: float, outside: float) -> Non
 def test_an_unknown_word_is_answered_with_those_that_there_are(setting: str) -> None:
     with pytest.raises(ValueError, match=rf"unknown {setting} 'xyz'.*known are"):
         check(changed(setting, "xyz"), 8)
+
+
+def test_boxes_and_classes_have_their_own_errors() -> None:
+    boxes = changed("localisation", LocalisationConfig(regression="scr"))
+    with pytest.raises(ValueError, match=r"top5_error' is not measured .* box_error"):
+        check(boxes, 8)
+    boxes.optimizer.metric = "box_error"
+    check(boxes, 8)
+    with pytest.raises(ValueError, match=r"only top1_error, top5_error, loss"):
+        check(changed("optimizer.metric", "box_error"), 8)
+
+
+def test_an_unknown_regression_is_named() -> None:
+    with pytest.raises(ValueError, match=r"localisation\.regression 'pcs'.*'pcr'"):
+        check(changed("localisation", LocalisationConfig(regression="pcs")), 8)
 
 
 def test_a_batch_divides_over_the_devices() -> None:

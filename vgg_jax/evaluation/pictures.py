@@ -45,13 +45,17 @@ def curves(lines: Lines, size: tuple[float, float] = (10, 9.5)) -> Figure:
     loss, error, rate = panels
     for axes in panels:
         style.quiet(axes)
+    learns_boxes = any("train_box_error" in line for line in lines)
+    name = "box_error" if learns_boxes else "top1_error"
     _draw_pair(loss, lines, "loss")
-    loss.set_ylabel("loss (nats)", color=style.INK)
+    unit = "half a squared distance" if learns_boxes else "nats"
+    loss.set_ylabel(f"loss ({unit})", color=style.INK)
     loss.legend(loc="upper right", frameon=False, labelcolor=style.INK, fontsize=11)
-    _draw_pair(error, lines, "top1_error")
-    error.set_ylabel("top-1 error", color=style.INK)
+    _draw_pair(error, lines, name)
+    readable = "boxes that are wrong" if learns_boxes else "top-1 error"
+    error.set_ylabel(readable, color=style.INK)
     error.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-    _mark_best(error, *_series(lines, "validation_top1_error"))
+    _mark_best(error, *_series(lines, f"validation_{name}"))
     _draw_rate(rate, panels, *_series(lines, "learning_rate"))
     rate.set_xlabel("epochs", color=style.INK)
     return figure

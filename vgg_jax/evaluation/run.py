@@ -110,8 +110,13 @@ def contender(
     """A restored network, to be evaluated as `config` says on what it was trained on.
 
     Raises:
-        ValueError: it was trained on another dataset.
+        ValueError: it was trained on another dataset, or predicts boxes.
     """
+    if trained_with.localisation is not None:
+        raise ValueError(
+            f"{run} predicts boxes, not classes; evaluate it with `python -m "
+            f"vgg_jax.localisation {workdir} --classifier RUN`"
+        )
     theirs, ours = trained_with.data, config.data
     if theirs.dataset != ours.dataset:
         raise ValueError(

@@ -232,9 +232,8 @@ class Trainer:
             f"epoch {self.schedule.epoch(step):.2f}  {kind}: "
             f"loss {values[f'{kind}_loss']:.4f}"
         )
-        for error, readable in self.task.errors.items():
-            if f"{kind}_{error}" in values:
-                line += f"  {readable} {values[f'{kind}_{error}']:.2%}"
+        for name, readable in self.task.errors.items():
+            line += f"  {readable} {values[f'{kind}_{name}']:.2%}"
         if progress:
             line += (
                 f"  rate {values['learning_rate']:g}"

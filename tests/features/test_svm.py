@@ -1,0 +1,127 @@
+"""From a folder of pictures to a report, with a tiny network."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.runs import save_run
+from vgg_jax.config import Config, DataConfig, EvaluationConfig, VGGConfig
+from vgg_jax.features import collection, svm
+
+
+def save_network(workdir: Path, seed: int) -> None:
+    config = Config(
+        model=VGGConfig(
+            name="vgg11", num_classes=3, width=0.03, fc_kernel=1, init="he"
+        ),
+        data=DataConfig(
+            dataset="folder", crop=32, scale_min=32, scale_max=32, num_threads=2
+        ),
+        evaluation=EvaluationConfig(center_scale=32, scales=(32,), batch_size=16),
+    )
+    save_run(workdir, config, seed)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Stripes that lie, stand or are not there; two sizes; one torn file."""
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name in ("flat", "lying", "standing"):
+        (root / name).mkdir()
+        for i in range(40):
+            image = rng.integers(0, 60, (36, (36, 48)[i % 2], 3), np.uint8)
+            if name == "lying":
+                image[i % 3 :: 6] += 190
+            if name == "standing":
+                image[:, i % 3 :: 6] += 190
+            cv2.imwrite(str(root / name / f"{i:02}.png"), image)
+    torn = root / "flat" / "00.png"
+    torn.write_bytes(torn.read_bytes()[:100])
+    return root
+
+
+def command(workdir: Path, pictures: Path, *more: str) -> list[str]:
+    return [f"--weights={workdir}", f"--data_dir={pictures}", *more]
+
+
+def test_a_report_of_a_folder(tmp_path, pictures, capsys, monkeypatch):
+    save_network(tmp_path, seed=0)
+    fraction = "--validation_fraction=0.2"
+    assert svm.main(command(tmp_path, pictures, fraction)) == 0
+    printed = capsys.readouterr().out
+    report = json.loads((tmp_path / "svm.json").read_text())
+    assert sum(report["images"].values()) == 119  # one is torn
+    test = report["images"]["test"]
+    assert report["accuracy"]["count"] == test and report["accuracy"]["value"] > 0.8
+    assert f"accuracy {report['accuracy']['value']:.2%}" in printed
+    recalls = [
+        report["classes"][name]["recall"] for name in ("flat", "lying", "standing")
+    ]
+    assert report["mean_class_recall"] == pytest.approx(np.mean(recalls))
+    assert report["scales"] == [32] and report["C"] in svm.COSTS
+    best = max(report["validation_accuracy"].values())
+    assert report["validation_accuracy"][f"{report['C']:g}"] == best
+    assert "lying" in printed and "recall" in printed
+
+    # Nothing is computed again, but for a picture that is new.
+    asked = []
+    compute = collection._compute
+
+    def watched(model, source, config, index, scale, layer):
+        asked.extend(source[int(i)]["name"] for i in index)
+        return compute(model, source, config, index, scale, layer)
+
+    monkeypatch.setattr(collection, "_compute", watched)
+    assert svm.main(command(tmp_path, pictures, fraction)) == 0
+    assert [Path(name).name for name in asked] == ["00.png"]  # the torn one, again
+    again = json.loads((tmp_path / "svm.json").read_text())
+    assert again == report
+    asked.clear()
+    assert svm.main(command(tmp_path, pictures, fraction, "--scales=32,40")) == 0
+    assert len(asked) == 1 + 120  # all at the new scale
+    stacked = [fraction, "--scales=32,40", "--aggregate=stack"]
+    asked.clear()
+    assert svm.main(command(tmp_path, pictures, *stacked)) == 0
+    assert len(asked) == 2
+
+
+def test_other_weights_are_other_descriptors(tmp_path, pictures):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for seed, folder in enumerate(folders):
+        save_network(folder, seed)
+        assert svm.main(command(folder, pictures, "--layer=relu6")) == 0
+    one, two = (np.load(f / "descriptors" / "relu6_q32.npz") for f in folders)
+    assert not np.allclose(one["values"], two["values"])
+    # Descriptors of other weights, and damaged ones, are not taken.
+    first, second = (f / "descriptors" / "relu6_q32.npz" for f in folders)
+    expected = np.array(two["values"])
+    for bad in (first.read_bytes(), second.read_bytes()[:5000], b"x"):
+        second.write_bytes(bad)
+        assert svm.main(command(folders[1], pictures, "--layer=relu6")) == 0
+        np.testing.assert_allclose(np.load(second)["values"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        (
+            ["--layer=relu9"],
+            "no layer 'relu9'; the last one before its classes is 'relu7'",
+        ),
+        (["--scales=a"], "expected --scales 256,384,512, got 'a'"),
+        (["--data_dir=/nowhere"], "no folder /nowhere"),
+    ],
+)
+def test_errors_are_a_line(tmp_path, pictures, capsys, more, match):
+    save_network(tmp_path, seed=0)
+    assert svm.main(command(tmp_path, pictures, *more)) == 1
+    assert match in capsys.readouterr().err
+
+
+def test_a_folder_without_a_run(tmp_path, pictures, capsys):
+    assert svm.main(command(tmp_path / "no", pictures)) == 1
+    assert "no run in" in capsys.readouterr().err

@@ -1,0 +1,167 @@
+"""A linear SVM on the descriptors of a folder of pictures (appendix B).
+
+python -m vgg_jax.features.svm --weights WORKDIR --data_dir FOLDER
+
+WORKDIR is the run of a network, which is not trained further. FOLDER holds a folder a
+class, or train/ and test/ with a folder a class in each. Descriptors are kept in
+WORKDIR/descriptors; C is chosen on validation images held out of the training ones.
+Prints a classification report of the test images and writes it to WORKDIR/svm.json.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vgg_jax.cli import UsageError
+from vgg_jax.cli import scales as parse_scales
+from vgg_jax.compilation import cache_compilations
+from vgg_jax.config import Config
+from vgg_jax.data.folder import open_folder
+from vgg_jax.evaluation.metrics import wilson
+from vgg_jax.features.collection import collect
+from vgg_jax.features.descriptors import AGGREGATES, check, combine
+from vgg_jax.training.checkpoint import restore_model
+from vgg_jax.training.workdir import write_atomically
+
+COSTS = tuple(4.0**power for power in range(-4, 6))  # of the SVM, its C
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to do; short sides Q in pixels, () for the run's own."""
+
+    weights: Path
+    data_dir: str
+    scales: tuple[int, ...]
+    aggregate: str
+    layer: str
+    validation_fraction: float
+
+
+def run(request: Request) -> dict[str, Any]:
+    """Descriptors, a linear SVM for each class against the rest, and its report.
+
+    Prints it, and writes it to svm.json in the network's workdir.
+
+    Raises:
+        FileNotFoundError: no run, or no pictures.
+        ImportError: scikit-learn is not installed.
+        ValueError: settings that do not fit the network or the pictures.
+    """
+    try:
+        from sklearn.metrics import balanced_accuracy_score, classification_report
+        from sklearn.svm import LinearSVC
+    except ImportError as error:
+        raise ImportError(
+            "the SVM is scikit-learn's, which is not installed; type "
+            "`pip install -r requirements-svm.txt`"
+        ) from error
+    model, trained_with, step = restore_model(request.weights)
+    scales = request.scales or tuple(trained_with.evaluation.scales)
+    check(model, scales, request.aggregate, request.layer)
+    config = _with_folder(trained_with, request)
+    sources = {
+        split: open_folder(request.data_dir, split, request.validation_fraction)
+        for split in SPLITS
+    }
+    parts = {}
+    for split, source in sources.items():
+        activations, labels = collect(
+            model,
+            source,
+            config,
+            workdir=request.weights,
+            step=step,
+            scales=scales,
+            layer=request.layer,
+            progress=f"descriptors of {split}",
+        )
+        parts[split] = np.asarray(combine(activations, request.aggregate)), labels
+
+    def fit(cost: float, *splits: str) -> Any:
+        found, labels = map(
+            np.concatenate, zip(*(parts[s] for s in splits), strict=True)
+        )
+        return LinearSVC(C=cost, random_state=0).fit(found, labels)
+
+    right = {}
+    for cost in COSTS:
+        right[cost] = fit(cost, "train").score(*parts["validation"])
+        print(f"C={cost:g}: {right[cost]:.2%} of validation right", flush=True)
+    best = max(COSTS, key=right.__getitem__)  # the smallest of equals
+    found, labels = parts["test"]
+    predicted = fit(best, "train", "validation").predict(found)
+    names = list(sources["test"].class_names)
+    by_class = (labels, predicted)
+    table = {"labels": range(len(names)), "target_names": names, "zero_division": 0.0}
+    accuracy = wilson(int(np.sum(predicted == labels)), len(labels))
+    recall = balanced_accuracy_score(*by_class)
+    print(
+        f"C={best:g}, {len(labels):,} test images\n"
+        f"{classification_report(*by_class, digits=4, **table)}\n"
+        f"accuracy {accuracy.value:.2%} +- {accuracy.half_width:.2%} (95%, Wilson), "
+        f"mean class recall {recall:.2%}"
+    )
+    report = {
+        **dataclasses.asdict(request),
+        "weights": str(request.weights),
+        "step": step,
+        "scales": scales,
+        "images": {split: len(labels) for split, (_, labels) in parts.items()},
+        "C": best,
+        "validation_accuracy": {f"{cost:g}": right[cost] for cost in COSTS},
+        "accuracy": dataclasses.asdict(accuracy),
+        "mean_class_recall": recall,
+        "classes": classification_report(*by_class, output_dict=True, **table),
+    }
+    path = request.weights / "svm.json"
+    write_atomically(path, json.dumps(report, indent=2) + "\n")
+    print(f"written to {path}")
+    return report
+
+
+def _with_folder(config: Config, request: Request) -> Config:
+    """The network's configuration, with the folder as its data."""
+    data = dataclasses.replace(
+        config.data,
+        dataset="folder",
+        data_dir=request.data_dir,
+        on_corrupt_image="skip",
+    )
+    return dataclasses.replace(config, data=data)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """What the command line says; 0, or 1 after an error's one line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vgg_jax.features.svm",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--weights", type=Path, required=True, metavar="WORKDIR")
+    parser.add_argument("--data_dir", required=True, metavar="FOLDER")
+    parser.add_argument("--scales", default="", metavar="Q,Q", help="short sides")
+    parser.add_argument("--aggregate", choices=AGGREGATES, default="mean")
+    parser.add_argument("--layer", default="relu7", help="whose activations")
+    parser.add_argument("--validation_fraction", type=float, default=0.1, metavar="F")
+    options = vars(parser.parse_args(arguments))
+    cache_compilations()
+    try:
+        texts = options.pop("scales")
+        scales = parse_scales(texts.split(",")) if texts else ()
+        run(Request(scales=scales, **options))
+    except (UsageError, ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
