@@ -13,8 +13,8 @@ from vgg_jax.localisation.merge import match_score, merge
         # A quarter of a side to the right: shares 3/5 of the union.
         ((0, 0, 4, 4), (1, 0, 4, 4), 0.25 + 0.4),
         # Half a width right and half a height down, of sides 2 and 6 and their mean 4:
-        # a distance of sqrt(2) / 2, and 1 of 39 shared.
-        ((0, 0, 2, 2), (2, 2, 6, 6), np.sqrt(2) / 2 + 1 - 0 / 40),
+        # a distance of sqrt(2) / 2; the first, 4 of 36, lies in the second.
+        ((0, 0, 2, 2), (2, 2, 6, 6), np.sqrt(2) / 2 + 1 - 4 / 36),
         # Concentric: no distance, a quarter shared.
         ((0, 0, 2, 2), (0, 0, 4, 4), 0.75),
         # Apart: a distance of two sides, nothing shared.

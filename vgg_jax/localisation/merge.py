@@ -17,11 +17,12 @@ def match_score(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """How badly two boxes match: [..., 4] x [..., 4] -> [...]; 0 for the same box.
 
     The distance of their centres, where a step of the two boxes' mean width or height
-    counts 1, plus 1 minus their intersection over union.
+    counts 1, plus 1 minus their intersection over union. A box that is not numbers
+    matches none: infinity.
     """
     sides = np.maximum((a[..., 2:] + b[..., 2:]) / 2, TINY)
     distance = np.linalg.norm((a[..., :2] - b[..., :2]) / sides, axis=-1)
-    return distance + 1 - boxes.iou(a, b)
+    return np.nan_to_num(distance + 1 - boxes.iou(a, b), nan=np.inf)
 
 
 def merge(
