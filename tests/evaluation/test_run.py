@@ -7,15 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 
-from vgg_jax.config import Config
+from vgg_jax.config import Config, LocalisationConfig
 from vgg_jax.evaluation import run
 from vgg_jax.evaluation.confusion import read_csv
 from vgg_jax.evaluation.examples import choose_examples, load_gallery
 from vgg_jax.evaluation.metrics import confusion_matrix, top_k_error
 from vgg_jax.evaluation.predictions import fuse
 from vgg_jax.evaluation.protocols import evaluate
-from vgg_jax.evaluation.run import planned_rows, run_evaluation
+from vgg_jax.evaluation.run import contender, planned_rows, run_evaluation
+from vgg_jax.models import create_model
 
 SHAPES = [(40, 56), (48, 48)] * 6
 
@@ -170,11 +172,6 @@ def test_what_is_refused(workdirs: list[Path], config: Config) -> None:
         run_evaluation(workdirs, elsewhere)
     with pytest.raises(ValueError, match="same one twice"):
         run_evaluation([workdirs[0], workdirs[0]], config)
-    settings = json.loads((workdirs[0] / "config.json").read_text())
-    settings["localisation"] = {"regression": "scr"}
-    (workdirs[0] / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match=r"predicts boxes.* vgg_jax\.localisation"):
-        run_evaluation(workdirs, config)
     assert not (workdirs[0] / "eval.json").exists()
 
 
@@ -305,3 +302,14 @@ def test_scales_go_with_those_of_training(
     theirs.evaluation.scales = (40,)
     with pytest.raises(ValueError, match=r"as many scales for two as for one"):
         run_evaluation(workdirs, config)
+
+
+def test_a_network_of_boxes_is_sent_to_its_own_command(
+    config: Config, tmp_path: Path
+) -> None:
+    boxes = dataclasses.replace(config, localisation=LocalisationConfig())
+    model = nnx.eval_shape(
+        lambda: create_model(**dataclasses.asdict(config.model), rngs=nnx.Rngs(0))
+    )
+    with pytest.raises(ValueError, match=r"predicts boxes.* vgg_jax\.localisation"):
+        contender(model, boxes, config, 1, "run", tmp_path)

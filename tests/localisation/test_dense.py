@@ -31,11 +31,8 @@ def test_what_cells_see():
     assert stride(layers) == 32
     windows = cell_windows(layers, CROP, 96, 144)
     assert windows.shape == (2, 3, 4)  # pool5 is 3x4
-    whole = boxes.window(0, 0, 96, 144)
-    np.testing.assert_allclose(
-        boxes.seen_from(whole, windows[1, 2]), boxes.window(32, 64, CROP, CROP)
-    )
-    np.testing.assert_allclose(windows[0, 0], [-80 / 288, -1 / 6, 64 / 144, 64 / 96])
+    np.testing.assert_array_equal(windows[0, 0], [32, 32, 64, 64])
+    np.testing.assert_array_equal(windows[1, 2], boxes.window(32, 64, CROP, CROP))
 
 
 def test_a_network_of_several_boxes_a_crop_is_refused():
@@ -67,8 +64,12 @@ def test_a_cells_box_is_its_crops(outputs):
     images = np.random.default_rng(0).normal(size=(2, height, width, 1))
     images = images.astype(np.float32)
     classes = jnp.array([[2, 0], [1, 1]])
-    found = dense_boxes(model, jnp.asarray(images), classes, 16)
-    assert found.shape == (2, 2, 4, 2, 4)
+    # Padded: what is beyond must not be seen.
+    padded = np.full((2, 40, 56, 1), 9, np.float32)
+    padded[:, :height, :width] = images
+    sizes = jnp.array([[height, width]] * 2)
+    found = dense_boxes(model, jnp.asarray(padded), sizes, classes, 16)
+    assert found.shape == (2, 4, 6, 2, 4)
     whole = boxes.window(0, 0, height, width)
     for i, j in np.ndindex(2, 4):
         top, left = 8 * i, 8 * j
@@ -86,8 +87,13 @@ def test_a_cells_box_is_its_crops(outputs):
 def test_ratings_are_the_posteriors_of_the_cells():
     model = unpadded(CLASSES)
     images = np.random.default_rng(1).normal(size=(2, 24, 24, 1)).astype(np.float32)
-    found = dense_ratings(model, jnp.asarray(images), jnp.array([[2, 0], [1, 1]]))
+    sizes = jnp.array([[24, 24], [24, 16]])
+    classes = jnp.array([[2, 0], [1, 1]])
+    found = dense_ratings(model, jnp.asarray(images), sizes, classes)
     assert found.shape == (2, 2, 2, 2)
+    outside = np.zeros((2, 2, 2), bool)
+    outside[1, :, 1] = True  # the second image is a cell narrower
+    np.testing.assert_array_equal(found[..., 0] == -1, outside)
     alone = jax.nn.softmax(model(images[:, 8:, :16]))
     np.testing.assert_allclose(found[0, 1, 0], alone[0, jnp.array([2, 0])], rtol=1e-5)
     np.testing.assert_allclose(found[1, 1, 0], alone[1, jnp.array([1, 1])], rtol=1e-5)

@@ -111,7 +111,8 @@ class Oracle(ConvNet):
 
     def _see(self, images: jax.Array) -> jax.Array:
         """[N, H, W, 1] -> [N, h, w, outputs]: cells of 2x2 blocks of 16 pixels."""
-        n, height, width, _ = images.shape
+        n, height, width = len(images), *(side // 16 * 16 for side in images.shape[1:3])
+        images = images[:, :height, :width]
         blocks = images.reshape(n, height // 16, 16, width // 16, 16).mean((2, 4))
         corners = [
             blocks[:, i : i + blocks.shape[1] - 1, j : j + blocks.shape[2] - 1]

@@ -117,9 +117,9 @@ def eval_batches(
 
     A batch is as in `train_batches`, with "index": int32 [b], the example's number in
     the source. A rule of several crops makes "image" [b * crops, crop, crop, channels],
-    the crops of an example one after another. `with_boxes` adds "box": float32 [images
-    of the batch, 4], each relative to its image. Rows that fill up a batch have weight 0
-    and index -1.
+    the crops of an example one after another. `with_boxes` adds "box": float32, one
+    row for each image of the batch and relative to it. Rows that fill up a batch have
+    weight 0 and index -1.
 
     Raises:
         ValueError: settings that cannot work.
@@ -185,7 +185,8 @@ def whole_image_batches(
     batches = _by_bucket(
         _iterate(chunks, config), rows, bucket, (scale, scale, channels)
     )
-    return _report_corrupt(batches, config, keys=(*EVAL_KEYS, "size", *(["box"] * with_boxes)))
+    keys = (*EVAL_KEYS, "size", *(["box"] * with_boxes))
+    return _report_corrupt(batches, config, keys=keys)
 
 
 def moment_batches(

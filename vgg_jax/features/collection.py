@@ -16,8 +16,9 @@ from flax import nnx
 
 from vgg_jax.config import Config
 from vgg_jax.data.base import Source, Subset
-from vgg_jax.data.pipeline import eval_batches
+from vgg_jax.data.pipeline import whole_image_batches
 from vgg_jax.evaluation.cache import Inputs, network_inputs
+from vgg_jax.evaluation.padding import shapes, smallest_fitting
 from vgg_jax.features.descriptors import pooled
 from vgg_jax.models import ConvNet
 from vgg_jax.progress_line import ProgressLine
@@ -156,17 +157,23 @@ def _compute(
     if not len(index):
         return
     graphdef, state = nnx.split(model)
-    for batch in eval_batches(
+    buckets = shapes(config.evaluation.bucket_ratios, scale)
+
+    def bucket(height: int, width: int) -> tuple[int, int]:
+        return smallest_fitting(buckets, height, width) or (height, width)
+
+    for batch in whole_image_batches(
         Subset(source, index),
         config.data,
         channels=model.in_channels,
         scale=scale,
-        crop=None,
+        bucket=bucket,
         batch_size=config.evaluation.batch_size,
     ):
         values = pooled(
             state,
             batch["image"],
+            batch["size"],
             graphdef=graphdef,
             layer=layer,
             mean=tuple(config.data.mean),

@@ -13,8 +13,9 @@ import numpy as np
 from flax import nnx
 
 from vgg_jax.config import IMAGENET_MEAN
+from vgg_jax.evaluation.dense import mirror
 from vgg_jax.models import ConvNet
-from vgg_jax.models.layers import Conv, Dropout
+from vgg_jax.models.layers import Conv, Dropout, inside, output_sizes
 from vgg_jax.names import did_you_mean
 from vgg_jax.training.steps import normalise
 
@@ -67,6 +68,7 @@ def descriptor(
         pooled(
             state,
             rescale(image, scale)[None],
+            None,
             graphdef=graphdef,
             layer=layer,
             mean=tuple(mean),
@@ -107,6 +109,7 @@ def last_hidden(model: ConvNet) -> str:
 def pooled(
     state: nnx.State,
     images: jax.Array,
+    sizes: jax.Array | None,
     *,
     graphdef: nnx.GraphDef,
     layer: str,
@@ -118,17 +121,23 @@ def pooled(
     Args:
         state, graphdef: of the network, from `nnx.split`.
         images: pixels 0-255.
+        sizes: int32 [N, 2], height and width of each image without its padding; None
+            where there is none.
         layer: whose activations.
         mean, std: as `normalise`.
     """
     model = nnx.merge(graphdef, state)
+    # A network that ends in this layer, whose map takes sizes as a score map does.
+    model.layers = model.layers[: [row.name for row in model.layers].index(layer) + 1]
     images = normalise(images, mean, std)
+    cells = None if sizes is None else output_sizes(model.layers, sizes)
 
     def of(images: jax.Array) -> jax.Array:
-        found = model.features(images, (layer,))[layer]
-        return found.astype(jnp.float32).mean(axis=(1, 2))
+        found = model.score_map(images, sizes=sizes)
+        there = None if cells is None else inside(found.shape, cells)
+        return found.mean(axis=(1, 2), where=there)
 
-    return (of(images) + of(images[:, :, ::-1])) / 2
+    return (of(images) + of(mirror(images, sizes))) / 2
 
 
 def combine(scales: Sequence[jax.Array | np.ndarray], aggregate: str) -> jax.Array:

@@ -11,7 +11,14 @@ import numpy as np
 from vgg_jax import boxes
 from vgg_jax.metrics import class_boxes
 from vgg_jax.models import ConvNet
-from vgg_jax.models.layers import Conv, Layer, Pool, output_size
+from vgg_jax.models.layers import (
+    Conv,
+    Layer,
+    Pool,
+    fill_outside,
+    output_size,
+    output_sizes,
+)
 
 
 def stride(layers: tuple[Layer, ...]) -> int:
@@ -23,7 +30,7 @@ def stride(layers: tuple[Layer, ...]) -> int:
 def cell_windows(
     layers: tuple[Layer, ...], crop: int, height: int, width: int
 ) -> np.ndarray:
-    """What each cell of the map sees of an image, relative to it: [h, w, 4].
+    """What each cell of the map sees of an image, in its pixels: boxes [h, w, 4].
 
     Args:
         layers: of the network.
@@ -45,38 +52,54 @@ def cell_windows(
     windows[..., 0] = step * np.arange(columns) + crop / 2
     windows[..., 1] = step * np.arange(rows)[:, None] + crop / 2
     windows[..., 2:] = crop
-    return boxes.relative_to(boxes.window(0, 0, height, width), windows)
+    return windows
 
 
 def dense_boxes(
-    localiser: ConvNet, images: jax.Array, classes: jax.Array, crop: int
+    localiser: ConvNet,
+    images: jax.Array,
+    sizes: jax.Array,
+    classes: jax.Array,
+    crop: int,
 ) -> jax.Array:
     """Boxes of classes from every cell: [N, H, W, C], int [N, k] -> [N, h, w, k, 4].
 
     Args:
         localiser: predicts boxes.
         images: normalised as its weights expect.
+        sizes: int [N, 2], height and width of each image without its padding.
         classes: k of each image.
         crop: side of its training crop, in pixels.
 
     Returns:
-        Boxes relative to the image.
+        Boxes relative to the image without its padding.
 
     Raises:
         ValueError: as `cell_windows`, or images that do not fit the network.
     """
     windows = cell_windows(localiser.layers, crop, *images.shape[1:3])
-    found = class_boxes(localiser.score_map(images), classes[:, None, None])
-    return boxes.seen_from(jnp.float32(windows)[:, :, None], found)
+    outputs = localiser.score_map(images, sizes=sizes)
+    found = class_boxes(outputs, classes[:, None, None])
+    sides = jnp.float32(sizes[:, ::-1])
+    whole = jnp.concatenate([sides / 2, sides], axis=-1)[:, None, None, None]
+    in_pixels = boxes.seen_from(jnp.float32(windows)[:, :, None], found)
+    return boxes.relative_to(whole, in_pixels)
 
 
 def dense_ratings(
-    classifier: ConvNet, images: jax.Array, classes: jax.Array
+    classifier: ConvNet, images: jax.Array, sizes: jax.Array, classes: jax.Array
 ) -> jax.Array:
     """Posteriors of classes in every cell: [N, H, W, C], int [N, k] -> [N, h, w, k].
+
+    Cells outside an image's own map, because of its padding, have -1.
+
+    Args:
+        classifier: a classifier.
+        images, sizes, classes: as `dense_boxes`.
 
     Raises:
         ValueError: images that do not fit the network.
     """
-    posteriors = jax.nn.softmax(classifier.score_map(images))
-    return jnp.take_along_axis(posteriors, classes[:, None, None], axis=-1)
+    posteriors = jax.nn.softmax(classifier.score_map(images, sizes=sizes))
+    found = jnp.take_along_axis(posteriors, classes[:, None, None], axis=-1)
+    return fill_outside(found, output_sizes(classifier.layers, sizes), -1.0)

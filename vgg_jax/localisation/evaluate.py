@@ -6,6 +6,7 @@ Everything is in units of the image, so that boxes of several scales can be merg
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,9 +15,10 @@ from jax.sharding import Mesh
 
 from vgg_jax import boxes
 from vgg_jax.config import Config
-from vgg_jax.data.pipeline import eval_batches
+from vgg_jax.data.pipeline import eval_batches, whole_image_batches
 from vgg_jax.data.sources import Source
 from vgg_jax.evaluation.metrics import Rate, wilson
+from vgg_jax.evaluation.padding import shapes, smallest_fitting
 from vgg_jax.localisation.dense import dense_boxes, dense_ratings
 from vgg_jax.localisation.merge import merge
 from vgg_jax.metrics import RIGHT_IOU, class_boxes
@@ -163,20 +165,26 @@ def dense(
     line = ProgressLine(progress, len(source) * len(scales) * len(localisers))
     for localiser, scale in itertools.product(localisers, scales):
         predict = _dense_step(localiser, classifier, config, mesh)
-        for batch in eval_batches(
+        buckets = shapes(config.evaluation.bucket_ratios, scale)
+
+        def bucket(height: int, width: int, buckets: Any = buckets) -> tuple[int, int]:
+            # An image that is longer than every bucket has one of its own.
+            return smallest_fitting(buckets, height, width) or (height, width)
+
+        for batch in whole_image_batches(
             source,
             config.data,
             channels=localiser.in_channels,
             scale=scale,
-            crop=None,
+            bucket=bucket,
             batch_size=_batch_size(config, mesh),
             with_boxes=True,
         ):
             wanted = classes[batch["index"]]  # -1, an empty row, asks for any
-            found = np.asarray(predict(batch["image"], wanted))
+            found = np.asarray(predict(batch["image"], batch["size"], wanted))
             index = rows.put(batch)
             for i, cells in zip(index, found[batch["index"] >= 0], strict=True):
-                candidates[i].append(cells)
+                candidates[i].append(cells[cells[:, 0, 4] >= 0])  # without padding
             line.advance(len(index))
     line.close()
     for i, cells in enumerate(candidates):
@@ -189,17 +197,22 @@ def dense(
 
 def _dense_step(
     localiser: ConvNet, classifier: ConvNet, config: Config, mesh: Mesh
-) -> Callable[[np.ndarray, np.ndarray], jax.Array]:
-    """(images [N, H, W, C], classes [N, k]) -> boxes with ratings [N, cells, k, 5]."""
+) -> Callable[[np.ndarray, np.ndarray, np.ndarray], jax.Array]:
+    """(images [N, H, W, C], their sizes [N, 2], classes [N, k]) -> [N, cells, k, 5].
+
+    Boxes, each with its rating.
+    """
     graphdefs, states = zip(*map(nnx.split, (localiser, classifier)), strict=True)
     states = replicate(mesh, states)
 
     @jax.jit
-    def run(states: tuple, images: jax.Array, classes: jax.Array) -> jax.Array:
+    def run(
+        states: tuple, images: jax.Array, sizes: jax.Array, classes: jax.Array
+    ) -> jax.Array:
         images = _normalised(images, config)
         where, what = map(nnx.merge, graphdefs, states)
-        found = dense_boxes(where, images, classes, config.data.crop)
-        ratings = dense_ratings(what, images, classes)
+        found = dense_boxes(where, images, sizes, classes, config.data.crop)
+        ratings = dense_ratings(what, images, sizes, classes)
         if ratings.shape != found.shape[:-1]:
             raise ValueError(
                 "expected networks whose maps have as many cells, got "
@@ -209,9 +222,9 @@ def _dense_step(
         both = jax.numpy.concatenate([found, ratings[..., None]], axis=-1)
         return both.reshape(len(images), -1, *both.shape[-2:])
 
-    def step(images: np.ndarray, classes: np.ndarray) -> jax.Array:
-        batch = shard_batch(mesh, {"image": images, "classes": classes})
-        return run(states, batch["image"], batch["classes"])
+    def step(images: np.ndarray, sizes: np.ndarray, classes: np.ndarray) -> jax.Array:
+        rows = {"images": images, "sizes": sizes, "classes": classes}
+        return run(states, **shard_batch(mesh, rows))
 
     return step
 
