@@ -13,10 +13,12 @@ from flax import nnx
 from vgg_jax import MODELS, create_model
 from vgg_jax.config import NiNConfig
 from vgg_jax.models.layers import output_size
+from vgg_jax.training.initial import layers_taken
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LADDER = CONFIGS / "curriculum.py"
-FILES = sorted(path for path in CONFIGS.glob("*.py") if path != LADDER)
+BOXES = CONFIGS / "fashion_mnist_boxes.py"
+FILES = sorted(path for path in CONFIGS.glob("*.py") if path not in (LADDER, BOXES))
 
 
 def load(path: Path) -> Any:
@@ -67,6 +69,17 @@ def test_imagenet_configurations_follow_the_paper() -> None:
         )
         assert (config.data.scale_min, config.data.scale_max) == scales
         assert config.data.crop == 224
+
+
+def test_boxes_start_from_their_classifier() -> None:
+    rungs = load(BOXES).rungs
+    assert list(rungs) == ["classes", "boxes"]
+    classes, boxes = rungs.values()
+    assert boxes.init_from == "classes" and classes.localisation is None
+    taken = layers_taken(boxes, classes)
+    assert "fc7" in taken and "bn1_1" in taken and "fc8" not in taken
+    as_many = dataclasses.replace(boxes.model, num_classes=10)
+    assert "fc8" not in layers_taken(dataclasses.replace(boxes, model=as_many), classes)
 
 
 def test_the_ladder_is_that_of_section_3_1() -> None:

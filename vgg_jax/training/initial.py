@@ -56,6 +56,8 @@ def layers_taken(config: Config, theirs: Config) -> tuple[str, ...]:
     ours, others = (_shapes(c) for c in (config, theirs))
     same = config.model.name == theirs.model.name
     wanted = [name for name in ours if same or name in PRE_INITIALISED]
+    if (config.localisation is None) != (theirs.localisation is None):
+        wanted.remove("fc8")  # boxes are not class scores, even if there are as many
     fitting = tuple(name for name in wanted if ours[name] == others.get(name))
     differing = [
         f"  {name}: expected {ours[name]}, got {others.get(name, 'no such layer')}"
