@@ -233,7 +233,8 @@ class Trainer:
             f"loss {values[f'{kind}_loss']:.4f}"
         )
         for name, readable in self.task.errors.items():
-            line += f"  {readable} {values[f'{kind}_{name}']:.2%}"
+            if f"{kind}_{name}" in values:
+                line += f"  {readable} {values[f'{kind}_{name}']:.2%}"
         if progress:
             line += (
                 f"  rate {values['learning_rate']:g}"

@@ -8,6 +8,9 @@ import numpy as np
 
 from vgg_jax.metrics import Sums, means
 
+# Of training, where the sums have them; validation shows all.
+SHOWN = ("loss", "top1_error", "box_error")
+
 
 class TrainingDiverged(RuntimeError):
     """The loss or the gradient is no longer a finite number."""
@@ -33,7 +36,7 @@ def summarise_training(
             f"(loss {mean['loss']})"
         )
     values = {
-        **{f"train_{name}": value for name, value in mean.items()},
+        **{f"train_{name}": mean[name] for name in SHOWN if name in mean},
         "gradient_norm": norms[-1],
     }
     skipped = len(steps) * batch_size - float(total["weight"])
