@@ -78,6 +78,8 @@ def test_a_ladder_is_refused_where_one_run_is_meant() -> None:
         ("extra", "unexpected argument 'extra'"),
         ("--config.model.final_relu=True", "model.final_relu"),
         ("--noconfig.data.flop", "did you mean 'data.flip'"),
+        ("--config.model=vgg16", "no setting 'model'"),
+        ("--config.data.mean=grey", "expected numbers, as --config.data.mean=1,2"),
     ],
 )
 @pytest.mark.parametrize("name", ["nin_imagenet", "curriculum"])
@@ -91,3 +93,41 @@ def test_a_setting_of_another_kind_of_network_is_named() -> None:
     assert parse("vgg16", "--config.model.head=paper").config.model.head == "paper"
     with pytest.raises(cli.UsageError, match=r"model\.head.* of nin_imagenet"):
         parse("nin_imagenet", "--config.model.head=paper")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Config(model=VGGConfig(name='vgg11'), batchsize=3)", "mean 'batch_size'"),
+        ("Config(model=VGGConfig(nam='vgg11'))", "did you mean 'name'"),
+        ("Configg()", "NameError: name 'Configg' is not defined"),
+        ("(", "SyntaxError"),
+    ],
+)
+def test_a_mistake_in_a_configuration_file_is_one_line(
+    text: str, expected: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        f"from vgg_jax.config import *\n\ndef get_config():\n    return {text}\n"
+    )
+    with pytest.raises(cli.UsageError) as error:
+        cli.parse(["train.py", f"--config={path}"], cli.new_flags())
+    message = str(error.value)
+    assert message.startswith(f"cannot use {path}: ") and expected in message
+    assert "\n" not in message
+
+
+def test_a_folder_is_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(cli.UsageError, match="no configuration file"):
+        cli.parse(["train.py", f"--config={tmp_path}"], cli.new_flags())
+
+
+def test_ctrl_c_ends_a_script_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as end:
+        cli.finish(work)
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "stopped\n"

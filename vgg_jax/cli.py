@@ -5,6 +5,7 @@ import itertools
 import logging
 import operator
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
+from vgg_jax import config as config_fields
 from vgg_jax import hosts
 from vgg_jax.compilation import prepare_jax
 from vgg_jax.config import Config, Curriculum
@@ -67,6 +69,10 @@ def finish(work: Callable[[], int]) -> None:
             traceback.print_exc()
         code = _complain(error, 1)
         hosts.abandon(code)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr, flush=True)
+        code = 128 + signal.SIGINT
+        hosts.abandon(code)
     sys.exit(code)
 
 
@@ -84,10 +90,16 @@ def parse(
     path = _config_path(argv)
     if path is None:
         raise UsageError(f"say which configuration: --config FILE; {_existing(path)}")
-    if not path.exists():
+    if not path.is_file():
         raise UsageError(f"no configuration file {path}; {_existing(path)}")
     values.set_gnu_getopt()  # overrides may stand between other flags
-    overrides = values(argv, known_only=True)[1:]
+    try:
+        overrides = values(argv, known_only=True)[1:]
+    except Exception as error:
+        # A wrong flag; else whatever the file raises, which ml_collections may wrap.
+        if isinstance(error, flags.Error) and "parsing config file" not in str(error):
+            raise
+        raise UsageError(f"cannot use {path}: {_explain(error)}") from error
     config: Any = values.config
     if not isinstance(config, accepts):
         raise UsageError(
@@ -101,6 +113,23 @@ def parse(
         for field in _overridden(overrides):
             _check_common(field, config)
         config.rungs = changed
+
+
+def _explain(error: BaseException) -> str:
+    """What a configuration file raised, with the nearest names of an unknown field."""
+    while error.__context__ is not None:
+        error = error.__context__
+    text = f"{type(error).__name__}: {error}"
+    match = re.match(
+        r"(\w+)\.__init__\(\) got an unexpected keyword.*'(\w+)'", str(error)
+    )
+    if match and dataclasses.is_dataclass(
+        kind := getattr(config_fields, match[1], None)
+    ):
+        text += (
+            f": {did_you_mean(match[2], [f.name for f in dataclasses.fields(kind)])}"
+        )
+    return text
 
 
 def _override(config: Config, overrides: list[str]) -> Config:
@@ -119,6 +148,12 @@ def _override(config: Config, overrides: list[str]) -> Config:
     rest = fields(["", *overrides])
     if len(rest) > 1:
         raise UsageError(f"unexpected argument {rest[1]!r}; settings are --config.X=Y")
+    for field in _overridden(overrides):
+        value = operator.attrgetter(field)(fields.config)
+        if isinstance(value, tuple) and not all(
+            isinstance(v, int | float) for v in value
+        ):  # ml_collections takes any text
+            raise UsageError(f"expected numbers, as --config.{field}=1,2; got {value}")
     return fields.config
 
 
@@ -181,10 +216,11 @@ def _existing(path: Path | None) -> str:
 
 def _fields(config: Any, prefix: str = "") -> Iterator[str]:
     for field in dataclasses.fields(config):
-        yield prefix + field.name
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             yield from _fields(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
 
 
 def _complain(error: Exception, code: int) -> int:

@@ -12,7 +12,12 @@ import pytest
 
 from vgg_jax.config import Config
 from vgg_jax.evaluation.examples import choose_examples, make_gallery
-from vgg_jax.evaluation.pictures import curves, draw_curves, draw_predictions
+from vgg_jax.evaluation.pictures import (
+    curves,
+    draw_curves,
+    draw_predictions,
+    read_metrics,
+)
 from vgg_jax.evaluation.predictions import Predictions
 from vgg_jax.models import ConvNet
 
@@ -115,3 +120,9 @@ def test_matplotlib_is_used_without_its_global_state() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["True", "False"]
+
+
+def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}]

@@ -18,6 +18,7 @@ from vgg_jax.evaluation.predictions import fuse
 from vgg_jax.evaluation.protocols import evaluate
 from vgg_jax.evaluation.run import contender, planned_rows, run_evaluation
 from vgg_jax.models import create_model
+from vgg_jax.training.workdir import write_class_names
 
 SHAPES = [(40, 56), (48, 48)] * 6
 
@@ -173,6 +174,14 @@ def test_what_is_refused(workdirs: list[Path], config: Config) -> None:
     with pytest.raises(ValueError, match="same one twice"):
         run_evaluation([workdirs[0], workdirs[0]], config)
     assert not (workdirs[0] / "eval.json").exists()
+
+
+def test_data_of_other_classes_are_refused(
+    workdirs: list[Path], config: Config
+) -> None:
+    write_class_names(workdirs[1], [f"class {i + 1}" for i in range(7)])
+    with pytest.raises(ValueError, match="number 1 is 'class 1' there, 'class 0' in"):
+        run_evaluation(workdirs, config)
 
 
 def test_runs_of_one_name_are_told_apart(

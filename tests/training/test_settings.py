@@ -5,7 +5,13 @@ from typing import Any
 
 import pytest
 
-from vgg_jax.config import Config, DataConfig, LocalisationConfig, VGGConfig
+from vgg_jax.config import (
+    Config,
+    DataConfig,
+    LocalisationConfig,
+    NiNConfig,
+    VGGConfig,
+)
 from vgg_jax.training.settings import CHOICES, RANGES, check
 
 
@@ -85,3 +91,23 @@ def test_the_validation_crop_fits() -> None:
 def test_top5_error_needs_more_than_five_classes() -> None:
     with pytest.raises(ValueError, match=r"set optimizer\.metric to top1_error"):
         check(changed("model.num_classes", 5), 8)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_channels_that_the_mean_or_the_images_have_not(channels: int) -> None:
+    with pytest.raises(
+        ValueError, match=rf"channel.*got {channels if channels == 2 else 3}"
+    ):
+        check(changed("model.in_channels", channels), 8)
+
+
+@pytest.mark.parametrize("std", [0.0, -1.0, math.nan])
+def test_pixels_are_not_divided_by(std: float) -> None:
+    with pytest.raises(ValueError, match="divided by std"):
+        check(changed("data.std", (1.0, 1.0, std)), 8)
+
+
+def test_settings_of_the_other_kind_of_network() -> None:
+    # config.json would be read as the other kind, and the run could not go on.
+    with pytest.raises(ValueError, match="vgg11 needs the other kind"):
+        check(changed("model", NiNConfig(name="vgg11")), 8)

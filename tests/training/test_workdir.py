@@ -9,6 +9,7 @@ import pytest
 from vgg_jax.config import Config, DataConfig, NiNConfig, VGGConfig, from_dict, to_dict
 from vgg_jax.training.workdir import (
     WorkdirMismatch,
+    check_class_names,
     claim,
     read_class_names,
     read_config,
@@ -92,6 +93,15 @@ def test_a_run_from_before_a_setting_existed_had_its_default(tmp_path: Path) -> 
     path.write_text(json.dumps(settings))
     claim(tmp_path, config())
     assert read_config(tmp_path) == config()
+
+
+def test_labels_that_mean_something_else_are_refused(tmp_path: Path) -> None:
+    check_class_names(tmp_path, ("a", "b"))  # of a run from before names were kept
+    write_class_names(tmp_path, ("a", "b"))
+    check_class_names(tmp_path, ("a", "b"))
+    for others in (("a", "c"), ("b", "a"), ("a",), ("a", "b", "c")):
+        with pytest.raises(WorkdirMismatch, match="other classes: number"):
+            check_class_names(tmp_path, others)
 
 
 def test_class_names(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TypeVar
 
@@ -250,10 +251,16 @@ def _iterate(dataset: grain.MapDataset[T], config: DataConfig) -> Generator[T]:
             # Workers are told Grain's flags, which outside absl.app nobody parses.
             flags.FLAGS.mark_as_parsed()
         elements = elements.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=config.num_workers)
+            grain.MultiprocessingOptions(num_workers=config.num_workers),
+            worker_init_fn=_leave_ctrl_c_to_the_run,
         )
     with contextlib.closing(iter(elements)) as iterator:
         yield from iterator
+
+
+def _leave_ctrl_c_to_the_run(worker: int, workers: int) -> None:
+    """Ctrl-C reaches every process of a terminal, and the run needs one more batch."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _report_corrupt(

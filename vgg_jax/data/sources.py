@@ -82,6 +82,8 @@ def check_config(config: DataConfig) -> None:
             "mean and std need one number a channel, found "
             f"{len(config.mean)} and {len(config.std)}"
         )
+    if not all(0 < std < math.inf for std in config.std):
+        raise ValueError(f"pixels are divided by std, found {config.std}")
     if not 0 <= config.colour_shift < math.inf:
         raise ValueError(
             f"colour_shift cannot be negative, found {config.colour_shift}; the "

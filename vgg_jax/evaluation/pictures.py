@@ -29,8 +29,9 @@ def draw_curves(metrics: Path, output: Path) -> None:
 
 
 def read_metrics(path: Path) -> Lines:
-    """The objects in a metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The objects in a metrics.jsonl, but for a last line that a kill cut short."""
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def curves(lines: Lines, size: tuple[float, float] = (10, 9.5)) -> Figure:

@@ -20,6 +20,7 @@ from vgg_jax.evaluation.results import (
 from vgg_jax.models import ConvNet
 from vgg_jax.names import short_names
 from vgg_jax.training.checkpoint import restore_model
+from vgg_jax.training.workdir import check_class_names
 
 Row = tuple[str, tuple[int, ...]]  # protocol and short sides Q
 
@@ -96,7 +97,10 @@ def run_evaluation(
         model, trained_with, step = restore_model(path)
         contenders.append(contender(model, trained_with, config, step, name, path))
     rows = [planned_rows(one.config, names, scales) for one in contenders]
-    return evaluate_contenders(contenders, open_source(config.data, "test"), rows)
+    source = open_source(config.data, "test")
+    for path in paths:
+        check_class_names(path, source.class_names)
+    return evaluate_contenders(contenders, source, rows)
 
 
 def contender(

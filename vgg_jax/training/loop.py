@@ -32,7 +32,12 @@ from vgg_jax.training.summary import (
     summarise_validation,
 )
 from vgg_jax.training.task import task_of
-from vgg_jax.training.workdir import claim, mark_finished, write_class_names
+from vgg_jax.training.workdir import (
+    check_class_names,
+    claim,
+    mark_finished,
+    write_class_names,
+)
 from vgg_jax.training.writer import MetricWriter
 
 
@@ -83,6 +88,8 @@ class Trainer:
         except (OSError, ValueError) as error:
             _warn(f"nothing for eval.py to test on: {error}")
         self.schedule = Schedule.of(config, len(self.training))
+        if saved_steps(workdir):
+            check_class_names(workdir, self.training.class_names)
         claim(workdir, config)
         write_class_names(workdir, self.training.class_names)
 

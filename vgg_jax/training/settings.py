@@ -3,7 +3,7 @@
 import math
 from operator import attrgetter
 
-from vgg_jax.config import Config
+from vgg_jax.config import Config, NiNConfig
 from vgg_jax.data.sources import check_config
 from vgg_jax.names import did_you_mean
 from vgg_jax.training.task import LOCALISATION, task_of
@@ -60,6 +60,19 @@ def check(config: Config, devices: int) -> None:
         raise ValueError(
             f"optimizer.metric {config.optimizer.metric!r} is not measured here, only "
             f"{', '.join(measured)}"
+        )
+    if config.model.name.startswith("nin") != isinstance(config.model, NiNConfig):
+        raise ValueError(
+            f"{config.model.name} needs the other kind of settings than "
+            f"{type(config.model).__name__}; start from its own file in configs/"
+        )
+    channels = config.model.in_channels
+    if channels not in (1, 3):
+        raise ValueError(f"expected 1 (grey) or 3 (RGB) channels, got {channels}")
+    if len(config.data.mean) != channels:
+        raise ValueError(
+            "data.mean and data.std need one number a channel: expected "
+            f"{channels}, got {len(config.data.mean)}"
         )
     parts = devices * config.accumulate_steps
     if config.batch_size % parts:

@@ -1,6 +1,7 @@
 """A run's folder: it belongs to one configuration."""
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -122,6 +123,24 @@ def read_class_names(workdir: Path) -> tuple[str, ...] | None:
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise ValueError(f"cannot read {path} as a list of names; delete it")
     return tuple(names)
+
+
+def check_class_names(workdir: Path, names: Sequence[str]) -> None:
+    """That the data has the classes that the run was trained on, in their order.
+
+    Raises:
+        WorkdirMismatch: it has not, so labels would mean something else.
+    """
+    there = read_class_names(workdir)
+    for label, (ours, theirs) in enumerate(
+        itertools.zip_longest(names, there or names), 1
+    ):
+        if ours != theirs:
+            raise WorkdirMismatch(
+                f"the run in {workdir} was trained on other classes: number {label} is "
+                f"{theirs!r} there, {ours!r} in the data now. Give the data it was "
+                f"trained on, or delete {workdir / CLASS_NAMES} if only names changed"
+            )
 
 
 def mark_finished(workdir: Path, finished: bool) -> None:
