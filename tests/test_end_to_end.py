@@ -157,17 +157,17 @@ def test_a_finished_run_has_nothing_to_do(
 def test_evaluation_prints_a_table_and_writes_it(
     pictures: Path, whole: Path, call: Call
 ) -> None:
-    done = call(command("eval.py", pictures, whole, "--scales=28,32"))
+    done = call(command("eval.py", pictures, whole, "--scales=32,36"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "center" in done.stdout and "dense" in done.stdout
     assert (whole / "predictions.png").stat().st_size > 10_000
     text = (whole / "eval.json").read_text()
     rows = json.loads(text)["results"]
     assert [(row["protocol"], row["scales"]) for row in rows] == [
-        ("center", [30]),
-        ("dense", [28]),
+        ("center", [32]),
         ("dense", [32]),
-        ("dense", [28, 32]),
+        ("dense", [36]),
+        ("dense", [32, 36]),
     ]
     for row in rows:
         assert row["images"] == 3 * EXAMPLES["test"]
