@@ -199,7 +199,7 @@ def test_prediction_names_classes_and_draws_maps(
         ("train.py", ["--config.model.name=vgg_16"], "did you mean 'vgg16'"),
         ("train.py", ["--config.batch_size=abc"], "batch_size=abc"),
         ("train.py", ["--config.data.data_dir=/nowhere"], "/nowhere"),
-        ("train.py", ["--config.model.num_classes=4"], "model.num_classes=4"),
+        ("train.py", ["--config.model.num_classes=4"], "expected model.num_classes=3"),
         ("train.py", ["--config.seed=1"], "seed: 0 there, 1 now"),
         ("train.py", ["--config.batch_size=7"], "multiple of 8"),
         ("train.py", ["--config.optimizer.metric=top1"], "optimizer.metric 'top1'"),
