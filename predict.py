@@ -14,6 +14,8 @@ from vgg_jax import cli
 def main() -> int:
     """Follow the command line; 0, or 1 when a picture could not be read."""
     arguments = parser.parse_args()
+    if arguments.top < 1:
+        parser.error(f"expected --top of at least 1, got {arguments.top}")
     from vgg_jax.evaluation.predict import load_run, predict_files
 
     classifier = load_run(arguments.weights)

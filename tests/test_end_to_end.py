@@ -189,6 +189,8 @@ def test_prediction_names_classes_and_draws_maps(
     assert done.returncode == 1 and "none.png" in done.stderr
     done = call([*script, "--weights", str(pictures), str(picture)])
     assert done.returncode == 1 and "no run in" in done.stderr
+    done = call([*script, "--weights", str(whole), "--top=0", str(picture)])
+    assert done.returncode == 2 and "--top of at least 1" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import logging
+import signal
 from pathlib import Path
 
 import chex
@@ -49,6 +50,14 @@ class Torn(Pictures):
         if index % 4 == 1:
             example["image"] = example["image"][:-30]
         return example
+
+
+class Signals(Pictures):
+    """A label tells whether the process that decodes leaves Ctrl-C alone."""
+
+    def __getitem__(self, index: int) -> dict:
+        ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        return super().__getitem__(index) | {"label": int(ignored)}
 
 
 CONFIG = DataConfig(
@@ -503,3 +512,12 @@ def test_evaluation_scale_and_crop_must_fit(scale, crop):
 def test_other_channel_counts_are_refused():
     with pytest.raises(ValueError, match="found 2"):
         eval_batches(SQUARES, CONFIG, channels=2, scale=20, crop=16, batch_size=8)
+
+
+def test_ctrl_c_is_the_main_process_to_handle():
+    config = dataclasses.replace(CONFIG, num_workers=1)
+    batches = eval_batches(
+        Signals([(20, 20)] * 4), config, channels=3, scale=20, crop=16, batch_size=4
+    )
+    assert next(batches)["label"].tolist() == [1] * 4
+    batches.close()

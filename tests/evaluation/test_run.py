@@ -176,6 +176,15 @@ def test_what_is_refused(workdirs: list[Path], config: Config) -> None:
     assert not (workdirs[0] / "eval.json").exists()
 
 
+def test_an_eval_json_of_something_else_is_refused_before_the_work(
+    workdirs: list[Path], config: Config, passes: list[tuple[str, int]]
+) -> None:
+    (workdirs[0] / "eval.json").write_text("{}")
+    with pytest.raises(ValueError, match="move it away"):
+        run_evaluation(workdirs, config)
+    assert not passes
+
+
 def test_data_of_other_classes_are_refused(
     workdirs: list[Path], config: Config
 ) -> None:

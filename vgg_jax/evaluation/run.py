@@ -15,6 +15,7 @@ from vgg_jax.evaluation.results import (
     TrainedNetwork,
     format_table,
     make_result,
+    read_json,
     write_json,
 )
 from vgg_jax.models import ConvNet
@@ -167,6 +168,7 @@ def evaluate_contenders(
         for protocol, scales in its_rows:
             protocols.check(one.model, one.config, protocol, scales)
     first, output = contenders[0], contenders[0].workdir
+    read_json(output / "eval.json")  # what is no such file is refused before the work
     results: list[Result] = []
 
     def record(
