@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -164,11 +165,24 @@ def test_two_hosts_train_as_one(pictures: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_four_hosts_train_as_one(pictures: Path, tmp_path: Path) -> None:
+def test_four_hosts_train_and_evaluate_as_one(pictures: Path, tmp_path: Path) -> None:
     runs = {count: tmp_path / str(count) for count in (1, 4)}
     for count, workdir in runs.items():
         finish(start(count, command("train.py", pictures, workdir)))
     assert_same(runs[4], runs[1])
+    # Both evaluate the one run, from its start.
+    arguments = command("eval.py", pictures, runs[1], "--scales=32,36")
+    tables = []
+    for count in (1, 4):
+        shutil.rmtree(runs[1] / "predictions", ignore_errors=True)
+        (runs[1] / "eval.json").unlink(missing_ok=True)
+        finish(start(count, arguments))
+        tables.append(json.loads((runs[1] / "eval.json").read_text())["results"])
+    assert len(tables[0]) == len(tables[1]) > 1
+    for one, four in zip(*tables, strict=True):
+        assert four["images"] == one["images"] == 15
+        for error in ("top1_error", "top5_error"):
+            np.testing.assert_allclose(four[error], one[error])
 
 
 @pytest.mark.slow

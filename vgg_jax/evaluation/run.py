@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from vgg_jax import hosts
 from vgg_jax.config import Config
 from vgg_jax.data.sources import Source, open_source
 from vgg_jax.evaluation import cache, protocols
@@ -185,7 +186,8 @@ def evaluate_contenders(
                 skipped=[source[int(i)]["name"] for i in predictions.skipped],
             )
         )
-        write_json(output / "eval.json", results[-1:])
+        if hosts.is_first():
+            write_json(output / "eval.json", results[-1:])
 
     found: list[list[Predictions]] = []  # by network, then by row
     for one, its_rows in zip(contenders, rows, strict=True):
@@ -201,6 +203,8 @@ def evaluate_contenders(
         ):
             record(contenders, row, fuse(alone))
     print(format_table(results))
+    if not hosts.is_first():
+        return results
     write_details(
         first.workdir,
         first.model,
@@ -247,10 +251,11 @@ def _kept_or_run(
         one.config,
         protocol=piece.protocol,
         scales=(piece.scale,),
-        progress=name,
+        progress=name if hosts.is_first() else None,
     )
     try:
-        cache.save(path, inputs, found)
+        if hosts.is_first():
+            cache.save(path, inputs, found)
     except OSError as error:  # the folder can be someone else's
         print(f"{path} is not kept: {error}", file=sys.stderr)
     return found

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
@@ -15,6 +16,7 @@ from vgg_jax.config import Config
 from vgg_jax.models import ConvNet
 from vgg_jax.training.optimizer import Plateau
 from vgg_jax.training.program import abstract_model
+from vgg_jax.training.sharding import make_mesh, replicated
 from vgg_jax.training.steps import TrainState, split
 from vgg_jax.training.workdir import read_config
 
@@ -111,7 +113,7 @@ class Checkpoints:
         metadata = self._checkpointer.checkpointables_metadata(step).custom_metadata
         assert isinstance(metadata, dict)
         state = TrainState(
-            step=jax.device_put(jax.numpy.int32(step), abstract.step.sharding),
+            step=jax.device_put(np.int32(step), abstract.step.sharding),
             params=loaded["params"],
             batch_stats=loaded.get("batch_stats", {}),
             opt_state=loaded["opt_state"],
@@ -195,7 +197,9 @@ def restore_model(
     """
     checkpoints, config = open_run(Path(workdir))
     graphdef, params, batch_stats = split(abstract_model(config))
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    # All hosts read together, each for a device of its own.
+    own = {device.process_index: device for device in reversed(jax.devices())}
+    here = replicated(make_mesh(list(own.values())))
     params, batch_stats = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here),
         (params, batch_stats),
@@ -203,5 +207,6 @@ def restore_model(
     with checkpoints:
         step = checkpoints.best_step if step is None else step
         assert step is not None
-        params, batch_stats = checkpoints.load_variables(params, batch_stats, step)
+        loaded = checkpoints.load_variables(params, batch_stats, step)
+    params, batch_stats = jax.tree.map(lambda a: a.addressable_data(0), loaded)
     return nnx.merge(graphdef, params, batch_stats), config, step

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 
 from vgg_jax.config import OptimizerConfig
@@ -47,7 +47,9 @@ def learning_rate(state: optax.OptState) -> jax.Array:
 def set_learning_rate(state: optax.OptState, rate: float) -> optax.OptState:
     """The same state with another rate, on the same devices."""
     old = learning_rate(state)
-    new = jax.device_put(jnp.asarray(rate, old.dtype), old.sharding)
+    # Of a JAX array device_put makes one that cannot be saved, where each process has
+    # one device; of a NumPy number not.
+    new = jax.device_put(np.asarray(rate, old.dtype), old.sharding)
     return optax.tree.set(state, learning_rate=new)
 
 
