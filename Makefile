@@ -21,9 +21,10 @@ endif
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
 
-train: environment  ## train and evaluate CONFIG (a small VGG on Fashion-MNIST) in WORKDIR
+train: environment  ## train CONFIG (a small VGG on Fashion-MNIST) in WORKDIR, evaluate it, write a page
 	.venv/bin/python train.py --config $(CONFIG) --workdir $(WORKDIR)
 	.venv/bin/python $(EVALUATE)
+	.venv/bin/python -m vgg_jax.evaluation.report $(WORKDIR)
 
 environment:  ## install REQUIREMENTS into .venv; done at once if it holds them
 	@scripts/environment .venv $(REQUIREMENTS)

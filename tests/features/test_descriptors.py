@@ -79,7 +79,7 @@ def test_what_cannot_be_described_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=match):
             vgg_jax.descriptor(model, image)
-    with pytest.raises(ValueError, match="at least one scale"):
+    with pytest.raises(ValueError, match="scales of at least 1 pixel"):
         vgg_jax.descriptor(model, IMAGE, ())
     with pytest.raises(ValueError, match=r"aggregate 'stak': did you mean 'stack'"):
         vgg_jax.descriptor(model, IMAGE, (64,), "stak")

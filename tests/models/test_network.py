@@ -215,6 +215,8 @@ def test_an_unknown_feature_offers_the_nearest() -> None:
     model = nnx.merge(graphdef, params)
     with pytest.raises(ValueError, match="no layer 'relu_1_1': did you mean 'relu1_1'"):
         model.features(jnp.zeros((1, 32, 32, 3)), ("pool1", "relu_1_1"))
+    with pytest.raises(ValueError, match=r"expected names, such as \('pool1',\)"):
+        model.features(jnp.zeros((1, 32, 32, 3)), "pool1")
 
 
 @pytest.mark.parametrize("name", ["vgg11_lrn", "nin_cifar"])

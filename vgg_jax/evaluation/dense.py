@@ -30,6 +30,12 @@ def check_averaging(averaging: str) -> None:
         )
 
 
+def check_scales(scales: Sequence[int]) -> None:
+    """Raises: ValueError: no scale Q, or one below 1 pixel."""
+    if not scales or min(scales) < 1:
+        raise ValueError(f"expected scales of at least 1 pixel, got {tuple(scales)}")
+
+
 def spatial_posteriors(
     scores: jax.Array, averaging: str, sizes: jax.Array | None = None
 ) -> jax.Array:
@@ -177,8 +183,7 @@ def dense_posteriors(
             f"expected {channels} values of mean and of std, one a channel, got "
             f"{len(mean)} and {len(std)}; pass those that the network was trained with"
         )
-    if not scales:
-        raise ValueError("expected at least one scale, got none")
+    check_scales(scales)
     statistics: dict[str, Any] = {
         "mean": tuple(mean),
         "std": tuple(std),

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from vgg_jax.config import IMAGENET_MEAN
-from vgg_jax.evaluation.dense import mirror
+from vgg_jax.evaluation.dense import check_scales, mirror
 from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import Conv, Dropout, inside, output_sizes
 from vgg_jax.names import did_you_mean
@@ -89,8 +89,7 @@ def check(model: ConvNet, scales: Sequence[int], aggregate: str, layer: str) -> 
         raise ValueError(
             f"unknown aggregate {aggregate!r}: {did_you_mean(aggregate, AGGREGATES)}"
         )
-    if not scales:
-        raise ValueError("expected at least one scale, got none")
+    check_scales(scales)
     if layer not in {row.name for row in model.layers}:
         raise ValueError(
             f"this network has no layer {layer!r}; the last one before its classes is "

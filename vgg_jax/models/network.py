@@ -174,8 +174,10 @@ class ConvNet(nnx.Module):
         Nothing past the deepest name is computed.
 
         Raises:
-            ValueError: an unknown name, or images that do not fit.
+            ValueError: an unknown name, one string for names, or images that do not fit.
         """
+        if isinstance(names, str):
+            raise ValueError(f"expected names, such as ({names!r},), got a string")
         known = [layer.name for layer in self.layers]
         for name in names:
             if name not in known:
