@@ -174,7 +174,7 @@ class ConvNet(nnx.Module):
         Nothing past the deepest name is computed.
 
         Raises:
-            ValueError: an unknown name, one string for names, or images that do not fit.
+            ValueError: an unknown name, a string for names, or images that do not fit.
         """
         if isinstance(names, str):
             raise ValueError(f"expected names, such as ({names!r},), got a string")
