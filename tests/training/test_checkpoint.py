@@ -1,5 +1,6 @@
 """Checkpoints: what comes back, and what a disk that refuses one leaves behind."""
 
+import contextlib
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,13 +39,18 @@ def abstract(devices: list[jax.Device]) -> TrainState:
     )
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files() -> Iterator[None]:
-    """No file may grow past 10 kB, as on a disk that is full."""
+    """No file may grow past 10 kB, as on a disk that is full.
+
+    Not a fixture: pytest reports before a fixture ends, perhaps into a longer file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_step_rate_and_plateau_come_back_on_any_number_of_devices(
@@ -74,16 +80,17 @@ def test_the_latest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert saved_steps(tmp_path / "nowhere") == []
 
 
-def test_a_refused_save_is_told_and_leaves_the_last_good_one(
-    tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_a_refused_save_is_told_and_leaves_the_last_good_one(tmp_path: Path) -> None:
     with Checkpoints(tmp_path, METRIC, read_only=False) as checkpoints:
         checkpoints.save(state(1), Plateau(drops=1), None)
         checkpoints.wait()
-        request.getfixturevalue("small_files")
-        checkpoints.save(state(2), Plateau(), None)
-        with pytest.raises(SaveError, match=r"checkpoint: step 1\. Is the disk full"):
-            checkpoints.save(state(3), Plateau(), None)  # told when the next one comes
+        with small_files():
+            checkpoints.save(state(2), Plateau(), None)
+            with pytest.raises(
+                SaveError, match=r"checkpoint: step 1\. Is the disk full"
+            ):
+                # Told when the next one comes.
+                checkpoints.save(state(3), Plateau(), None)
     assert saved_steps(tmp_path) == [1]
 
 
