@@ -60,9 +60,8 @@ def test_36_crops_at_384(vgg: ConvNet, picture: np.ndarray) -> None:
     assert zero.shape == (6, 6, 5)
     assert relative_difference(zero, want).max() < TOLERANCE
     dense = windows(vgg, picture, "neighbours")[0]
-    np.testing.assert_allclose(
-        dense, np.asarray(jax.jit(vgg.score_map)(picture))[0], rtol=1e-6
-    )
+    whole = np.asarray(jax.jit(vgg.score_map)(picture))[0]
+    assert relative_difference(dense, whole).max() < TOLERANCE  # two programs round
     difference = relative_difference(dense, want)
     assert difference.min() > 100 * TOLERANCE
     # A window in the image's corner has two borders in common with it.
