@@ -33,7 +33,7 @@ def get_config() -> Config:
             validation_fraction=1 / 12,  # 5,000 images
         ),
         optimizer=OptimizerConfig(
-            learning_rate=0.05, plateau_patience=3, metric="top1_error"
+            learning_rate=0.05, plateau_patience=5, metric="top1_error"
         ),
         evaluation=EvaluationConfig(
             center_scale=32,
