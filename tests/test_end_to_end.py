@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
+
+from tests.shapes import draw_shapes
 
 Call = Callable[[list[str]], subprocess.CompletedProcess[str]]
 
@@ -27,21 +28,7 @@ ENVIRONMENT = os.environ | {
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes of drawn shapes, a folder a class."""
     root = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for split, count in EXAMPLES.items():
-        for label, name in enumerate(("bar", "box", "disc")):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                image = rng.integers(0, 60, (32, 40), np.uint8)
-                x, y = rng.integers(12, 20, 2).tolist()
-                if label == 0:
-                    cv2.line(image, (x, 2), (x, 30), 255, 3)
-                elif label == 1:
-                    cv2.rectangle(image, (x - 8, y - 8), (x + 8, y + 8), 255, 2)
-                else:
-                    cv2.circle(image, (x, y), 8, 255, -1)
-                cv2.imwrite(str(folder / f"{i}.png"), image)
+    draw_shapes(root, EXAMPLES, width=40)
     return root
 
 

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import jax
-import numpy as np
 import pytest
 
+from tests.shapes import draw_shapes
 from vgg_jax.config import (
     Config,
     DataConfig,
@@ -25,20 +24,7 @@ TinyConfig = Callable[..., Config]
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bars, boxes and discs, a folder a class; 30 to train on, 4 to test."""
     root = tmp_path_factory.mktemp("shapes")
-    rng = np.random.default_rng(0)
-    for split, count in {"train": 30, "test": 4}.items():
-        for label, name in enumerate(("bar", "box", "disc")):
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                image = rng.integers(0, 60, (32, 36), np.uint8)
-                x, y = rng.integers(12, 20, 2).tolist()
-                if label == 0:
-                    cv2.line(image, (x, 2), (x, 30), 255, 3)
-                elif label == 1:
-                    cv2.rectangle(image, (x - 8, y - 8), (x + 8, y + 8), 255, 2)
-                else:
-                    cv2.circle(image, (x, y), 8, 255, -1)
-                cv2.imwrite(str(root / split / name / f"{i}.png"), image)
+    draw_shapes(root, {"train": 30, "test": 4}, width=36)
     return root
 
 
