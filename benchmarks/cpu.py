@@ -1,6 +1,7 @@
 """Speed on CPU beside PyTorch's: make benchmark-cpu [CASES="nin_tutorial ..."]
 
-The same networks in two processes, which take turns; the median of several turns each.
+The same networks in two processes, which take turns; the median of several turns each,
+in several pairs of processes: where its memory lies makes one faster than the next.
 A training step is forward, backward and the update of SGD with momentum.
 """
 
@@ -57,9 +58,11 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", default=CASES, metavar="CASE")
     parser.add_argument("--torch", required=True, help="a Python that has PyTorch")
     parser.add_argument("--part", action="append", choices=PARTS, help="of a case")
-    parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of a turn")
+    parser.add_argument("--launches", type=int, default=3, help="of each process")
+    parser.add_argument("--turns", type=int, default=3, help="of a process, a part")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of a turn")
     arguments = parser.parse_args()
+    parts = arguments.part or PARTS
     for name in arguments.cases:
         if name not in CASES:
             parser.error(f"unknown case {name!r}; there are {', '.join(CASES)}")
@@ -73,28 +76,34 @@ def main() -> None:
             "batch_size": config.batch_size,
             "seconds": arguments.seconds,
         }
-        jax = Side(sys.executable, f"{HERE}/in_jax.py", name, str(arguments.seconds))
-        torch = Side(arguments.torch, f"{HERE}/in_torch.py", json.dumps(network))
-        if jax.parameters != torch.parameters:
-            sys.exit(
-                f"{name} is not the same network: {jax.parameters:,} parameters in "
-                f"JAX, {torch.parameters:,} in PyTorch"
+        turns: dict[str, list[tuple[float, float]]] = {part: [] for part in parts}
+        for _ in range(arguments.launches):
+            jax = Side(
+                sys.executable, f"{HERE}/in_jax.py", name, str(arguments.seconds)
             )
-        for part in arguments.part or PARTS:
-            turns = [
-                (jax.seconds(part), torch.seconds(part)) for _ in range(arguments.turns)
-            ]
+            torch = Side(arguments.torch, f"{HERE}/in_torch.py", json.dumps(network))
+            if jax.parameters != torch.parameters:
+                sys.exit(
+                    f"{name} is not the same network: {jax.parameters:,} parameters in "
+                    f"JAX, {torch.parameters:,} in PyTorch"
+                )
+            for part in parts:
+                turns[part] += [
+                    (jax.seconds(part), torch.seconds(part))
+                    for _ in range(arguments.turns)
+                ]
+            jax.close()
+            torch.close()
+        for part in parts:
             ours, theirs = (
                 config.batch_size / statistics.median(column)
-                for column in zip(*turns, strict=True)
+                for column in zip(*turns[part], strict=True)
             )
             print(
                 f"| {name} | {part} | {ours:,.1f} | {theirs:,.1f} "
                 f"| {ours / theirs:.2f} |",
                 flush=True,
             )
-        jax.close()
-        torch.close()
 
 
 if __name__ == "__main__":

@@ -80,10 +80,13 @@ def assert_same_conv(x, kernel, *, rtol=1e-5, **options):
         ((9, 8), 4, 5, 4, 2),
         ((9, 8), 4, 1, 2, 0),
         ((7, 8), 4, 2, 3, 1),
-        # few channels
+        # few channels; blocks of 1, 2, 3 and 4 columns
         ((8, 7), 1, 3, 1, 1),
         ((8, 7), 3, 3, 1, 1),
-        ((6, 8), 1, 5, 1, 2),
+        ((6, 10), 1, 5, 1, 2),
+        ((5, 9), 3, 3, 1, 0),
+        ((4, 9), 2, 3, 1, 1),
+        ((6, 8), 3, 3, 1, 1),
         ((12, 13), 1, 11, 1, 0),
         # dense
         ((2, 2), 4, 3, 1, 1),
@@ -100,6 +103,27 @@ def test_convolution_equals_lax(size, channels, kernel, stride, padding):
     x = normal(0, 3, *size, channels)
     weights = normal(1, *kernel, channels, 4)
     assert_same_conv(x, weights, stride=stride, padding=padding)
+
+
+@pytest.mark.parametrize(
+    ("images", "cache", "groups", "loops"),
+    [
+        (6, 5_000, 1, 1),  # 2 images at a time, of 6 x 7 pixels x (3 x 4 + 3 x 4)
+        (6, 2**20, 1, 0),
+        (6, 1_000, 1, 0),  # not even one image fits
+        (98, 2**20, 2, 0),  # over 4,096 pixels
+        (99, 2**20, 1, 0),
+        (196, 512_000, 2, 1),  # 98 images at a time
+    ],
+)
+def test_weight_gradient_in_parts(monkeypatch, images, cache, groups, loops):
+    monkeypatch.setattr(cpu, "_CACHE", cache)
+    x, kernel = normal(0, images, 6, 7, 4), normal(1, 3, 3, 4, 4)
+    assert_same_conv(x, kernel, stride=1, padding=1)
+    geometry = cpu._Geometry((6, 7), (3, 3), (1, 1), ((1, 1), (1, 1)))
+    traced = str(jax.make_jaxpr(lambda x, g: cpu._gram(x, g, geometry))(x, x))
+    assert traced.count("scan[") == loops
+    assert f":f32[{groups},12,12] = dot_general" in traced
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

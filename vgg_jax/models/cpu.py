@@ -5,9 +5,10 @@ plain `jax.lax` one, values and gradients, on every platform; only when the prog
 lowered for CPU do the forms below replace it, chosen by shape alone:
 
 - the gradient of a max pool compares instead of scattering;
-- the weight gradient of a convolution is one matrix product (`_gram`);
-- so is a convolution on a map of at most 4 pixels or of the kernel's size (`_dense`);
-- one on single-channel images is a sum of shifted images (`_taps`).
+- the weight gradient of a convolution is matrix products (`_gram`);
+- so is a 1x1 convolution, or one on a map of at most 4 pixels or of the kernel's size
+  (`_dense`);
+- one from and to few channels is a sum of shifted images (`_taps`).
 """
 
 import dataclasses
@@ -25,6 +26,8 @@ Pads = tuple[tuple[int, int], tuple[int, int]]  # rows (top, bottom), columns
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _SPECS = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+
+_CACHE = 6 * 2**20  # bytes of copies that `_gram` makes at a time, to read them again
 
 
 def _on_cpu(
@@ -72,10 +75,18 @@ class _Geometry:
         return self.kernel == self.size and self.padding == ((0, 0), (0, 0))
 
     @property
+    def is_pixelwise(self) -> bool:
+        """One product a pixel."""
+        return self.kernel == (1, 1) and self.padding == ((0, 0), (0, 0))
+
+    @property
     def is_dense(self) -> bool:
-        """Every input reaches every output, or on so few pixels that most do."""
+        """Every input reaches every output, or on so few pixels that most do; or each
+        pixel its own."""
         is_tiny = self.kernel != (1, 1) and _area(self.size) <= 4
-        return self.strides == (1, 1) and (is_tiny or self.is_whole)
+        return self.strides == (1, 1) and (
+            is_tiny or self.is_whole or self.is_pixelwise
+        )
 
 
 def _area(sides: tuple[int, int]) -> int:
@@ -154,12 +165,18 @@ def conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.A
     )
 
 
+def _is_few(kernel: tuple[int, ...]) -> bool:
+    """A kernel [kh, kw, I, O] of few numbers an output, and few outputs."""
+    kh, kw, channels, features = kernel
+    return kh * kw * channels <= 27 and channels * features <= 96
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
     plain = functools.partial(_plain, geometry=geometry)
     if geometry.is_dense:
         return _on_cpu(functools.partial(_dense, geometry=geometry), plain, x, kernel)
-    if x.shape[-1] == 1 and geometry.strides == (1, 1) and _area(geometry.kernel) <= 25:
+    if _is_few(kernel.shape) and geometry.strides == (1, 1):
         return _on_cpu(functools.partial(_taps, geometry=geometry), plain, x, kernel)
     return plain(x, kernel)
 
@@ -184,9 +201,11 @@ def _conv_backward(
     args = (*inputs, g)
     if geometry.is_dense:
         dx = _on_cpu(gradient(_dense, 0), gradient(_plain, 0), *args)
-        dkernel = _on_cpu(gradient(_dense, 1), gradient(_plain, 1), *args)
     else:
         dx = gradient(_plain, 0)(*args)
+    if geometry.is_dense and not geometry.is_pixelwise:
+        dkernel = _on_cpu(gradient(_dense, 1), gradient(_plain, 1), *args)
+    else:
         dkernel = _on_cpu(
             lambda x, kernel, g: _kernel_gradient(x, g, geometry),
             gradient(_plain, 1),
@@ -221,6 +240,8 @@ def _taps(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
 
 def _dense(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
     """One product with the matrix from every input to every output; stride 1."""
+    if geometry.is_pixelwise:
+        return x @ kernel[0, 0]
     n, height, width, channels = x.shape
     rows, columns = geometry.output
     (top, _), (left, _) = geometry.padding
@@ -250,38 +271,87 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Arr
     if geometry.strides != (1, 1):
         return _strided(x, g, geometry)
     if x.shape[-1] <= 3:
-        return _patches(x, g, geometry)
+        return _blocks(x, g, geometry)
     return _gram(x, g, geometry)
 
 
 def _gram(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Array:
-    """One product, of x at every column shift with g at every row shift; stride 1.
+    """Products of x at every column shift with g at every row shift; stride 1.
 
     Expanding each side by one axis of the kernel copies less than all shifts of x
     would, and makes both sides of the product wide.
     """
+    n, channels, features = x.shape[0], x.shape[-1], g.shape[-1]
+    kh, kw = geometry.kernel
+    rows, columns = kw * channels, kh * features
+    pixels = x.shape[1] * geometry.output[1]  # of an image
+    copied = pixels * (rows + columns) * x.dtype.itemsize
+    parts = 1
+    if not geometry.is_pixelwise and rows * columns <= 384 * 384 and copied <= _CACHE:
+        parts = next(d for d in _divisors(n) if copied * n <= _CACHE * d)
+    # A long product with few results keeps two cores busy only as two products.
+    groups = 1
+    if rows * columns <= 192 * 384 and pixels * n // parts >= 4096:
+        groups = 2 if n // parts % 2 == 0 else 1
+
+    # Every `parts`-th image: a batch that devices share stays shared.
+    xs = x.reshape(n // parts, parts, *x.shape[1:])
+    gs = g.reshape(n // parts, parts, *g.shape[1:])
+
+    def product(i: int | jax.Array) -> jax.Array:
+        x, g = (lax.dynamic_index_in_dim(a, i, 1, keepdims=False) for a in (xs, gs))
+        x, g = _shifts(x, g, geometry)
+        x, g = x.reshape(groups, -1, rows), g.reshape(groups, -1, columns)
+        return _contract(x, g, (1, 1), batch=True).sum(0)
+
+    if parts == 1:
+        total = product(0)
+    else:
+        zeros = jnp.zeros((rows, columns), _wide(x.dtype))
+        total = lax.fori_loop(0, parts, lambda i, total: total + product(i), zeros)
+    total = total.astype(x.dtype).reshape(kw, channels, kh, features)
+    return total.transpose(2, 0, 1, 3)
+
+
+def _shifts(
+    x: jax.Array, g: jax.Array, geometry: _Geometry
+) -> tuple[jax.Array, jax.Array]:
+    """x at every column shift and g at every row shift, along the channels."""
     height, width = x.shape[1], geometry.output[1]
     (top, bottom), columns = geometry.padding
     kh, kw = geometry.kernel
     x = _pad(x, (0, 0), columns)
-    x = jnp.stack([x[:, :, b : b + width] for b in range(kw)], axis=3)
+    x = jnp.concatenate([x[:, :, b : b + width] for b in range(kw)], axis=3)
     g = _pad(g, (kh - 1 - top, kh - 1 - bottom), (0, 0))
-    g = jnp.stack([g[:, kh - 1 - a :][:, :height] for a in range(kh)], axis=3)
-    shifts = (kw, x.shape[-1], kh, g.shape[-1])
-    product = _contract(x.reshape(-1, kw * shifts[1]), g.reshape(-1, kh * shifts[3]))
-    return product.reshape(shifts).transpose(2, 0, 1, 3)
+    g = jnp.concatenate([g[:, kh - 1 - a :][:, :height] for a in range(kh)], axis=3)
+    return x, g
 
 
-def _patches(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Array:
-    """One product with x at every shift, few channels' pixels in rows; stride 1."""
-    height, width = geometry.output
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def _blocks(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Array:
+    """One product, of blocks of up to four columns; few channels, stride 1.
+
+    g is not copied: a block of its row is a row of the product. The product has each
+    column of the block with each column that the block sees, of which the gradient is
+    the sum of some.
+    """
+    rows, width = geometry.output
+    kh, kw = geometry.kernel
     channels, features = x.shape[-1], g.shape[-1]
-    x = _pad(x, *geometry.padding).transpose(3, 0, 1, 2)
-    shifts = np.ndindex(*geometry.kernel)
-    x = jnp.stack([x[:, :, a : a + height, b : b + width] for a, b in shifts])
-    x = x.reshape(_area(geometry.kernel) * channels, -1)
-    product = _contract(x, g.reshape(-1, features), axis=1)
-    return product.reshape(*geometry.kernel, channels, features)
+    columns = next(d for d in (4, 3, 2, 1) if width % d == 0)
+    seen = columns + kw - 1
+    x = _pad(x, *geometry.padding)
+    blocks = [x[:, :, b : b + seen] for b in range(0, width, columns)]
+    x = jnp.stack(blocks, 2).reshape(*x.shape[:2], len(blocks), seen * channels)
+    x = jnp.concatenate([x[:, a : a + rows] for a in range(kh)], axis=3)
+    x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, columns * features)
+    product = _contract(x, g, (0, 0)).astype(x.dtype)
+    product = product.reshape(kh, seen, channels, columns, features)
+    pairs = [[product[:, v + b, :, v] for v in range(columns)] for b in range(kw)]
+    return jnp.stack([functools.reduce(jnp.add, pair) for pair in pairs], 1)
 
 
 def _strided(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Array:
@@ -306,13 +376,20 @@ def _strided(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Array:
     return product[:kh, :kw]
 
 
-def _contract(a: jax.Array, b: jax.Array, axis: int = 0) -> jax.Array:
-    """The product over `axis` of a and axis 0 of b, accumulated in at least float32."""
-    wide = jnp.promote_types(a.dtype, jnp.float32)
-    product = lax.dot_general(
-        a, b, (((axis,), (0,)), ((), ())), preferred_element_type=wide
+def _wide(dtype: jnp.dtype) -> jnp.dtype:
+    """What products of a type are accumulated in: at least float32."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _contract(
+    a: jax.Array, b: jax.Array, axes: tuple[int, int], *, batch: bool = False
+) -> jax.Array:
+    """The product over an axis of each, for each index of axis 0 if that is a batch."""
+    shared = ((0,), (0,)) if batch else ((), ())
+    contracted = ((axes[0],), (axes[1],))
+    return lax.dot_general(
+        a, b, (contracted, shared), preferred_element_type=_wide(a.dtype)
     )
-    return product.astype(a.dtype)
 
 
 def _pad(
@@ -399,6 +476,8 @@ def _max_pool_gradient(
         pixel = x[:, a::stride, b::stride][:, :rows, :columns]
         choice = jnp.where(pixel > largest, a * side + b, choice)
         largest = jnp.maximum(pixel, largest)
+    if overlap > 1:  # once, not again for each of the windows that hold a pixel
+        choice = lax.optimization_barrier(choice)
     inside = np.arange(stride)
     total = jnp.zeros((), g.dtype)
     for i, j in np.ndindex(overlap, overlap):
