@@ -8,7 +8,7 @@ lowered for CPU do the forms below replace it, chosen by shape alone:
 - the weight gradient of a convolution is matrix products (`_gram`);
 - so is a 1x1 convolution, or one on a map of at most 4 pixels or of the kernel's size
   (`_dense`);
-- one from and to few channels is a sum of shifted images (`_taps`).
+- one from and to few channels, on a small map, is a sum of shifted images (`_taps`).
 """
 
 import dataclasses
@@ -78,6 +78,12 @@ class _Geometry:
     def is_pixelwise(self) -> bool:
         """One product a pixel."""
         return self.kernel == (1, 1) and self.padding == ((0, 0), (0, 0))
+
+    def has_few(self, channels: int, features: int) -> bool:
+        """Few numbers make an output, and few outputs a small map: on a large one XLA
+        may keep every shifted image in memory."""
+        numbers = _area(self.kernel) * channels
+        return numbers <= 27 and channels * features <= 96 and _area(self.size) <= 4096
 
     @property
     def is_dense(self) -> bool:
@@ -165,18 +171,12 @@ def conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.A
     )
 
 
-def _is_few(kernel: tuple[int, ...]) -> bool:
-    """A kernel [kh, kw, I, O] of few numbers an output, and few outputs."""
-    kh, kw, channels, features = kernel
-    return kh * kw * channels <= 27 and channels * features <= 96
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
     plain = functools.partial(_plain, geometry=geometry)
     if geometry.is_dense:
         return _on_cpu(functools.partial(_dense, geometry=geometry), plain, x, kernel)
-    if _is_few(kernel.shape) and geometry.strides == (1, 1):
+    if geometry.strides == (1, 1) and geometry.has_few(*kernel.shape[2:]):
         return _on_cpu(functools.partial(_taps, geometry=geometry), plain, x, kernel)
     return plain(x, kernel)
 
