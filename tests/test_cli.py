@@ -1,5 +1,6 @@
 """The command line: overrides of one configuration, and of a ladder of them."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,12 @@ def test_a_ladder_is_refused_where_one_run_is_meant() -> None:
         ("--config.model.final_relu=True", "model.final_relu"),
         ("--noconfig.data.flop", "did you mean 'data.flip'"),
         ("--config.model=vgg16", "no setting 'model'"),
-        ("--config.data.mean=grey", "expected numbers, as --config.data.mean=1,2"),
+        ("--config.data.mean=grey", "data.mean of tuple[float, ...], got ('grey',)"),
     ],
 )
 @pytest.mark.parametrize("name", ["nin_imagenet", "curriculum"])
 def test_mistakes_are_named(name: str, argument: str, expected: str) -> None:
-    with pytest.raises((cli.UsageError, flags.Error)) as error:
+    with pytest.raises((ValueError, flags.Error)) as error:
         parse(name, argument)
     assert expected in str(error.value)
 
@@ -116,6 +117,41 @@ def test_a_mistake_in_a_configuration_file_is_one_line(
     message = str(error.value)
     assert message.startswith(f"cannot use {path}: ") and expected in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model.num_classes = 10.5", "expected model.num_classes of int, got 10.5"),
+        ("model.dtype = float", "model.dtype of str, got <class 'float'>"),
+        ("batch_size = '128'", "expected batch_size of int, got '128'"),
+        ("batch_size = True", "expected batch_size of int, got True"),
+        ("remat = 1", "expected remat of bool, got 1"),
+        ("data.mean = 72.9", "data.mean of tuple[float, ...], got 72.9"),
+        ("data.std = [1.0]", "data.std of tuple[float, ...], got [1.0]"),
+        ("evaluation.scales = (2.5,)", "scales of tuple[int, ...], got (2.5,)"),
+        ("optimizer = None", "expected optimizer of OptimizerConfig, got None"),
+        ("init_from = 3", "expected init_from of str | None, got 3"),
+        ("batch_sise = 3", "no setting batch_sise: did you mean 'batch_size'"),
+        ("data.crops = 3", "no setting data.crops: did you mean 'crop'"),
+    ],
+)
+def test_a_setting_of_another_type_is_named(
+    text: str, expected: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from configs import vgg16\n\ndef get_config():\n"
+        f"    config = vgg16.get_config()\n    config.{text}\n    return config\n"
+    )
+    for flag in ([], ["--config.seed=1"]):
+        with pytest.raises(ValueError, match=re.escape(expected)):
+            cli.parse(["train.py", f"--config={path}", *flag], cli.new_flags())
+
+
+def test_layers_by_name_on_the_command_line() -> None:
+    flag = "--config.optimizer.trained_layers=('fc6','fc8')"
+    assert parse("vgg16", flag).config.optimizer.trained_layers == ("fc6", "fc8")
 
 
 def test_a_folder_is_no_configuration(tmp_path: Path) -> None:

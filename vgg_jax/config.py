@@ -5,8 +5,12 @@ paper's recipe. Nothing here imports JAX or reads a file.
 """
 
 import dataclasses
+import types
+import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from vgg_jax.names import did_you_mean
 
 # Mean RGB of the ILSVRC-2012 training set, 0-255, as published with the Oxford weights.
 IMAGENET_MEAN = (123.68, 116.779, 103.939)
@@ -145,6 +149,36 @@ class Curriculum:
     """
 
     rungs: dict[str, Config]
+
+
+def check_fields(config: Any, prefix: str = "") -> None:
+    """That every setting is there and of its type; one of these dataclasses.
+
+    Raises:
+        ValueError: the message names the setting, what was expected and what was found.
+    """
+    kinds = typing.get_type_hints(type(config))
+    for name, value in vars(config).items():
+        if name not in kinds:
+            raise ValueError(f"no setting {prefix}{name}: {did_you_mean(name, kinds)}")
+        kind = kinds[name]
+        if not _is(value, kind):
+            readable = kind.__name__ if isinstance(kind, type) else kind
+            raise ValueError(f"expected {prefix}{name} of {readable}, got {value!r}")
+        if dataclasses.is_dataclass(value):
+            check_fields(value, f"{prefix}{name}.")
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of the type of an annotation; a whole number is a float too."""
+    if isinstance(kind, types.UnionType):
+        return any(_is(value, one) for one in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        one, _ = typing.get_args(kind)
+        return isinstance(value, tuple) and all(_is(v, one) for v in value)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
