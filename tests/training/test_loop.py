@@ -1,14 +1,16 @@
 """The run: what it notices before it begins, and at its last step."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vgg_jax.data.colour import computed_path
 from vgg_jax.training.loop import Trainer, train
 from vgg_jax.training.summary import TrainingDiverged
-from vgg_jax.training.workdir import is_finished
+from vgg_jax.training.workdir import WorkdirMismatch, is_finished
 
 
 @pytest.mark.usefixtures("one_device")
@@ -33,3 +35,33 @@ def test_a_missing_test_part_is_told_before_training(
     assert "warning: nothing for eval.py" in said and "pictures/test" in said
     Trainer(tiny_config(), tmp_path / "other")
     assert capsys.readouterr().err == ""
+
+
+def test_a_run_does_not_go_on_with_other_data(
+    shapes: Path, tiny_config: Any, tmp_path: Path
+) -> None:
+    pictures, run = tmp_path / "pictures", tmp_path / "run"
+    shutil.copytree(shapes, pictures)
+    config = tiny_config()
+    config.data.data_dir = str(pictures)
+    config.data.colour_shift, config.data.colour_pca = 0.1, "computed"
+    axes = computed_path(config.data)
+    axes.write_text(json.dumps({"axes": [[30.0]]}))
+    Trainer(config, run)
+    axes.write_text(json.dumps({"axes": [[31.0]]}))
+    Trainer(config, run)  # nothing is trained yet
+    (run / "checkpoints" / "5").mkdir(parents=True)
+    Trainer(config, run)
+    axes.write_text(json.dumps({"axes": [[30.0]]}))
+    with pytest.raises(WorkdirMismatch, match=r"shift: \[\[31.0\]\] there, \[\[30.0"):
+        Trainer(config, run)
+    axes.write_text(json.dumps({"axes": [[31.0]]}))
+    bars = pictures / "train" / "bar"
+    for i in range(30):
+        shutil.copy(bars / "0.png", bars / f"another{i}.png")
+    with pytest.raises(WorkdirMismatch) as error:
+        Trainer(config, run)
+    assert "images to train on: " in str(error.value)
+    assert "images to validate with: " in str(error.value)
+    (run / "data.json").unlink()
+    Trainer(config, run)

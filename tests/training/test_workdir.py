@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from vgg_jax import hosts
 from vgg_jax.config import Config, DataConfig, NiNConfig, VGGConfig, from_dict, to_dict
 from vgg_jax.training.workdir import (
     WorkdirMismatch,
     check_class_names,
+    check_data,
     claim,
     read_class_names,
     read_config,
     write_class_names,
+    write_data,
 )
 from vgg_jax.training.writer import MetricWriter
 
@@ -102,6 +105,32 @@ def test_labels_that_mean_something_else_are_refused(tmp_path: Path) -> None:
     for others in (("a", "c"), ("b", "a"), ("a",), ("a", "b", "c")):
         with pytest.raises(WorkdirMismatch, match="other classes: number"):
             check_class_names(tmp_path, others)
+
+
+def test_other_data_is_refused_and_shown(tmp_path: Path) -> None:
+    facts = {"images": 3, "axes": None}
+    check_data(tmp_path, facts)  # of a run from before they were kept
+    write_data(tmp_path, facts)
+    check_data(tmp_path, facts)
+    check_data(tmp_path, facts | {"another": 1})
+    with pytest.raises(WorkdirMismatch) as error:
+        check_data(tmp_path, {"images": 4, "axes": [[1.5]]})
+    assert "images: 3 there, 4 now" in str(error.value)
+    assert "axes: None there, [[1.5]] now" in str(error.value)
+    for damage in ("", "[]", '{"images": '):
+        (tmp_path / "data.json").write_text(damage)
+        with pytest.raises(WorkdirMismatch, match=r"cannot read .*data\.json; delete"):
+            check_data(tmp_path, facts)
+
+
+def test_of_several_hosts_the_first_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosts, "is_first", lambda: False)
+    claim(tmp_path, config())
+    write_class_names(tmp_path, ("a", "b"))
+    write_data(tmp_path, {"images": 3})
+    assert not list(tmp_path.iterdir())
 
 
 def test_class_names(tmp_path: Path) -> None:

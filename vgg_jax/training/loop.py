@@ -13,6 +13,7 @@ import jax
 
 from vgg_jax import hosts
 from vgg_jax.config import Config
+from vgg_jax.data.colour import load_axes
 from vgg_jax.data.pipeline import eval_batches, train_batches
 from vgg_jax.data.sources import open_source
 from vgg_jax.metrics import Sums
@@ -34,9 +35,11 @@ from vgg_jax.training.summary import (
 from vgg_jax.training.task import task_of
 from vgg_jax.training.workdir import (
     check_class_names,
+    check_data,
     claim,
     mark_finished,
     write_class_names,
+    write_data,
 )
 from vgg_jax.training.writer import MetricWriter
 
@@ -88,10 +91,20 @@ class Trainer:
         except (OSError, ValueError) as error:
             _warn(f"nothing for eval.py to test on: {error}")
         self.schedule = Schedule.of(config, len(self.training))
+        shifted = config.data.colour_shift > 0
+        facts = {
+            "images to train on": len(self.training),
+            "images to validate with": len(self.validation),
+            "axes of the colour shift": (
+                load_axes(config.data).tolist() if shifted else None
+            ),
+        }
         if saved_steps(workdir):
             check_class_names(workdir, self.training.class_names)
+            check_data(workdir, facts)
         claim(workdir, config)
         write_class_names(workdir, self.training.class_names)
+        write_data(workdir, facts)
 
     def run(self) -> signal.Signals | None:
         """The loop; see `train`."""

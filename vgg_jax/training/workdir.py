@@ -4,14 +4,16 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from vgg_jax import hosts
 from vgg_jax.config import Config, differences, from_dict, to_dict
 
 CONFIG = "config.json"
 CLASS_NAMES = "class_names.json"
+DATA = "data.json"
 FINISHED = "finished"  # an empty file: the training came to its end
 
 # Settings that may change between a stop and a resume; steps stay as they were.
@@ -104,7 +106,8 @@ def read_config(workdir: Path) -> Config:
 
 def write_class_names(workdir: Path, names: Sequence[str]) -> None:
     """Keep the name of each label, to be known later without the data."""
-    write_atomically(workdir / CLASS_NAMES, json.dumps(list(names)) + "\n")
+    if hosts.is_first():
+        write_atomically(workdir / CLASS_NAMES, json.dumps(list(names)) + "\n")
 
 
 def read_class_names(workdir: Path) -> tuple[str, ...] | None:
@@ -141,6 +144,36 @@ def check_class_names(workdir: Path, names: Sequence[str]) -> None:
                 f"{theirs!r} there, {ours!r} in the data now. Give the data it was "
                 f"trained on, or delete {workdir / CLASS_NAMES} if only names changed"
             )
+
+
+def write_data(workdir: Path, facts: Mapping[str, Any]) -> None:
+    """Keep what decides the run beside its settings: facts of its data, JSON's types."""
+    if hosts.is_first():
+        write_atomically(workdir / DATA, json.dumps(facts, indent=2) + "\n")
+
+
+def check_data(workdir: Path, facts: Mapping[str, Any]) -> None:
+    """That the data is what it was; a run from before the facts were kept has none.
+
+    Raises:
+        WorkdirMismatch: it is not, so the run would go on with other images.
+    """
+    path = workdir / DATA
+    try:
+        there = json.loads(path.read_text()) if path.exists() else {}
+        changed = [
+            f"  {name}: {there[name]} there, {now} now"
+            for name, now in facts.items()
+            if there.get(name, now) != now
+        ]
+    except (ValueError, AttributeError) as error:
+        raise WorkdirMismatch(f"cannot read {path}; delete it") from error
+    if changed:
+        raise WorkdirMismatch(
+            f"the run in {workdir} was trained on other data:\n"
+            + "\n".join(changed)
+            + f"\ngive the data it was trained on, or delete {path} to go on with this"
+        )
 
 
 def mark_finished(workdir: Path, finished: bool) -> None:
