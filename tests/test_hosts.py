@@ -55,6 +55,8 @@ def command(script: str, pictures: Path, workdir: Path, *more: str) -> list[str]
         "--config.evaluation.batch_size=8",
         "--config.batch_size=8",
         "--config.num_epochs=2",
+        # Hosts add up in another order, and large steps make more of that rounding.
+        "--config.optimizer.learning_rate=0.002",
         "--config.checkpoint_every_steps=4",
         "--config.log_every_steps=1",
         *more,
@@ -112,11 +114,12 @@ def history(workdir: Path) -> list[dict[str, float]]:
 
 
 def assert_same(found: Path, expected: Path) -> None:
+    """To five digits: loss, gradient's norm and errors, of every line."""
     ours, theirs = history(found), history(expected)
     assert [row.keys() for row in ours] == [row.keys() for row in theirs]
     for one, two in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(
-            list(one.values()), list(two.values()), rtol=1e-4, err_msg=str((one, two))
+            list(one.values()), list(two.values()), rtol=1e-5, err_msg=str((one, two))
         )
 
 

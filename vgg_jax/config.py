@@ -170,7 +170,7 @@ def check_fields(config: Any, prefix: str = "") -> None:
 
 
 def _is(value: Any, kind: Any) -> bool:
-    """Whether a value is of the type of an annotation; a whole number is a float too."""
+    """Whether a value is of an annotation's type; a whole number is a float too."""
     if isinstance(kind, types.UnionType):
         return any(_is(value, one) for one in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:

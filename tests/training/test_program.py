@@ -113,21 +113,26 @@ def test_a_crop_too_small_for_the_network_is_refused() -> None:
         Program.of(config(crop=16), make_mesh())
 
 
-@pytest.mark.parametrize(
-    ("devices", "changes"),
-    [
-        pytest.param(2, {}, marks=pytest.mark.slow),
-        pytest.param(4, {"accumulate_steps": 2}, marks=pytest.mark.slow),
-        pytest.param(8, {}, marks=pytest.mark.slow),
-        pytest.param(8, {"shard_fc": True}, marks=pytest.mark.slow),
-        (4, {"shard_fc": True, "accumulate_steps": 4, "remat": True}),
-        pytest.param(1, {"accumulate_steps": 8, "remat": True}, marks=pytest.mark.slow),
-    ],
-)
+def test_devices_parts_and_shards_give_the_same_losses() -> None:
+    changes = {"shard_fc": True, "accumulate_steps": 4, "remat": True}
+    np.testing.assert_allclose(losses(4, **changes), expected(), rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+@pytest.mark.parametrize("shard_fc", [False, True])
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
 def test_every_layout_gives_the_same_losses(
-    devices: int, changes: dict[str, Any]
+    devices: int, shard_fc: bool, accumulate_steps: int
 ) -> None:
-    np.testing.assert_allclose(losses(devices, **changes), expected(), rtol=1e-5)
+    found = losses(devices, shard_fc=shard_fc, accumulate_steps=accumulate_steps)
+    np.testing.assert_allclose(found, expected(), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_batch_in_many_parts_on_one_device() -> None:
+    found = losses(1, accumulate_steps=8, remat=True)
+    np.testing.assert_allclose(found, expected(), rtol=1e-5)
 
 
 @pytest.mark.slow

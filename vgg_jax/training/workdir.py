@@ -147,7 +147,7 @@ def check_class_names(workdir: Path, names: Sequence[str]) -> None:
 
 
 def write_data(workdir: Path, facts: Mapping[str, Any]) -> None:
-    """Keep what decides the run beside its settings: facts of its data, JSON's types."""
+    """Keep what decides a run beside its settings: facts of its data, as JSON has."""
     if hosts.is_first():
         write_atomically(workdir / DATA, json.dumps(facts, indent=2) + "\n")
 
