@@ -13,10 +13,12 @@ from typing import Any
 
 import chex
 import jax
+import numpy as np
 import pytest
 
 from vgg_jax.config import DataConfig
 from vgg_jax.training.checkpoint import Checkpoints, saved_steps
+from vgg_jax.training.optimizer import learning_rate
 from vgg_jax.training.program import Program
 from vgg_jax.training.sharding import make_mesh
 from vgg_jax.training.workdir import is_finished, read_config
@@ -132,8 +134,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nobody kills."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     finish(workdir)
-    _, plateau, rows = results(workdir)
+    state, plateau, rows = results(workdir)
     assert plateau.drops > 0 and rows[-1]["step"] == 60  # there is a state to lose
+    rate = plateau.rate(read_config(workdir).optimizer)
+    assert learning_rate(state.opt_state) == np.float32(rate)
     assert [r["step"] for r in rows if "train_loss" in r] == sorted(
         {*range(3, 61, 3), *range(4, 61, 4), *range(9, 61, 9), 60}
     )

@@ -345,6 +345,8 @@ GOOD = tar({"ILSVRC2012_val_00000002.JPEG": b"jpeg"})
             "n01440764_1.JPEG is cut off",
         ),
         (inner("n01440764_1.JPEG"), tar({"val/1.JPEG": b""}), "among them val/1.JPEG"),
+        # A header and its block of data, once more.
+        (inner("n01440764_1.JPEG"), GOOD[:1024] + GOOD, "each once; found 2 members"),
         (inner("n01440764_1.JPEG"), GOOD[:513], r"val_00000002\.JPEG is cut off"),
     ],
 )

@@ -70,6 +70,11 @@ def test_improvement_smaller_than_min_delta_does_not_count() -> None:
     assert [rate for rate, _ in seen] == [1, 1, 0.1]
 
 
+def test_patience_begins_anew_after_a_fall() -> None:
+    seen = run_plateau([0.5] * 7, plateau_patience=3, plateau_drops=3)
+    assert [rate for rate, _ in seen] == [1, 1, 1, 0.1, 0.1, 0.1, 0.01]
+
+
 def test_three_falls_then_the_end() -> None:
     seen = run_plateau([0.5] * 6, plateau_patience=1, plateau_drops=3)
     assert [rate for rate, _ in seen] == [1, 0.1, 0.01, 0.001, 0.001, 0.001]
