@@ -23,6 +23,8 @@ def test_the_end_is_validated_and_saved_wherever_it_falls() -> None:
     assert [s for s in range(1, 26) if short.saves(s)] == [4, 8, 10, 12, 16, 20, 24, 25]
     assert all(short.logs(s) for s in range(1, 26) if short.saves(s) or s % 3 == 0)
     assert short.epoch(25) == 2.5
+    assert schedule(2.51).total_steps == 26  # no part of an epoch is left out
+    assert schedule(0.01).total_steps == 1
 
 
 def test_the_plateau_sees_the_same_validations_however_long_the_run() -> None:
