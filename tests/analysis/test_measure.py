@@ -207,6 +207,8 @@ def test_errors_name_what_fits() -> None:
         summary(abstract("vgg11"), num_classes=10)
     with pytest.raises(ValueError, match="in_channels and dtype, got width"):
         summary(abstract("vgg11").layers, width=0.5)
+    with pytest.raises(ValueError, match=r"a side or \(height, width\), got \(300,\)"):
+        summary("vgg16", (300,))
     with pytest.raises(TypeError, match="no rule"):
         summary((Layer("mystery"),))
 

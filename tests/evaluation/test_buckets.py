@@ -20,7 +20,6 @@ from vgg_jax.evaluation.buckets import (
     main,
     measure,
     read_sizes,
-    rescaled,
 )
 from vgg_jax.evaluation.padding import shapes, smallest_fitting
 from vgg_jax.models import ConvNet
@@ -45,15 +44,9 @@ def test_shapes_of_a_scale() -> None:
 @pytest.mark.parametrize("scale", [28, 224, 256, 384, 511])
 def test_a_bucket_holds_every_image_up_to_its_ratio(scale: int) -> None:
     for height, width in itertools.product(range(200, 501, 7), repeat=2):
-        size = rescaled(height, width, scale)
+        size = transforms.rescaled_shape((height, width), scale)
         bucket = smallest_fitting(shapes((0.4, width / height, 2.5), scale), *size)
         assert bucket in shapes((width / height,), scale)
-
-
-def test_rescaled_is_what_rescale_makes() -> None:
-    for size in [(375, 500), (500, 333), (101, 77), (256, 256)]:
-        image = transforms.rescale(np.zeros((*size, 3), np.uint8), 256)
-        assert rescaled(*size, 256) == image.shape[:2]
 
 
 def test_the_promise_for_imagenet(vgg16: ConvNet) -> None:

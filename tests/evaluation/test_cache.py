@@ -65,11 +65,13 @@ def test_any_damage_is_noticed(path: Path) -> None:
         path.write_bytes(whole[:cut])
         with pytest.raises(cache.Unusable, match="damaged"):
             cache.load(path, INPUTS)
-    # A changed byte of the numbers.
-    at = whole.index(np.array([0, 1, 1, 0], np.int32).tobytes())
-    path.write_bytes(whole[:at] + b"\x01" + whole[at + 1 :])
-    with pytest.raises(cache.Unusable, match="damaged"):
-        cache.load(path, INPUTS)
+    # A changed byte of the numbers; a flag that says "encrypted".
+    labels = whole.index(np.array([0, 1, 1, 0], np.int32).tobytes())
+    flags = whole.index(b"PK\1\2") + 8
+    for at in (labels, flags):
+        path.write_bytes(whole[:at] + b"\x01" + whole[at + 1 :])
+        with pytest.raises(cache.Unusable, match="damaged"):
+            cache.load(path, INPUTS)
     np.save(path.with_suffix(".npy"), np.zeros(3))
     with pytest.raises(cache.Unusable, match="damaged"):
         cache.load(path.with_suffix(".npy"), INPUTS)
@@ -106,6 +108,7 @@ def test_the_network_is_its_layers_and_its_weights(make_model: Callable) -> None
     known = cache.network_inputs(model, 7)
     assert known == cache.network_inputs(same, 7)
     assert known["network"] != cache.network_inputs(other, 7)["network"]
+    assert known != cache.network_inputs(model, 8)
     same.layers = (*model.layers[:2], dataclasses.replace(
         model.layers[2], ceil_mode=True
     ), *model.layers[3:])  # fmt: skip
@@ -115,14 +118,16 @@ def test_the_network_is_its_layers_and_its_weights(make_model: Callable) -> None
     assert known["network"] != cache.network_inputs(model, 7)["network"]
 
 
-def test_what_the_posteriors_depend_on(config: Config, make_source: Callable) -> None:
+def test_what_the_posteriors_depend_on(
+    config: Config, make_source: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     piece = Piece("dense", 48)
     source = make_source([(40, 40)] * 40)
 
-    def inputs(source=source, piece=piece, **data: object) -> dict:
+    def inputs(source=source, piece=piece, split="test", **data: object) -> dict:
         changed = dataclasses.replace(config.data, **data)
         its_config = dataclasses.replace(config, data=changed)
-        known = cache.data_inputs(changed, "test", source)
+        known = cache.data_inputs(changed, split, source)
         return cache.all_inputs({"network": "x"}, known, its_config, piece)
 
     known = inputs()
@@ -140,10 +145,15 @@ def test_what_the_posteriors_depend_on(config: Config, make_source: Callable) ->
         inputs(std=(1.0, 1.0, 1.0)),
         inputs(data_dir="elsewhere"),
         inputs(on_corrupt_image="skip"),
+        inputs(dataset="imagenet2012"),
+        inputs(split="validation"),
         inputs(fewer),
         inputs(relabelled),
         inputs(redrawn),
     ):
         assert other != known
+    with monkeypatch.context() as context:
+        context.setattr(cache, "VERSION", cache.VERSION + 1)
+        assert inputs() != known
     config.evaluation.averaging = "posteriors"
     assert inputs() != known

@@ -18,9 +18,10 @@ def test_the_file(tmp_path: Path) -> None:
     matrix, names = read_csv(path)
     np.testing.assert_array_equal(matrix, MATRIX)
     assert names == NAMES
-    path.write_text("true,a,b\na,1,2\n")
-    with pytest.raises(ValueError, match=r"each of 2 classes, got \[1, 2\]"):
-        read_csv(path)
+    for text in ("true,a,b\na,1,2\n", "", "true,a\na,x\n", "true,a,b\na,1\nb,1,2\n"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"confusion\.csv .* delete it"):
+            read_csv(path)
 
 
 def test_the_picture_says_counts_and_colours_shares() -> None:

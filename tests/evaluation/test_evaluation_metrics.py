@@ -56,9 +56,16 @@ def test_wilson_interval(errors: int, count: int, low: float, high: float) -> No
     assert found.half_width == pytest.approx((found.high - found.low) / 2)
 
 
-@pytest.mark.parametrize(("errors", "count"), [(0, 0), (3, 2), (-1, 2)])
-def test_wilson_needs_images(errors: int, count: int) -> None:
-    with pytest.raises(ValueError, match="errors <= count"):
+@pytest.mark.parametrize(
+    ("errors", "count", "message"),
+    [
+        (0, 0, "no image was evaluated"),
+        (3, 2, "errors <= count"),
+        (-1, 2, "errors <= count"),
+    ],
+)
+def test_wilson_needs_images(errors: int, count: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         wilson(errors, count)
 
 

@@ -9,6 +9,7 @@ from flax import nnx
 
 import vgg_jax
 from vgg_jax.config import Config
+from vgg_jax.evaluation import heat
 from vgg_jax.evaluation.heat import (
     CELLS,
     ScoreMap,
@@ -111,3 +112,23 @@ def test_overlay() -> None:
     # A map of one height still has a picture.
     flat = overlay(ScoreMap(image[..., :1], scores * 0, (0, 80, 40, 0)))
     assert flat.shape == (40, 80, 3) and flat.std(axis=(0, 1)).max() == 0
+
+
+def test_a_long_image_goes_through_in_tiles(
+    model: ConvNet, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (64, 1200, 3), np.uint8)
+    whole = score_map(model, image, 4, config.data.mean, config.data.std)
+    monkeypatch.setattr(heat, "TILE", 256)
+    monkeypatch.setattr(heat, "_scores", None)
+    tiled = score_map(model, image, 4, config.data.mean, config.data.std)
+    assert tiled.extent == whole.extent
+    chex.assert_trees_all_close(tiled.scores, whole.scores, atol=1e-4)
+
+
+def test_an_overlay_wider_than_opencv_maps() -> None:
+    scores = np.array([[0, 0, 3, 0]], np.float32)
+    image = np.zeros((4, 40_000, 1), np.uint8)
+    found = overlay(ScoreMap(image, scores, (0, 40_000, 4, 0)))
+    assert found.shape == (4, 40_000, 3)
+    assert abs(int(found[0, :, 0].argmax()) - 25_000) < 500

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import vgg_jax
-from vgg_jax.config import Config
+from vgg_jax.config import Config, LocalisationConfig
 from vgg_jax.evaluation import predict as module
 from vgg_jax.evaluation.predict import Classifier, load_run, predict, predict_files
 from vgg_jax.models import ConvNet
@@ -105,4 +105,7 @@ def test_a_run(
     assert load_run(tmp_path).class_names == ("x",) * 7
     write_class_names(tmp_path, NAMES[:3])
     with pytest.raises(ValueError, match=r"names of 7 classes .* got 3"):
+        load_run(tmp_path)
+    config.localisation = LocalisationConfig()
+    with pytest.raises(ValueError, match=r"predicts boxes.* vgg_jax\.localisation"):
         load_run(tmp_path)

@@ -243,6 +243,7 @@ class Untouchable:
         ),
         ("combined", (31,), "scale 31 .* the smallest that fits is 32"),
         ("dense", (), "at least one scale"),
+        ("multicrop", (32, 48, 32), "different scales, got 32, 48, 32"),
     ],
 )
 def test_what_is_refused_before_any_work(

@@ -144,6 +144,8 @@ def test_the_page_has_everything_and_needs_nothing(
     assert kinds.count("data:image/svg+xml") == 2  # curves, confusion matrix
     assert kinds.count("data:image/jpeg") == 2 * 12
     (row,) = read_json(workdir / "eval.json")
+    assert "classes: a <run> & more: dense at Q = 32, 48." in whole
+    assert "No confusion matrix" not in whole
     top1 = f"{100 * row['top1_error']:.2f}"
     assert any(
         cells[:2] == ["a <run> & more", "dense"]
@@ -179,7 +181,9 @@ def test_classes_worst_first_and_mistakes_most_frequent_first() -> None:
 def test_a_run_without_an_evaluation_says_so(tmp_path: Path, config: Config) -> None:
     claim(tmp_path / "new", config)
     text = report.make_report([report.read_run(tmp_path / "new", "new")])
-    assert Page(text).texts.count("Not evaluated yet: run eval.py.") == 1
+    texts = Page(text).texts
+    assert texts.count("Not evaluated yet: run eval.py.") == 1
+    assert sum("first workdir that it is given" in text for text in texts) == 1
 
 
 def test_errors_are_one_line(

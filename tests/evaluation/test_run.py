@@ -153,9 +153,19 @@ def test_several_networks_are_fused(workdirs: list[Path], config: Config) -> Non
         alone.append(
             evaluate(model, source, its_config, protocol="center", scales=(40,))
         )
-    for result, predictions in zip(results, [*alone, fuse(alone)], strict=True):
+    both = fuse(alone)
+    for result, predictions in zip(results, [*alone, both], strict=True):
         assert result.top1_error == top_k_error(predictions, 1)
     assert len({result.top1_error.value for result in results}) > 1
+    # Pictures and tables of details are of the fused row.
+    matrix, _ = read_csv(workdirs[0] / "confusion.csv")
+    np.testing.assert_array_equal(matrix, confusion_matrix(both))
+    assert not np.array_equal(matrix, confusion_matrix(alone[0]))
+    assert not np.array_equal(matrix, confusion_matrix(alone[1]))
+    gallery = load_gallery(workdirs[0] / "examples.npz")
+    assert gallery.title == "one + two: center at Q = 40; score maps of one"
+    right, wrong = choose_examples(both, 24)
+    assert gallery.examples == tuple(right + wrong)
     assert np.abs(alone[0].posteriors - alone[1].posteriors).max() > 0.1
     assert len(json.loads((workdirs[0] / "eval.json").read_text())["results"]) == 3
     assert not (workdirs[1] / "eval.json").exists()

@@ -122,6 +122,16 @@ def test_errors_are_a_line(tmp_path, pictures, capsys, more, match):
     assert match in capsys.readouterr().err
 
 
+def test_a_folder_of_torn_pictures(tmp_path, capsys):
+    save_network(tmp_path, seed=0)
+    for i in range(40):
+        torn = tmp_path / "torn" / "ab"[i % 2] / f"{i}.png"
+        torn.parent.mkdir(parents=True, exist_ok=True)
+        torn.write_bytes(b"torn")
+    assert svm.main(command(tmp_path, tmp_path / "torn")) == 1
+    assert "pictures could be decoded" in capsys.readouterr().err
+
+
 def test_a_folder_without_a_run(tmp_path, pictures, capsys):
     assert svm.main(command(tmp_path / "no", pictures)) == 1
     assert "no run in" in capsys.readouterr().err

@@ -70,19 +70,22 @@ def few(monkeypatch):
 def test_scr_and_pcr_together(tmp_path, few, capsys):
     save_run(tmp_path / "classes", CLASSES)
     for regression in ("scr", "pcr"):
-        save_run(tmp_path / regression, boxes(regression))
-    paths = [str(tmp_path / name) for name in ("scr", "pcr", "classes")]
+        save_run(tmp_path / regression / "boxes", boxes(regression))
+    # Runs of one name are told apart.
+    paths = [str(tmp_path / name) for name in ("scr/boxes", "pcr/boxes", "classes")]
     assert main([*paths[:2], "--classifier", paths[2]]) == 0
     printed = capsys.readouterr().out
     assert "12 images; dense at short sides 64, 96" in printed
-    errors = json.loads((tmp_path / "scr" / "localisation.json").read_text())["errors"]
+    errors = json.loads((tmp_path / "scr/boxes/localisation.json").read_text())[
+        "errors"
+    ]
     for name in (
-        "true class, scr, centre crop",
-        "true class, pcr, centre crop",
-        "top-5 classes, scr + pcr, dense",
+        "true class, scr/boxes, centre crop",
+        "true class, pcr/boxes, centre crop",
+        "top-5 classes, scr/boxes + pcr/boxes, dense",
     ):
         assert errors[name]["count"] == 12 and name in printed
-    assert cv2.imread(str(tmp_path / "scr" / "boxes.png")).shape[1] == 1440
+    assert cv2.imread(str(tmp_path / "scr/boxes/boxes.png")).shape[1] == 1440
 
 
 @pytest.mark.parametrize(

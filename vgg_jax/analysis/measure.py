@@ -47,9 +47,16 @@ def summary(network: Network, image_size: ImageSize = 224, **options: Any) -> Su
     """
     model = _without_arrays(network, options)
     layers = tuple(model.layers)
-    height, width = (
-        image_size if isinstance(image_size, Sequence) else (image_size, image_size)
+    sides = (
+        tuple(image_size)
+        if isinstance(image_size, Sequence)
+        else (image_size, image_size)
     )
+    if len(sides) != 2:
+        raise ValueError(
+            f"expected image_size as a side or (height, width), got {sides}"
+        )
+    height, width = sides
     check_size(layers, height, width)
     measured = _measure(layers, height, width, model.in_channels, model.dtype.itemsize)
     return Summary(

@@ -30,8 +30,8 @@ def load_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise
     except (
-        *(AttributeError, EOFError, IndexError, KeyError, NotImplementedError),
-        *(OSError, TypeError, ValueError, zipfile.BadZipFile, zlib.error),
+        *(AttributeError, EOFError, IndexError, KeyError, OSError),
+        *(RuntimeError, TypeError, ValueError, zipfile.BadZipFile, zlib.error),
     ) as error:
         raise ValueError(
             f"{path} is damaged or of another version ({type(error).__name__}: "

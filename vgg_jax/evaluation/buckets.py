@@ -18,6 +18,7 @@ from flax import nnx
 
 from vgg_jax.analysis import summary
 from vgg_jax.config import BUCKET_RATIOS
+from vgg_jax.data.transforms import rescaled_shape
 from vgg_jax.evaluation.padding import Shape, shapes, smallest_fitting
 from vgg_jax.evaluation.tiling import TILE, spans
 from vgg_jax.models import MODELS, ConvNet, create_model
@@ -27,12 +28,6 @@ ILSVRC = Path(__file__).with_name("ilsvrc_sizes.csv")
 # Beyond this long over short side an image goes through in tiles: a bucket for so few
 # would cost a program each scale.
 LONGEST = 4.0
-
-
-def rescaled(height: int, width: int, scale: int) -> Shape:
-    """The size of an image after `transforms.rescale` to short side Q."""
-    short = min(height, width)
-    return round(height * scale / short), round(width * scale / short)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +54,8 @@ def measure(
     """What `ratios` cost for images of these sizes, {(height, width): how many}."""
     buckets = shapes(ratios, scale)
     needed: Counter[Shape] = Counter()
-    for (height, width), count in sizes.items():
-        needed[rescaled(height, width, scale)] += count
+    for size, count in sizes.items():
+        needed[rescaled_shape(size, scale)] += count
     cost = {shape: summary(model, shape).multiply_adds for shape in {*needed, *buckets}}
     used = {shape: smallest_fitting(buckets, *shape) for shape in needed}
     tile_cost = summary(model, TILE).multiply_adds

@@ -30,15 +30,18 @@ def read_csv(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another kind of file.
+        ValueError: another kind of file; the message names it.
     """
-    (_, *names), *rows = csv.reader(io.StringIO(path.read_text()))
-    matrix = np.array([[int(count) for count in row] for _, *row in rows])
-    if matrix.shape != (len(names), len(names)):
+    try:
+        (_, *names), *rows = csv.reader(io.StringIO(path.read_text()))
+        matrix = np.array([[int(count) for count in row] for _, *row in rows])
+        if matrix.shape != (len(names), len(names)):
+            raise ValueError(f"{len(names)} names, counts {list(matrix.shape)}")
+    except (ValueError, csv.Error) as error:
         raise ValueError(
-            f"expected {path} to have a row and a column for each of {len(names)} "
-            f"classes, got {list(matrix.shape)}"
-        )
+            f"expected {path} to have a row and a column of counts for each class, as "
+            f"eval.py writes it ({error}); delete it and run eval.py"
+        ) from error
     return matrix, tuple(names)
 
 

@@ -25,13 +25,15 @@ def write_details(
 ) -> None:
     """Into the folder `output`: examples with score maps, confusion matrix, classes.
 
+    The score maps are of `model`, the first of the networks that `result` is of.
     examples.npz and predictions.png, confusion.csv and confusion.png, per_class.csv;
     and curves.png where there is a metrics.jsonl.
     """
     right, wrong = choose_examples(predictions, EXAMPLES)
-    gallery = make_gallery(
-        model, source, config, right + wrong, title=row_title(result)
-    )
+    title = row_title(result)
+    if len(result.networks) > 1:
+        title += f"; score maps of {result.networks[0].run}"
+    gallery = make_gallery(model, source, config, right + wrong, title=title)
     save_gallery(output / "examples.npz", gallery)
     draw_predictions(gallery, output / "predictions.png")
     matrix, names = confusion_matrix(predictions), source.class_names

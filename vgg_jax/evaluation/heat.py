@@ -8,13 +8,15 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
-import cv2
 import jax
 import numpy as np
 from flax import nnx
+from scipy import ndimage
 
 from vgg_jax.evaluation import style
+from vgg_jax.evaluation.tiling import TILE, tiled_score_map
 from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import Conv, Layer, Pool, output_size
 from vgg_jax.training.steps import normalise
@@ -80,15 +82,22 @@ def score_map(
 ) -> ScoreMap:
     """The scores of class `label` over an image uint8 [H, W, C] with pixels 0-255.
 
-    Each new shape compiles once.
+    Each new shape compiles once; an image larger than a tile goes through in tiles, in
+    bounded memory.
 
     Raises:
         ValueError: the image is too small for the network.
     """
-    graphdef, state = nnx.split(model)
-    scores = _scores(state, image, graphdef=graphdef, mean=tuple(mean), std=tuple(std))
-    top, bottom = map_interval(model.layers, image.shape[0])
-    left, right = map_interval(model.layers, image.shape[1])
+    statistics: dict[str, Any] = {"mean": tuple(mean), "std": tuple(std)}
+    height, width = image.shape[:2]
+    scores: jax.Array | np.ndarray
+    if height * width > TILE**2:
+        scores = tiled_score_map(model, image, **statistics)
+    else:
+        graphdef, state = nnx.split(model)
+        scores = _scores(state, image, graphdef=graphdef, **statistics)
+    top, bottom = map_interval(model.layers, height)
+    left, right = map_interval(model.layers, width)
     return ScoreMap(image, np.asarray(scores)[..., label], (left, right, bottom, top))
 
 
@@ -117,13 +126,11 @@ def overlay(found: ScoreMap) -> np.ndarray:
     x = (np.arange(width) - left) * columns / (right - left) - 0.5
     y = (np.arange(height) - top) * rows / (bottom - top) - 0.5
     low, high = found.scores.min(), found.scores.max()
-    across, down = np.meshgrid(x.astype(np.float32), y.astype(np.float32))
-    heat = cv2.remap(
+    heat = ndimage.map_coordinates(
         (found.scores - low) / (high - low if high > low else 1),
-        across,
-        down,
-        interpolation=cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REPLICATE,
+        np.meshgrid(y, x, indexing="ij"),
+        order=1,
+        mode="nearest",
     )
     # The image in few greys leaves the colours as the legend has them.
     grey = 50 + 0.65 * found.image.mean(axis=-1, keepdims=True)

@@ -38,8 +38,10 @@ def wilson(errors: int, count: int) -> Rate:
     Raises:
         ValueError: no images, or more errors than images.
     """
-    if not 0 <= errors <= count or count == 0:
-        raise ValueError(f"expected 0 <= errors <= count > 0, got {errors} of {count}")
+    if count == 0:
+        raise ValueError("no image was evaluated: none of them could be decoded")
+    if not 0 <= errors <= count:
+        raise ValueError(f"expected 0 <= errors <= count, got {errors} of {count}")
     p = errors / count
     scale = 1 + Z**2 / count
     middle = (p + Z**2 / (2 * count)) / scale

@@ -40,7 +40,7 @@ th { position: sticky; top: 0; background: var(--card); font-weight: 600; }
 .number { text-align: right; }
 .none { color: var(--muted); font-style: italic; }
 .columns { display: grid; gap: 1rem 2rem; align-items: start;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
 .columns > * { min-width: 0; }
 figure { margin: 0; }
 img { display: block; max-width: 100%; height: auto; }

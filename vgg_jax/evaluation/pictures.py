@@ -29,9 +29,22 @@ def draw_curves(metrics: Path, output: Path) -> None:
 
 
 def read_metrics(path: Path) -> Lines:
-    """The objects in a metrics.jsonl, but for a last line that a kill cut short."""
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The objects in a metrics.jsonl, but for a last line that a kill cut short.
+
+    Raises:
+        ValueError: a line that is no such object; the message names it.
+    """
+    found = []
+    for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
+        if not line.endswith("\n"):
+            break
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged in line {number} ({error}); remove that line"
+            ) from error
+    return found
 
 
 def curves(lines: Lines, size: tuple[float, float] = (10, 9.5)) -> Figure:

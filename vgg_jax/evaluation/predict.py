@@ -14,7 +14,7 @@ from vgg_jax.evaluation.dense import dense_posteriors
 from vgg_jax.evaluation.heat import ScoreMap, map_side, overlay, score_map
 from vgg_jax.models import ConvNet
 from vgg_jax.names import short_names
-from vgg_jax.training.checkpoint import restore_model
+from vgg_jax.training.checkpoint import check_classifies, restore_model
 from vgg_jax.training.workdir import read_class_names, replacing
 
 
@@ -64,9 +64,11 @@ def load_run(workdir: Path | str) -> Classifier:
 
     Raises:
         FileNotFoundError: no run or no checkpoint there.
-        ValueError: a checkpoint or class names that cannot be read.
+        ValueError: a checkpoint or class names that cannot be read, or a network that
+            predicts boxes.
     """
     model, config, _ = restore_model(workdir)
+    check_classifies(config, workdir)
     names = read_class_names(Path(workdir))
     if names is None:
         names = tuple(open_source(config.data, "test").class_names)

@@ -99,13 +99,18 @@ def check(model: ConvNet, config: Config, protocol: str, scales: Sequence[int]) 
     """That an evaluation can run, before any work.
 
     Raises:
-        ValueError: an unknown protocol or averaging, no scale, or one too small for the
-            network; the message names the nearest, or the smallest that fits.
+        ValueError: an unknown protocol or averaging, no scale, the same one twice, or
+            one too small for the network; the message names the nearest, or the
+            smallest that fits.
     """
     check_averaging(config.evaluation.averaging)
     method = find_protocol(protocol)
     if not scales:
         raise ValueError(f"expected at least one scale for {protocol}, got none")
+    if len(set(scales)) < len(scales):
+        raise ValueError(
+            f"expected different scales, got {', '.join(map(str, scales))}"
+        )
     for part in method.parts:
         check(model, config, part, scales)
     if method.parts:
@@ -278,10 +283,9 @@ class _Rows:
         """Place a batch's examples by their "index"; returns how many there were."""
         there = batch["index"] >= 0  # the others fill up the batch
         index = batch["index"][there]
-        weights = batch["weight"][there]
-        self.weights[index] = weights
+        self.weights[index] = batch["weight"][there]
         self.labels[index] = batch["label"][there]
-        self.posteriors[index] = np.asarray(found)[there] * (weights > 0)[:, None]
+        self.posteriors[index] = np.asarray(found)[there]
         np.add.at(self.times_seen, index, 1)
         return len(index)
 

@@ -129,6 +129,16 @@ def _run(run: Run) -> Iterator[str]:
         f"{config.data.crop} pixels at S = "
         f"{train_scale((config.data.scale_min, config.data.scale_max))}.</p>"
     )
+    if run.gallery is None or run.confusion is None:
+        yield (
+            '<p class="none">No confusion matrix and no examples here: eval.py writes '
+            "them into the first workdir that it is given.</p>"
+        )
+    else:
+        yield (
+            '<p class="note">Confusion matrix, examples and classes: '
+            f"{escape(run.gallery.title)}.</p>"
+        )
     yield '<div class="columns">'
     if run.metrics:
         yield "<div><h3>Training</h3>" + drawing(
@@ -139,12 +149,10 @@ def _run(run: Run) -> Iterator[str]:
             draw_confusion(*run.confusion), "images by true and predicted class", "wide"
         ) + "</div>"  # fmt: skip
     yield "</div>"
-    if run.gallery is None or run.confusion is None:
-        yield '<p class="none">Not evaluated yet: run eval.py on this workdir.</p>'
-        return
-    yield f'<p class="note">Here and below: {escape(run.gallery.title)}.</p>'
-    yield from _examples(run.gallery)
-    yield from _classes(*run.confusion)
+    if run.gallery:
+        yield from _examples(run.gallery)
+    if run.confusion:
+        yield from _classes(*run.confusion)
 
 
 def _examples(gallery: Gallery) -> Iterator[str]:

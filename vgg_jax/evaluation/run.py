@@ -21,7 +21,7 @@ from vgg_jax.evaluation.results import (
 )
 from vgg_jax.models import ConvNet
 from vgg_jax.names import short_names
-from vgg_jax.training.checkpoint import restore_model
+from vgg_jax.training.checkpoint import check_classifies, restore_model
 from vgg_jax.training.workdir import check_class_names
 
 Row = tuple[str, tuple[int, ...]]  # protocol and short sides Q
@@ -73,8 +73,8 @@ def run_evaluation(
     """Evaluate trained networks on the test set (section 3.2), alone and fused.
 
     Prints the table. Keeps each network's posteriors in `predictions/` of its workdir,
-    and uses those that are there. Writes into the first workdir: eval.json; of its own
-    last row predictions.png, examples.npz, confusion.csv and .png and per_class.csv;
+    and uses those that are there. Writes into the first workdir: eval.json; of the last
+    row predictions.png, examples.npz, confusion.csv and .png and per_class.csv;
     curves.png from metrics.jsonl.
 
     Args:
@@ -118,11 +118,7 @@ def contender(
     Raises:
         ValueError: it was trained on another dataset, or predicts boxes.
     """
-    if trained_with.localisation is not None:
-        raise ValueError(
-            f"{run} predicts boxes, not classes; evaluate it with `python -m "
-            f"vgg_jax.localisation {workdir} --classifier RUN`"
-        )
+    check_classifies(trained_with, workdir)
     theirs, ours = trained_with.data, config.data
     if theirs.dataset != ours.dataset:
         raise ValueError(
@@ -168,8 +164,9 @@ def evaluate_contenders(
             )
         for protocol, scales in its_rows:
             protocols.check(one.model, one.config, protocol, scales)
-    first, output = contenders[0], contenders[0].workdir
-    read_json(output / "eval.json")  # what is no such file is refused before the work
+    first = contenders[0]
+    table = first.workdir / "eval.json"
+    read_json(table)  # what is no such file is refused before the work
     results: list[Result] = []
 
     def record(
@@ -187,9 +184,9 @@ def evaluate_contenders(
             )
         )
         if hosts.is_first():
-            write_json(output / "eval.json", results[-1:])
+            write_json(table, results[-1:])
 
-    found: list[list[Predictions]] = []  # by network, then by row
+    found: list[list[Predictions]] = []  # by network, fused last; then by row
     for one, its_rows in zip(contenders, rows, strict=True):
         found.append([])
         for one_row, predictions in zip(
@@ -198,21 +195,19 @@ def evaluate_contenders(
             record([one], [one_row], predictions)
             found[-1].append(predictions)
     if len(contenders) > 1:
-        for row, alone in zip(
-            zip(*rows, strict=True), zip(*found, strict=True), strict=True
-        ):
-            record(contenders, row, fuse(alone))
+        found.append([fuse(alone) for alone in zip(*found, strict=True)])
+        for row, predictions in zip(zip(*rows, strict=True), found[-1], strict=True):
+            record(contenders, row, predictions)
     print(format_table(results))
-    if not hosts.is_first():
-        return results
-    write_details(
-        first.workdir,
-        first.model,
-        source,
-        first.config,
-        results[len(rows[0]) - 1],
-        found[0][-1],
-    )
+    if hosts.is_first():
+        write_details(
+            first.workdir,
+            first.model,
+            source,
+            first.config,
+            results[-1],
+            found[-1][-1],
+        )
     return results
 
 

@@ -6,8 +6,6 @@ activations averaged over space and flips, and `inputs`: JSON of what these depe
 
 import hashlib
 import json
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,12 +15,12 @@ from flax import nnx
 from vgg_jax.config import Config
 from vgg_jax.data.base import Source, Subset
 from vgg_jax.data.pipeline import whole_image_batches
+from vgg_jax.evaluation.arrays import load_arrays, save_arrays
 from vgg_jax.evaluation.cache import Inputs, network_inputs
 from vgg_jax.evaluation.padding import shapes, smallest_fitting
 from vgg_jax.features.descriptors import pooled
 from vgg_jax.models import ConvNet
 from vgg_jax.progress_line import ProgressLine
-from vgg_jax.training.workdir import replacing
 
 # To be raised when the same files begin to give other values.
 VERSION = 1
@@ -52,31 +50,25 @@ class Collection:
     def save(self) -> None:
         """Write all of it, in place of what was there."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(self._path) as partial, open(partial, "wb") as file:
-            np.savez(
-                file,
-                digests=np.array([list(d) for d in self._found], np.uint8),
-                values=np.stack(list(self._found.values())),
-                inputs=np.array(json.dumps(self._inputs)),
-            )
+        save_arrays(
+            self._path,
+            {
+                "digests": np.array([list(d) for d in self._found], np.uint8),
+                "values": np.stack(list(self._found.values())),
+                "inputs": np.array(json.dumps(self._inputs)),
+            },
+        )
 
     def _load(self) -> None:
         """What the file has, if it is of the same inputs and whole; else nothing."""
         try:
-            with np.load(self._path, allow_pickle=False) as archive:
-                if json.loads(str(archive["inputs"])) == self._inputs:
-                    digests = map(bytes, archive["digests"])
-                    self._found = dict(zip(digests, archive["values"], strict=True))
+            stored = load_arrays(self._path, ("digests", "values", "inputs"))
+            if json.loads(str(stored["inputs"])) == self._inputs:
+                digests = map(bytes, stored["digests"])
+                self._found = dict(zip(digests, stored["values"], strict=True))
         except FileNotFoundError:
             pass
-        except (
-            EOFError,
-            KeyError,
-            OSError,
-            ValueError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ):
+        except ValueError:
             print(f"{self._path} is damaged and will be written anew", flush=True)
 
 
@@ -111,6 +103,9 @@ def collect(
     Returns:
         float32 [n, D] for each scale, and the labels, int [n]; images that could not be
         decoded, where `config.data.on_corrupt_image` leaves them out, are not in them.
+
+    Raises:
+        ValueError: no image could be decoded.
     """
     inputs = {
         "version": VERSION,
@@ -141,6 +136,8 @@ def collect(
         collections.append(kept)
     line.close()
     there = [i for i, d in enumerate(digests) if all(d in kept for kept in collections)]
+    if not there:
+        raise ValueError(f"none of {len(source)} pictures could be decoded")
     found = [np.stack([kept[digests[i]] for i in there]) for kept in collections]
     return found, labels[there]
 

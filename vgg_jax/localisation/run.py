@@ -15,6 +15,7 @@ from vgg_jax.localisation import evaluate
 from vgg_jax.localisation.evaluate import baseline, columns, error
 from vgg_jax.localisation.picture import draw_boxes
 from vgg_jax.models import ConvNet
+from vgg_jax.names import short_names
 from vgg_jax.training.checkpoint import restore_model
 from vgg_jax.training.workdir import write_atomically
 
@@ -38,7 +39,7 @@ def run_localisation(
 
     Raises:
         FileNotFoundError: no run or no checkpoint in a workdir.
-        ValueError: networks that do not fit one another.
+        ValueError: networks that do not fit one another, or the same one twice.
     """
     localisers, configs = zip(*map(_restore, workdirs), strict=True)
     classifier, classified = _restore(classifier_dir)
@@ -47,11 +48,12 @@ def run_localisation(
     assert config.localisation is not None  # else `_check` has complained
     scales = tuple(scales) or tuple(config.evaluation.scales)
     source = open_source(config.data, "test")
-    together = " + ".join(workdir.name for workdir in workdirs)
+    names = short_names([workdir.resolve() for workdir in workdirs])
+    together = " + ".join(names)
 
     errors: dict[str, Rate] = {}
-    for workdir, model, own in zip(workdirs, localisers, configs, strict=True):
-        name = f"{workdir.name}, centre crop"
+    for run, model, own in zip(names, localisers, configs, strict=True):
+        name = f"{run}, centre crop"
         found = evaluate.center_crop(model, source, own, progress=name)
         errors["true class, mean box, centre crop"] = error(baseline(found))
         errors[f"true class, {name}"] = error(found)
@@ -61,7 +63,7 @@ def run_localisation(
         dataclasses.replace(classified, data=config.data),
         protocol="dense",
         scales=scales,
-        progress=f"{classifier_dir.name}, dense",
+        progress=f"{classifier_dir.resolve().name}, dense",
     )
     likeliest = np.argsort(-predictions.posteriors, kind="stable")[:, :TOP]
     found = evaluate.dense(

@@ -21,9 +21,6 @@ from vgg_jax.training.steps import TrainState, split
 from vgg_jax.training.workdir import read_config
 
 _policies = ocp.training.preservation_policies
-_SOME_OF_A_TREE = ocp.options.PyTreeOptions(
-    loading=ocp.options.PyTreeOptions.Loading(partial_load=True)
-)
 
 
 class SaveError(RuntimeError):
@@ -127,7 +124,9 @@ class Checkpoints:
         wanted = {"params": params}
         if batch_stats:
             wanted["batch_stats"] = batch_stats
-        with ocp.Context(pytree_options=_SOME_OF_A_TREE):
+        some_of_a_tree = ocp.Context()
+        some_of_a_tree.pytree.loading.partial_load = True
+        with some_of_a_tree:
             loaded = self._load(step, wanted)
         return loaded["params"], loaded.get("batch_stats", {})
 
@@ -180,6 +179,15 @@ def open_run(workdir: Path) -> tuple[Checkpoints, Config]:
         )
     metric = f"validation_{config.optimizer.metric}"
     return Checkpoints(workdir, metric, read_only=True), config
+
+
+def check_classifies(config: Config, workdir: Path | str) -> None:
+    """Raises: ValueError: the run's network predicts boxes, not classes."""
+    if config.localisation is not None:
+        raise ValueError(
+            f"the network in {workdir} predicts boxes, not classes; evaluate it with "
+            f"`python -m vgg_jax.localisation {workdir} --classifier RUN`"
+        )
 
 
 def restore_model(
