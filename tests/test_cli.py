@@ -167,3 +167,11 @@ def test_ctrl_c_ends_a_script_in_a_line(capsys: pytest.CaptureFixture[str]) -> N
         cli.finish(work)
     assert end.value.code == 130
     assert capsys.readouterr().err == "stopped\n"
+
+
+def test_scales() -> None:
+    assert cli.scales(["256", "384"]) == (256, 384)
+    assert cli.scales([]) == ()
+    for text in ("0", "-3", "1e3", "", "256384"):
+        with pytest.raises(cli.UsageError, match=r"256,384,512.* up to 10,000.* got"):
+            cli.scales(["32", text])

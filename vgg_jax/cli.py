@@ -22,6 +22,8 @@ from vgg_jax.compilation import prepare_jax
 from vgg_jax.config import Config, Curriculum
 from vgg_jax.names import did_you_mean
 
+MAX_SCALE = 10_000  # pixels: a larger one, such as 256384, is a slip of the pen
+
 
 class UsageError(ValueError):
     """A command line that cannot be followed."""
@@ -183,10 +185,13 @@ def scales(texts: list[str]) -> tuple[int, ...]:
     """Short sides Q as the command line gives them, such as 256,384,512.
 
     Raises:
-        UsageError: not whole numbers above zero.
+        UsageError: not whole numbers from 1 to `MAX_SCALE`.
     """
-    if not all(text.isdecimal() and int(text) for text in texts):
-        raise UsageError(f"expected --scales 256,384,512, got {','.join(texts)!r}")
+    if not all(text.isdecimal() and 1 <= int(text) <= MAX_SCALE for text in texts):
+        raise UsageError(
+            "expected --scales 256,384,512, short sides in pixels up to "
+            f"{MAX_SCALE:,}, got {','.join(texts)!r}"
+        )
     return tuple(map(int, texts))
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 
 import vgg_jax
 from vgg_jax.config import Config, DataConfig, EvaluationConfig, VGGConfig
-from vgg_jax.models.layers import Conv, FullyConnected, MaxPool, Relu
+from vgg_jax.models.layers import Conv, FullyConnected, Layer, MaxPool, Relu
 
 CLASSES = 7
 
@@ -62,8 +62,9 @@ def make_source() -> Callable[..., Pictures]:
 
 @pytest.fixture(scope="session")
 def make_model() -> Callable[..., vgg_jax.ConvNet]:
-    """(seed) -> a small network for 32x32 crops, whose scores are far apart."""
-    layers = (
+    """(seed, layers) -> a small network, whose scores are far apart; by default one for
+    32x32 crops."""
+    standard = (
         Conv("conv1", 8, kernel=5, padding=2),
         Relu("relu1"),
         MaxPool("pool1", window=4, stride=4, ceil_mode=False),
@@ -73,7 +74,7 @@ def make_model() -> Callable[..., vgg_jax.ConvNet]:
         FullyConnected("fc8", CLASSES, kernel=2),
     )
 
-    def make(seed: int) -> vgg_jax.ConvNet:
+    def make(seed: int, layers: tuple[Layer, ...] = standard) -> vgg_jax.ConvNet:
         abstract = nnx.eval_shape(
             lambda: vgg_jax.ConvNet(
                 layers,

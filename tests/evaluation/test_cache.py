@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.models.drawn import network
 from vgg_jax.config import Config
 from vgg_jax.evaluation import cache
 from vgg_jax.evaluation.predictions import Predictions
@@ -116,6 +117,10 @@ def test_the_network_is_its_layers_and_its_weights(make_model: Callable) -> None
     bias = model.fc8.bias
     model.fc8.bias = nnx.Param(bias[...].at[-1].add(1e-6))
     assert known["network"] != cache.network_inputs(model, 7)["network"]
+    normalised = nnx.merge(*network("vgg11_bn", width=0.02, num_classes=2))
+    known = cache.network_inputs(normalised, 7)
+    normalised.bn1_1.mean[...] += 1e-6
+    assert known != cache.network_inputs(normalised, 7)
 
 
 def test_what_the_posteriors_depend_on(
@@ -133,6 +138,7 @@ def test_what_the_posteriors_depend_on(
     known = inputs()
     assert json.loads(json.dumps(known)) == known == inputs(num_threads=3)
     fewer = make_source([(40, 40)] * 39)
+    renamed = dataclasses.replace(source, class_names=tuple("abcdefg"))
     relabelled = make_source([(40, 40)] * 40)
     relabelled.labels[0] = (source.labels[0] + 1) % 7
     redrawn = make_source([(40, 40)] * 40)
@@ -148,6 +154,7 @@ def test_what_the_posteriors_depend_on(
         inputs(dataset="imagenet2012"),
         inputs(split="validation"),
         inputs(fewer),
+        inputs(renamed),
         inputs(relabelled),
         inputs(redrawn),
     ):

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 import vgg_jax
+from tests.models.drawn import network
 from vgg_jax.config import Config
 from vgg_jax.evaluation import heat
 from vgg_jax.evaluation.heat import (
@@ -83,9 +84,7 @@ def test_score_map_of_an_image_that_is_not_square(
 
 def test_the_map_of_nin_is_its_last_blocks() -> None:
     """Its class activation map: the mean over space is what the network answers."""
-    model = vgg_jax.create_model(
-        "nin_imagenet", num_classes=5, width=0.05, init="he", rngs=nnx.Rngs(0)
-    )
+    model = nnx.merge(*network("nin_imagenet", num_classes=5, width=0.05))
     side = map_side(model.layers, 224)
     image = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     pixels = jnp.asarray((image[None] - 120.0) / 60)

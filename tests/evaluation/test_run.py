@@ -17,7 +17,7 @@ from vgg_jax.evaluation.metrics import confusion_matrix, top_k_error
 from vgg_jax.evaluation.predictions import fuse
 from vgg_jax.evaluation.protocols import evaluate
 from vgg_jax.evaluation.run import contender, planned_rows, run_evaluation
-from vgg_jax.models import create_model
+from vgg_jax.models import ConvNet, create_model
 from vgg_jax.training.workdir import write_class_names
 
 SHAPES = [(40, 56), (48, 48)] * 6
@@ -217,7 +217,11 @@ def test_runs_of_one_name_are_told_apart(
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """(protocol, scale) of each pass over the images that is really made."""
+    """(protocol, scale) of each pass over the images that is really made.
+
+    Without the pictures, which take most of the time.
+    """
+    monkeypatch.setattr(run, "write_details", lambda *_: None)
     made = []
     real = run.protocols.evaluate
 
@@ -330,6 +334,25 @@ def test_scales_go_with_those_of_training(
     theirs.evaluation.scales = (40,)
     with pytest.raises(ValueError, match=r"as many scales for two as for one"):
         run_evaluation(workdirs, config)
+
+
+@pytest.mark.parametrize("size", ["crop", "scale_min", "scale_max"])
+def test_a_network_sees_images_as_in_its_training(
+    model: ConvNet, config: Config, tmp_path: Path, size: str
+) -> None:
+    data = dataclasses.replace(config.data, mean=(1.0,) * 3, std=(2.0,) * 3)
+    evaluation = dataclasses.replace(
+        config.evaluation, scales=(40,), center_scale=40, batch_size=3
+    )
+    theirs = dataclasses.replace(config, data=data, evaluation=evaluation)
+    same = contender(model, theirs, config, 1, "run", tmp_path).config
+    assert same.data == data
+    assert same.evaluation == config.evaluation
+    setattr(data, size, 40)
+    found = contender(model, theirs, config, 1, "run", tmp_path).config
+    assert found.data.crop == data.crop
+    assert (found.evaluation.scales, found.evaluation.center_scale) == ((40,), 40)
+    assert found.evaluation.batch_size == config.evaluation.batch_size
 
 
 def test_a_network_of_boxes_is_sent_to_its_own_command(

@@ -1,5 +1,6 @@
 """The dense pass against crops (section 3.2): equal but for the border's padding."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ from flax import nnx
 
 from tests.models.drawn import images, network
 from vgg_jax import ConvNet
+from vgg_jax.evaluation import windows as module
 from vgg_jax.evaluation.windows import main, relative_difference, window_score_map
 from vgg_jax.models.layers import Conv, FullyConnected, MaxPool, Relu
 
@@ -68,26 +70,19 @@ def test_36_crops_at_384(vgg: ConvNet, picture: np.ndarray) -> None:
     assert difference[[0, 0, 5, 5], [0, 5, 0, 5]].mean() < difference[1:5, 1:5].mean()
 
 
-def test_only_padding_makes_the_difference() -> None:
+def test_only_padding_makes_the_difference(make_model: Callable) -> None:
     layers = (
         Conv("conv1", 4, kernel=3),
         Relu("relu1"),
         MaxPool("pool1", window=2, stride=2, ceil_mode=False),
         Conv("conv2", 4, kernel=3),
         Relu("relu2"),
-        FullyConnected("fc8", 5, kernel=3),
+        FullyConnected("fc8", 7, kernel=3),
     )
-    model = ConvNet(
-        layers,
-        num_classes=5,
-        in_channels=3,
-        init="he",
-        dtype="float32",
-        rngs=nnx.Rngs(0),
-    )
+    model = make_model(0, layers)
     x = images(2, 31, 40, 3)
     zero, dense = (windows(model, x, p, window=12) for p in ("zero", "neighbours"))
-    assert zero.shape == (2, 10, 15, 5)
+    assert zero.shape == (2, 10, 15, 7)
     assert relative_difference(zero, dense).max() < TOLERANCE
 
 
@@ -112,7 +107,13 @@ def test_what_is_refused(vgg: ConvNet) -> None:
         window_score_map(vgg, x, window=190)
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn(name: str, *, width: float, **_: object) -> ConvNet:
+        return nnx.merge(*network(name, width=width))  # JAX's would take seconds
+
+    monkeypatch.setattr(module, "create_model", drawn)
     photo = tmp_path / "photo.png"
     rng = np.random.default_rng(0)
     blocks = rng.integers(0, 256, (25, 30, 3), np.uint8)

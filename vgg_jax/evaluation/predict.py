@@ -17,6 +17,8 @@ from vgg_jax.names import short_names
 from vgg_jax.training.checkpoint import check_classifies, restore_model
 from vgg_jax.training.workdir import read_class_names, replacing
 
+SHOWN = 224  # pixels; a heat map's file has at least such a short side
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classifier:
@@ -135,9 +137,12 @@ def predict_files(
             unread += 1
             continue
         found = predict(classifier, image, top=top)
+        drawn = overlay(found.heat)
+        if min(drawn.shape[:2]) < SHOWN:
+            drawn = rescale(drawn, SHOWN)
         picture = output / f"{name.replace('/', '_')}.heat.png"
         with replacing(picture) as partial:
-            png = cv2.imencode(".png", overlay(found.heat)[..., ::-1])[1]
+            png = cv2.imencode(".png", drawn[..., ::-1])[1]
             partial.write_bytes(png.tobytes())
         print(name)
         for class_name, posterior in zip(found.classes, found.posteriors, strict=True):
