@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 import vgg_jax
+from tests.models import drawn
 from vgg_jax.data.transforms import rescale
 from vgg_jax.features.descriptors import last_hidden
 from vgg_jax.models import ConvNet
@@ -15,8 +16,8 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
 
 
 def network(**options) -> ConvNet:
-    settings = {"width": 0.03, "fc_kernel": 1, "init": "he", "num_classes": 5} | options
-    return vgg_jax.create_model("vgg11", rngs=nnx.Rngs(0), **settings)
+    settings = {"width": 0.03, "fc_kernel": 1, "num_classes": 5} | options
+    return nnx.merge(*drawn.network("vgg11", **settings))
 
 
 def by_hand(model: ConvNet, scale: int, layer: str) -> np.ndarray:

@@ -47,11 +47,7 @@ def summary(network: Network, image_size: ImageSize = 224, **options: Any) -> Su
     """
     model = _without_arrays(network, options)
     layers = tuple(model.layers)
-    sides = (
-        tuple(image_size)
-        if isinstance(image_size, Sequence)
-        else (image_size, image_size)
-    )
+    sides = tuple(image_size) if isinstance(image_size, Sequence) else (image_size,) * 2
     if len(sides) != 2:
         raise ValueError(
             f"expected image_size as a side or (height, width), got {sides}"
