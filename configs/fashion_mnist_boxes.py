@@ -39,14 +39,14 @@ def classes() -> Config:
             dataset="fashion_mnist_boxes",
             crop=64,
             scale_min=72,
-            scale_max=80,
+            scale_max=96,
             mean=(55.0,),
             std=(60.0,),
             validation_fraction=1 / 30,  # 2,000 images
         ),
         optimizer=OptimizerConfig(learning_rate=0.05, metric="top1_error"),
         evaluation=EvaluationConfig(
-            center_scale=72, scales=(72, 96, 128), batch_size=250
+            center_scale=72, scales=(72, 84, 96), batch_size=250
         ),
         batch_size=128,
         num_epochs=2,

@@ -17,7 +17,7 @@ from vgg_jax.data.fashion_mnist import open_fashion_mnist
 SHORT_SIDES = (64, 160)  # of a canvas, in pixels
 # Long over short side, as cameras have them: few, so that few programs are compiled.
 ASPECTS = (1.0, 4 / 3, 3 / 2)
-SIZES = (0.4, 0.8)  # an item's longer side, in short sides of its canvas
+SIZES = (0.25, 0.5)  # an item's longer side, in short sides of its canvas
 PIECES = 3  # of other items
 PIECE = 10  # side of a piece, in pixels of its item
 FAINT = 16  # an item ends where its pixels are no brighter than this
