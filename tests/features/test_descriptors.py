@@ -8,7 +8,7 @@ from flax import nnx
 import vgg_jax
 from tests.models import drawn
 from vgg_jax.data.transforms import rescale
-from vgg_jax.features.descriptors import last_hidden
+from vgg_jax.features.descriptors import combine, last_hidden, pooled
 from vgg_jax.models import ConvNet
 
 MEAN, STD = (120.0, 110.0, 100.0), (60.0, 50.0, 40.0)
@@ -84,3 +84,28 @@ def test_what_cannot_be_described_is_refused() -> None:
         vgg_jax.descriptor(model, IMAGE, ())
     with pytest.raises(ValueError, match=r"aggregate 'stak': did you mean 'stack'"):
         vgg_jax.descriptor(model, IMAGE, (64,), "stak")
+
+
+def test_padding_changes_nothing() -> None:
+    model = network()
+    image = rescale(IMAGE, 64)
+    height, width = image.shape[:2]
+    padded = np.full((1, 96, 128, 3), 255, np.uint8)
+    padded[0, :height, :width] = image
+    graphdef, state = nnx.split(model)
+    found = pooled(
+        state,
+        padded,
+        np.int32([[height, width]]),
+        graphdef=graphdef,
+        layer="relu7",
+        mean=MEAN,
+        std=STD,
+    )
+    expected = by_hand(model, 64, "relu7")
+    np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_descriptor_of_zeros_stays_one() -> None:
+    found = combine([np.float32([[0, 0], [3, 4]])], "mean")
+    np.testing.assert_allclose(found, [[0, 0], [0.6, 0.8]], rtol=1e-6)

@@ -1,0 +1,62 @@
+"""Descriptors kept on disk are those of their pictures and of their network's input."""
+
+import dataclasses
+from pathlib import Path
+
+import cv2
+import numpy as np
+from flax import nnx
+
+from tests.models import drawn
+from vgg_jax.config import Config, DataConfig, EvaluationConfig, VGGConfig
+from vgg_jax.data.base import Example, Source, Subset
+from vgg_jax.features.collection import collect
+
+
+class Pictures:
+    class_names = ("a", "b")
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> Example:
+        blocks = np.random.default_rng(index).integers(0, 256, (4, 5, 3), np.uint8)
+        image = blocks.repeat(8, axis=0).repeat(8, axis=1)
+        data = cv2.imencode(".png", image)[1].tobytes()
+        return {"image": data, "label": index % 2, "name": f"{index}.png"}
+
+
+def test_what_is_kept_is_found_by_its_picture(tmp_path: Path) -> None:
+    model = nnx.merge(*drawn.network("vgg11", width=0.02, fc_kernel=1, num_classes=2))
+    config = Config(
+        model=VGGConfig(name="vgg11"),
+        data=DataConfig(dataset="folder", crop=32, num_threads=1),
+        evaluation=EvaluationConfig(batch_size=8),
+    )
+
+    def values(folder: str, source: Source, config: Config) -> np.ndarray:
+        (found,), labels = collect(
+            model,
+            source,
+            config,
+            workdir=tmp_path / folder,
+            step=1,
+            scales=(32,),
+            layer="relu7",
+            progress=None,
+        )
+        assert labels.tolist() == [source[i]["label"] for i in range(len(source))]
+        return found
+
+    at_once = values("one", Pictures(), config)
+    assert len(np.unique(at_once.round(3), axis=0)) == 5
+    some = values("two", Subset(Pictures(), np.array([3, 1])), config)
+    np.testing.assert_allclose(some, at_once[[3, 1]], rtol=1e-4)
+    np.testing.assert_allclose(values("two", Pictures(), config), at_once, rtol=1e-4)
+    # Other statistics of the pixels make other descriptors.
+    for other in ({"mean": (0.0, 0.0, 0.0)}, {"std": (2.0, 2.0, 2.0)}):
+        changed = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, **other)
+        )
+        found = values("two", Pictures(), changed)
+        assert not np.allclose(found, at_once, rtol=1e-2)
