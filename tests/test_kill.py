@@ -18,7 +18,7 @@ import pytest
 
 from vgg_jax.config import DataConfig
 from vgg_jax.training.checkpoint import Checkpoints, saved_steps
-from vgg_jax.training.optimizer import learning_rate
+from vgg_jax.training.optimizer import Plateau, learning_rate
 from vgg_jax.training.program import Program
 from vgg_jax.training.sharding import make_mesh
 from vgg_jax.training.workdir import is_finished, read_config
@@ -136,8 +136,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finish(workdir)
     state, plateau, rows = results(workdir)
     assert plateau.drops > 0 and rows[-1]["step"] == 60  # there is a state to lose
-    rate = plateau.rate(read_config(workdir).optimizer)
-    assert learning_rate(state.opt_state) == np.float32(rate)
+    config = read_config(workdir).optimizer
+    assert learning_rate(state.opt_state) == np.float32(plateau.rate(config))
+    expected = Plateau()
+    for row in rows:
+        if "validation_loss" in row and row["step"] < 60:  # that one is extra
+            expected.update(row[f"validation_{config.metric}"], config)
+    assert plateau == expected
     assert [r["step"] for r in rows if "train_loss" in r] == sorted(
         {*range(3, 61, 3), *range(4, 61, 4), *range(9, 61, 9), 60}
     )
