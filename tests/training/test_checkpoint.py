@@ -76,7 +76,10 @@ def test_the_latest_and_the_best_are_kept(tmp_path: Path) -> None:
             checkpoints.save(state(step), Plateau(), found)
         checkpoints.wait()
         assert (checkpoints.latest_step, checkpoints.best_step) == (5, 2)
-    assert saved_steps(tmp_path) == [2, 5]
+        checkpoints.save(state(6), Plateau(), {METRIC: 0.35})
+        checkpoints.wait()
+        assert (checkpoints.latest_step, checkpoints.best_step) == (6, 2)
+    assert saved_steps(tmp_path) == [2, 6]
     assert saved_steps(tmp_path / "nowhere") == []
 
 
