@@ -12,6 +12,8 @@ from flax import nnx
 
 from tests import reference
 from tests.models.drawn import assert_same, images, network
+from vgg_jax.models.layers import Dropout
+from vgg_jax.models.network import ConvNet
 
 SMALL = {"width": 1 / 8, "num_classes": 7, "fc_kernel": 1}
 
@@ -229,3 +231,14 @@ def test_gradients_equal_finite_differences_of_the_reference(
                 atol=1e-3 * length,
                 err_msg=place,
             )
+
+
+def test_every_image_and_every_layer_has_a_dropout_of_its_own() -> None:
+    layers = (Dropout("drop1", 0.5), Dropout("drop2", 0.5))
+    options: dict[str, Any] = {"in_channels": 1, "init": "he", "dtype": "float32"}
+    model = ConvNet(layers, num_classes=None, rngs=nnx.Rngs(0), **options)
+    keys = jax.random.split(jax.random.key(0), 2)
+    kept = model(jnp.ones((2, 64, 64, 1)), train=True, rngs=keys) != 0
+    # A quarter is kept by both layers; it would be a half if they drew the same.
+    np.testing.assert_allclose(kept.mean((1, 2, 3)), 0.25, atol=0.05)
+    assert abs((kept[0] & kept[1]).mean() - 0.25**2) < 0.05

@@ -18,6 +18,7 @@ from vgg_jax.training.steps import (
     Forward,
     TrainState,
     eval_step,
+    image_keys,
     init_state,
     jit_steps,
     normalise,
@@ -152,6 +153,11 @@ def test_dropout_depends_on_the_step_and_on_nothing_else() -> None:
     assert step(state, data, KEY)[1]["loss"] == again
     later = state.replace(step=jnp.int32(1))
     assert step(later, data, KEY)[1]["loss"] != again
+
+
+def test_every_image_of_every_step_has_its_own_dropout() -> None:
+    keys = [jax.random.key_data(image_keys(KEY, jnp.int32(s), 4)) for s in (0, 1)]
+    assert len(np.unique(np.concatenate(keys), axis=0)) == 8
 
 
 def test_batch_statistics_follow_the_batches() -> None:
