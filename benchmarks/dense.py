@@ -85,7 +85,7 @@ def one_program_a_shape(
     """Posteriors [N, num_classes], from batches of one shape each and no padding."""
     graphdef, state = nnx.split(model)
     images = [
-        rescale(decode(source[i]["image"], model.in_channels), scale)
+        rescale(decode(source[i]["image"], model.in_channels, short_side=scale), scale)
         for i in range(len(source))
     ]
     members: dict[tuple[int, ...], list[int]] = {}
