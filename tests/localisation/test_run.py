@@ -18,7 +18,7 @@ from vgg_jax.config import (
     VGGConfig,
 )
 from vgg_jax.data.base import Subset
-from vgg_jax.localisation import run
+from vgg_jax.localisation import evaluate, run
 from vgg_jax.localisation.__main__ import main
 
 CLASSES = Config(
@@ -86,6 +86,34 @@ def test_scr_and_pcr_together(tmp_path, few, capsys):
     ):
         assert errors[name]["count"] == 12 and name in printed
     assert cv2.imread(str(tmp_path / "scr/boxes/boxes.png")).shape[1] == 1440
+
+
+@pytest.mark.parametrize(("place", "top_1", "top_5"), [(1, 0, 0), (2, 1, 0), (6, 1, 1)])
+def test_one_class_and_five(tmp_path, few, monkeypatch, place, top_1, top_5):
+    """Where every box is right, and every label the classifier's choice `place`."""
+
+    def right_boxes(localisers, classifier, source, config, classes, **options):
+        assert classes.shape == (12, 6)  # the true class, and five
+        targets = np.array([source[i]["box"] for i in range(12)])
+        chosen = [
+            next(c for c in range(10) if c not in row[1:]) if place > 5 else row[place]
+            for row in classes
+        ]
+        return evaluate.Localisations(
+            boxes=np.repeat(targets[:, None], 6, axis=1),
+            classes=np.column_stack([chosen, classes[:, 1:]]),
+            targets=targets,
+            labels=np.array(chosen),
+            weights=np.ones(12),
+        )
+
+    monkeypatch.setattr(evaluate, "dense", right_boxes)
+    save_run(tmp_path / "classes", CLASSES)
+    save_run(tmp_path / "boxes", boxes("scr"))
+    errors = run.run_localisation([tmp_path / "boxes"], tmp_path / "classes")
+    assert errors["true class, boxes, dense"].value == 0
+    assert errors["top-1 class, boxes, dense"].value == top_1
+    assert errors["top-5 classes, boxes, dense"].value == top_5
 
 
 @pytest.mark.parametrize(
