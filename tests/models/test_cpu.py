@@ -197,8 +197,10 @@ def test_forward_mode_says_that_it_is_missing():
         jax.jvp(lambda k: fast(x, k), (kernel,), (kernel,))
 
 
+@pytest.mark.parametrize("cache", [2**20, 3100])  # at once; two images at a time
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-def test_gradient_of_a_sharded_batch(axis_type):
+def test_gradient_of_a_sharded_batch(monkeypatch, axis_type, cache):
+    monkeypatch.setattr(cpu, "_CACHE", cache)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
     x, kernel = normal(0, 16, 4, 4, 4), normal(1, 3, 3, 4, 4)
     expected = jax.jit(jax.grad(plain, argnums=1))(x, kernel)

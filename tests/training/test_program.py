@@ -158,6 +158,14 @@ def test_sharded_layers_send_activations_in_place_of_gradients() -> None:
         assert max(collectives(sent)) <= max(convolutions, activations) < smallest
 
 
+@pytest.mark.parametrize(("shard_fc", "count"), [(False, 0), (True, 12)])
+def test_inputs_of_sharded_layers_are_placed(shard_fc: bool, count: int) -> None:
+    """Forward, two for fc6 and fc7 each, one for fc8 and for the loss; and back."""
+    program = Program.of(config(shard_fc=shard_fc), make_mesh())
+    text = program.train_step.lower(*program.arguments).as_text()
+    assert text.count("sdy.sharding_constraint") == count
+
+
 def test_parameters_and_momentum_of_sharded_layers_lie_together() -> None:
     state = Program.of(config(shard_fc=True), make_mesh()).state
     momentum = state.opt_state[1].trace
