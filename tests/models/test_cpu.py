@@ -126,6 +126,12 @@ def test_weight_gradient_in_parts(monkeypatch, images, cache, groups, loops):
     assert f":f32[{groups},12,12] = dot_general" in traced
 
 
+def test_gradient_of_an_empty_batch_is_zero():
+    x, kernel = jnp.zeros((0, 6, 7, 4)), normal(1, 3, 3, 4, 4)
+    _, (_, found) = value_and_gradients(cpu.conv, x, kernel, stride=1, padding=1)
+    chex.assert_trees_all_equal(found, jnp.zeros_like(kernel))
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("side", [6, 2])
 def test_convolution_keeps_the_dtype(dtype, side):

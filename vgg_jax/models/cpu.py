@@ -286,9 +286,11 @@ def _gram(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Array:
     rows, columns = kw * channels, kh * features
     pixels = x.shape[1] * geometry.output[1]  # of an image
     copied = pixels * (rows + columns) * x.dtype.itemsize
+    # The bounds are where measurements turn: docs/performance.md. A wider product takes
+    # so long that its copies do not matter.
     parts = 1
     if not geometry.is_pixelwise and rows * columns <= 384 * 384 and copied <= _CACHE:
-        parts = next(d for d in _divisors(n) if copied * n <= _CACHE * d)
+        parts = next((d for d in _divisors(n) if copied * n <= _CACHE * d), 1)
     # A long product with few results keeps two cores busy only as two products.
     groups = 1
     if rows * columns <= 192 * 384 and pixels * n // parts >= 4096:
