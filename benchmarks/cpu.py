@@ -12,9 +12,12 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from cases import CASES
+
+from vgg_jax.config import Config
 
 HERE = Path(__file__).parent
 PARTS = ("forward", "train")
@@ -52,6 +55,34 @@ class Side:
         self.process.wait()
 
 
+def measure(
+    name: str, config: Config, parts: Sequence[str], arguments: argparse.Namespace
+) -> dict[str, list[tuple[float, float]]]:
+    """Seconds of a step in JAX and in PyTorch, for each turn of each part."""
+    network = {
+        "options": dataclasses.asdict(config.model),
+        "side": config.data.crop,
+        "batch_size": config.batch_size,
+        "seconds": arguments.seconds,
+    }
+    turns: dict[str, list[tuple[float, float]]] = {part: [] for part in parts}
+    for _ in range(arguments.launches):
+        jax = Side(sys.executable, f"{HERE}/in_jax.py", name, str(arguments.seconds))
+        torch = Side(arguments.torch, f"{HERE}/in_torch.py", json.dumps(network))
+        if jax.parameters != torch.parameters:
+            sys.exit(
+                f"{name} is not the same network: {jax.parameters:,} parameters in "
+                f"JAX, {torch.parameters:,} in PyTorch"
+            )
+        for part in parts:
+            turns[part] += [
+                (jax.seconds(part), torch.seconds(part)) for _ in range(arguments.turns)
+            ]
+        jax.close()
+        torch.close()
+    return turns
+
+
 def main() -> None:
     """Print the table, row by row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -70,30 +101,7 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- |", flush=True)
     for name in arguments.cases:
         config = CASES[name]
-        network = {
-            "options": dataclasses.asdict(config.model),
-            "side": config.data.crop,
-            "batch_size": config.batch_size,
-            "seconds": arguments.seconds,
-        }
-        turns: dict[str, list[tuple[float, float]]] = {part: [] for part in parts}
-        for _ in range(arguments.launches):
-            jax = Side(
-                sys.executable, f"{HERE}/in_jax.py", name, str(arguments.seconds)
-            )
-            torch = Side(arguments.torch, f"{HERE}/in_torch.py", json.dumps(network))
-            if jax.parameters != torch.parameters:
-                sys.exit(
-                    f"{name} is not the same network: {jax.parameters:,} parameters in "
-                    f"JAX, {torch.parameters:,} in PyTorch"
-                )
-            for part in parts:
-                turns[part] += [
-                    (jax.seconds(part), torch.seconds(part))
-                    for _ in range(arguments.turns)
-                ]
-            jax.close()
-            torch.close()
+        turns = measure(name, config, parts, arguments)
         for part in parts:
             ours, theirs = (
                 config.batch_size / statistics.median(column)
