@@ -80,7 +80,7 @@ def test_a_ladder_is_refused_where_one_run_is_meant() -> None:
         ("--config.model.final_relu=True", "model.final_relu"),
         ("--noconfig.data.flop", "did you mean 'data.flip'"),
         ("--config.model=vgg16", "no setting 'model'"),
-        ("--config.data.mean=grey", "data.mean of tuple[float, ...], got ('grey',)"),
+        ("--config.data.mean=gray", "data.mean of tuple[float, ...], got ('gray',)"),
     ],
 )
 @pytest.mark.parametrize("name", ["nin_imagenet", "curriculum"])

@@ -13,7 +13,7 @@ from flax import nnx
 from vgg_jax import MODELS, create_model
 from vgg_jax.config import NiNConfig
 from vgg_jax.models.layers import output_size
-from vgg_jax.training.initial import layers_taken
+from vgg_jax.training.init_from import layers_taken
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LADDER = CONFIGS / "curriculum.py"
@@ -75,7 +75,7 @@ def test_boxes_start_from_their_classifier() -> None:
     rungs = load(BOXES).rungs
     assert list(rungs) == ["classes", "boxes"]
     classes, boxes = rungs.values()
-    assert boxes.init_from == "classes" and classes.localisation is None
+    assert boxes.init_from == "classes" and classes.localization is None
     taken = layers_taken(boxes, classes)
     assert "fc7" in taken and "bn1_1" in taken and "fc8" not in taken
     as_many = dataclasses.replace(boxes.model, num_classes=10)
@@ -94,7 +94,7 @@ def test_the_ladder_is_that_of_section_3_1() -> None:
     for name, rung in rungs.items():
         alone = load(CONFIGS / f"{name}.py")
         assert dataclasses.replace(rung, init_from=alone.init_from) == alone
-        # "No smaller rate for pre-initialised layers": one rate for all of them.
+        # "No smaller rate for pre-initialized layers": one rate for all of them.
         assert rung.optimizer.learning_rate == (
             1e-2 if rung.init_from in (None, "vgg11") else 1e-3
         )

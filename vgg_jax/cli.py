@@ -17,10 +17,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from vgg_jax import config as config_fields
-from vgg_jax import hosts
+from vgg_jax import distributed
 from vgg_jax.compilation import prepare_jax
 from vgg_jax.config import Config, Curriculum
-from vgg_jax.names import did_you_mean
+from vgg_jax.console import did_you_mean
 
 MAX_SCALE = 10_000  # pixels: a larger one, such as 256384, is a slip of the pen
 
@@ -51,7 +51,7 @@ def run(
 
     def work() -> int:
         parse(sys.argv, values, accepts=accepts)
-        hosts.join()
+        distributed.join()
         return main(values)
 
     finish(work)
@@ -70,11 +70,11 @@ def finish(work: Callable[[], int]) -> None:
         if "--traceback" in sys.argv:
             traceback.print_exc()
         code = _complain(error, 1)
-        hosts.abandon(code)
+        distributed.abandon(code)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr, flush=True)
         code = 128 + signal.SIGINT
-        hosts.abandon(code)
+        distributed.abandon(code)
     sys.exit(code)
 
 
@@ -227,7 +227,7 @@ def _fields(config: Any, prefix: str = "") -> Iterator[str]:
 
 def _complain(error: Exception, code: int) -> int:
     where = ""
-    if hosts.several():
+    if distributed.several():
         where = f"host {jax.process_index()}: "
         if isinstance(error, jax.errors.JaxRuntimeError):
             where += (

@@ -10,14 +10,14 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vgg_jax.names import did_you_mean
+from vgg_jax.console import did_you_mean
 
 # Mean RGB of the ILSVRC-2012 training set, 0-255, as published with the Oxford weights.
 IMAGENET_MEAN = (123.68, 116.779, 103.939)
 
 # Width over height of the shapes that whole images are padded to in dense evaluation:
-# the square, and the best six for all else in `evaluation/ilsvrc_sizes.csv`, rounded
-# outwards; `python -m vgg_jax.evaluation.buckets` says what they cost.
+# the square, and the best six for all else in `tools/ilsvrc_sizes.csv`, rounded
+# outwards; `python -m vgg_jax.tools.bucket_cost` says what they cost.
 BUCKET_RATIOS = (0.3, 0.66, 1.0, 1.34, 1.52, 2.0, 3.3)
 
 
@@ -65,10 +65,8 @@ class DataConfig:
     mean: tuple[float, ...] = IMAGENET_MEAN  # subtracted from 0-255 pixels, per channel
     std: tuple[float, ...] = (1.0, 1.0, 1.0)  # the paper does not divide
     flip: bool = True
-    colour_shift: float = (
-        0.0  # deviation of the random colour shift; the paper's is 0.1
-    )
-    colour_pca: str = "imagenet"  # or "computed" before, by `vgg_jax.data.pca`
+    color_shift: float = 0.0  # deviation of the random color shift; the paper's is 0.1
+    color_pca: str = "imagenet"  # or "computed" before, by `vgg_jax.tools.color_pca`
     validation_fraction: float = 0.01  # held out of train, for the plateau and the best
     on_corrupt_image: str = "raise"  # or "skip": leave it out, name it and count it
     num_workers: int = 0  # processes that decode; 0 decodes in threads of this one
@@ -107,7 +105,7 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(kw_only=True)
-class LocalisationConfig:
+class LocalizationConfig:
     """Appendix A: the network says where the object is, not what it is."""
 
     # "pcr", a box for each class: model.num_classes is 4 times the data's classes; or
@@ -126,7 +124,7 @@ class Config:
     data: DataConfig
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
-    localisation: LocalisationConfig | None = None  # None classifies
+    localization: LocalizationConfig | None = None  # None classifies
     batch_size: int = 256
     accumulate_steps: int = 1  # parts of a batch, one after another: less memory
     remat: bool = False  # compute each stage again for its gradient: less memory
@@ -194,7 +192,7 @@ def from_dict(settings: Mapping[str, Any]) -> Config:
     """
     values = _map_tuples(dict(settings), list, tuple)
     is_nin = values["model"]["name"].startswith("nin")
-    where = values.get("localisation")
+    where = values.get("localization")
     return Config(
         **values
         | {
@@ -202,7 +200,7 @@ def from_dict(settings: Mapping[str, Any]) -> Config:
             "data": DataConfig(**values["data"]),
             "optimizer": OptimizerConfig(**values["optimizer"]),
             "evaluation": EvaluationConfig(**values["evaluation"]),
-            "localisation": None if where is None else LocalisationConfig(**where),
+            "localization": None if where is None else LocalizationConfig(**where),
         }
     )
 

@@ -379,7 +379,7 @@ def test_a_network_trains_from_the_tar_files(data_dir, tmp_path, capfd):
         crop=32,
         scale_min=36,
         scale_max=48,
-        colour_shift=0.1,
+        color_shift=0.1,
         validation_fraction=0.2,
     )
     config = Config(

@@ -100,8 +100,8 @@ def test_folder_splits(folder_config):
         ({"crop": 0}, "at least 1 pixel, found 0"),
         ({"scale_min": 223}, "crop 224, scale_min 223, scale_max 256"),
         ({"scale_max": 255}, "scale_min 256, scale_max 255"),
-        ({"colour_shift": -0.1}, "cannot be negative, found -0.1; the paper's is 0.1"),
-        ({"colour_shift": 0.1, "colour_pca": "imagnet"}, "did you mean 'imagenet'"),
+        ({"color_shift": -0.1}, "cannot be negative, found -0.1; the paper's is 0.1"),
+        ({"color_shift": 0.1, "color_pca": "imagnet"}, "did you mean 'imagenet'"),
         ({"num_workers": -1}, "cannot be negative, found -1 and 16"),
     ],
 )

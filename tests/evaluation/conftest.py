@@ -39,7 +39,7 @@ class Pictures:
 @pytest.fixture
 def make_source() -> Callable[..., Pictures]:
     """(shapes of the pictures, corrupt numbers) -> a source; the pictures are blocks of
-    random colour, which a resize does not wash out, and have no symmetry."""
+    random color, which a resize does not wash out, and have no symmetry."""
 
     def make(
         shapes: Sequence[tuple[int, int]],

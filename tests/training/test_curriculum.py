@@ -13,16 +13,16 @@ import jax.numpy as jnp
 import pytest
 
 from vgg_jax.config import Config, Curriculum
-from vgg_jax.training import initial
+from vgg_jax.distributed import make_mesh
+from vgg_jax.training import init_from as initial
 from vgg_jax.training.checkpoint import Checkpoints
 from vgg_jax.training.curriculum import runs
-from vgg_jax.training.initial import PRE_INITIALISED, layers_taken, take_weights
+from vgg_jax.training.init_from import PRE_INITIALIZED, layers_taken, take_weights
 from vgg_jax.training.loop import train
+from vgg_jax.training.metrics import MetricWriter
 from vgg_jax.training.optimizer import Plateau
 from vgg_jax.training.program import Program
-from vgg_jax.training.sharding import make_mesh
 from vgg_jax.training.workdir import claim, is_finished, mark_finished
-from vgg_jax.training.writer import MetricWriter
 
 
 def climb(config: Config | Curriculum, workdir: Path) -> list[str]:
@@ -80,10 +80,10 @@ def test_a_ladder_stopped_midway_goes_on(
 @pytest.mark.parametrize(
     ("name", "source", "expected"),
     [
-        ("vgg13", "vgg11", PRE_INITIALISED),
-        ("vgg16_c", "vgg11", PRE_INITIALISED),
-        ("vgg16", "vgg11", PRE_INITIALISED),
-        ("vgg19", "vgg11", PRE_INITIALISED),
+        ("vgg13", "vgg11", PRE_INITIALIZED),
+        ("vgg16_c", "vgg11", PRE_INITIALIZED),
+        ("vgg16", "vgg11", PRE_INITIALIZED),
+        ("vgg19", "vgg11", PRE_INITIALIZED),
         ("vgg11", "vgg11", None),
         ("vgg16_bn", "vgg16_bn", None),
     ],
@@ -141,13 +141,13 @@ def test_the_best_weights_are_taken_and_the_rest_are_random(
     state = take_weights(fresh, config, tmp_path / "vgg13")
     assert set(state.params) == set(fresh.params)
     for name, variables in state.params.items():
-        there = best if name in PRE_INITIALISED else jax.device_get(fresh.params)
+        there = best if name in PRE_INITIALIZED else jax.device_get(fresh.params)
         chex.assert_trees_all_equal(jax.device_get(variables), there[name])
         sharding = fresh.params[name]["kernel"].sharding
         assert variables["kernel"].sharding == sharding
     printed = capsys.readouterr().out
     assert "from step 2 of" in printed
-    assert f"{', '.join(PRE_INITIALISED)}; random (he): conv1_2, conv2_2," in printed
+    assert f"{', '.join(PRE_INITIALIZED)}; random (he): conv1_2, conv2_2," in printed
 
 
 def test_a_run_that_is_not_there_or_not_finished_says_what_to_do(

@@ -8,7 +8,7 @@ import pytest
 from vgg_jax.config import (
     Config,
     DataConfig,
-    LocalisationConfig,
+    LocalizationConfig,
     NiNConfig,
     VGGConfig,
 )
@@ -64,7 +64,7 @@ def test_an_unknown_word_is_answered_with_those_that_there_are(setting: str) -> 
 
 
 def test_boxes_and_classes_have_their_own_errors() -> None:
-    boxes = changed("localisation", LocalisationConfig(regression="scr"))
+    boxes = changed("localization", LocalizationConfig(regression="scr"))
     with pytest.raises(ValueError, match=r"top5_error' is not measured .* box_error"):
         check(boxes, 8)
     boxes.optimizer.metric = "box_error"
@@ -74,8 +74,8 @@ def test_boxes_and_classes_have_their_own_errors() -> None:
 
 
 def test_an_unknown_regression_is_named() -> None:
-    with pytest.raises(ValueError, match=r"localisation\.regression 'pcs'.*'pcr'"):
-        check(changed("localisation", LocalisationConfig(regression="pcs")), 8)
+    with pytest.raises(ValueError, match=r"localization\.regression 'pcs'.*'pcr'"):
+        check(changed("localization", LocalizationConfig(regression="pcs")), 8)
 
 
 def test_a_batch_divides_over_the_devices() -> None:

@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable
 
 from vgg_jax.config import DataConfig
+from vgg_jax.console import did_you_mean
 from vgg_jax.data.base import Example, Source, Subset, hold_out
-from vgg_jax.data.colour import load_axes
-from vgg_jax.names import did_you_mean
+from vgg_jax.data.color import load_axes
 
 __all__ = ["Example", "Source", "Subset", "check_config", "open_source"]
 
@@ -24,13 +24,13 @@ def open_source(config: DataConfig, split: str) -> Source:
 
     Raises:
         ValueError: an unknown name, or a fraction that leaves a split empty.
-        FileNotFoundError: the data, or for "train" the axes of the colour shift, are
+        FileNotFoundError: the data, or for "train" the axes of the color shift, are
             not there; the message says what to type.
     """
     check_config(config)
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: {did_you_mean(split, SPLITS)}")
-    if split == "train" and config.colour_shift:
+    if split == "train" and config.color_shift:
         load_axes(config)
     # Imported here: reading a folder of pictures needs no TFDS, which loads slowly.
     if config.dataset == "folder":
@@ -84,9 +84,9 @@ def check_config(config: DataConfig) -> None:
         )
     if not all(0 < std < math.inf for std in config.std):
         raise ValueError(f"pixels are divided by std, found {config.std}")
-    if not 0 <= config.colour_shift < math.inf:
+    if not 0 <= config.color_shift < math.inf:
         raise ValueError(
-            f"colour_shift cannot be negative, found {config.colour_shift}; the "
+            f"color_shift cannot be negative, found {config.color_shift}; the "
             "paper's is 0.1, 0 switches it off"
         )
     if config.crop < 1:

@@ -9,9 +9,9 @@ import numpy as np
 from flax import nnx
 from flax.typing import Initializer
 
+from vgg_jax.console import did_you_mean
 from vgg_jax.models import layers as rows
 from vgg_jax.models.cpu import conv_general_dilated
-from vgg_jax.names import did_you_mean
 
 _init = jax.nn.initializers
 

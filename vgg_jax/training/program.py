@@ -11,19 +11,15 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from vgg_jax.config import Config
+from vgg_jax.distributed import batch_sharding, replicated
 from vgg_jax.models import ConvNet, create_model
 from vgg_jax.models.layers import check_size
+from vgg_jax.preprocessing import Normalization
 from vgg_jax.training import settings
+from vgg_jax.training.objectives import task_of
 from vgg_jax.training.optimizer import make_optimizer
-from vgg_jax.training.sharding import (
-    FC_PARAMETERS,
-    batch_sharding,
-    placement,
-    replicated,
-    state_shardings,
-)
+from vgg_jax.training.sharding import FC_PARAMETERS, placement, state_shardings
 from vgg_jax.training.steps import Forward, TrainState, init_state, jit_steps, split
-from vgg_jax.training.task import task_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,8 +74,7 @@ class Program:
         shardings = state_shardings(mesh, shapes, shard_fc=config.shard_fc)
         forward = Forward(
             graphdef=split(model)[0],
-            mean=config.data.mean,
-            std=config.data.std,
+            normalization=Normalization(config.data.mean, config.data.std),
             place=placement(mesh, shard_fc=config.shard_fc),
             remat=config.remat,
         )
@@ -97,7 +92,7 @@ class Program:
             "label": ((size,), jnp.int32),
             "weight": ((size,), jnp.float32),
         }
-        if config.data.colour_shift:
+        if config.data.color_shift:
             fields["shift"] = ((size, channels), jnp.float32)
         if task_of(config).with_boxes:
             fields["box"] = ((size, 4), jnp.float32)

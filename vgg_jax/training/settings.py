@@ -4,9 +4,9 @@ import math
 from operator import attrgetter
 
 from vgg_jax.config import Config, NiNConfig
+from vgg_jax.console import did_you_mean
 from vgg_jax.data.sources import check_config
-from vgg_jax.names import did_you_mean
-from vgg_jax.training.task import LOCALISATION, task_of
+from vgg_jax.training.objectives import LOCALIZATION, task_of
 
 # Numbers: lowest and highest, as an interval is written.
 RANGES = {
@@ -48,12 +48,12 @@ def check(config: Config, devices: int) -> None:
         value = attrgetter(name)(config)
         if value not in known:
             raise ValueError(f"unknown {name} {value!r}: {did_you_mean(value, known)}")
-    if config.localisation is not None:
-        regression = config.localisation.regression
-        if regression not in LOCALISATION:
+    if config.localization is not None:
+        regression = config.localization.regression
+        if regression not in LOCALIZATION:
             raise ValueError(
-                f"unknown localisation.regression {regression!r}: "
-                f"{did_you_mean(regression, LOCALISATION)}"
+                f"unknown localization.regression {regression!r}: "
+                f"{did_you_mean(regression, LOCALIZATION)}"
             )
     measured = (*task_of(config).errors, "loss")
     if config.optimizer.metric not in measured:
@@ -68,7 +68,7 @@ def check(config: Config, devices: int) -> None:
         )
     channels = config.model.in_channels
     if channels not in (1, 3):
-        raise ValueError(f"expected 1 (grey) or 3 (RGB) channels, got {channels}")
+        raise ValueError(f"expected 1 (gray) or 3 (RGB) channels, got {channels}")
     if len(config.data.mean) != channels:
         raise ValueError(
             "data.mean and data.std need one number a channel: expected "
