@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import vgg_jax
+from vgg_jax import predict as module
 from vgg_jax.config import Config, LocalizationConfig
 from vgg_jax.data.transforms import rescale
-from vgg_jax.evaluation import predict as module
 from vgg_jax.models import ConvNet
 from vgg_jax.predict import Classifier, load_run, predict, predict_files
 from vgg_jax.training.workdir import write_class_names

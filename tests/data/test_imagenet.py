@@ -14,7 +14,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from vgg_jax.config import Config, DataConfig, EvaluationConfig, NiNConfig
-from vgg_jax.data import imagenet, prepare, shards, transforms
+from vgg_jax.data import imagenet, transforms
+from vgg_jax.data.prepare import __main__ as prepare
+from vgg_jax.data.prepare import shards
 from vgg_jax.data.records import Records
 from vgg_jax.data.sources import open_source
 from vgg_jax.training.loop import train

@@ -18,7 +18,8 @@ from vgg_jax.config import (
     VGGConfig,
 )
 from vgg_jax.data.base import Subset
-from vgg_jax.localization import evaluate, run
+from vgg_jax.localization import compare as run
+from vgg_jax.localization import localize as evaluate
 from vgg_jax.localization.__main__ import main
 
 CLASSES = Config(

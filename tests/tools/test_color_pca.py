@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from vgg_jax.config import DataConfig
-from vgg_jax.data import color, pca, transforms
+from vgg_jax.data import color, transforms
 from vgg_jax.data.pipeline import train_batches
 from vgg_jax.data.sources import open_source
+from vgg_jax.tools import color_pca as pca
 
 ROOT = Path(__file__).parents[2]
 CONFIG = DataConfig(

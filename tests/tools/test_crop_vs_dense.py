@@ -12,8 +12,8 @@ from flax import nnx
 
 from tests.models.drawn import images, network
 from vgg_jax import ConvNet
-from vgg_jax.evaluation import windows as module
 from vgg_jax.models.layers import Conv, FullyConnected, MaxPool, Relu
+from vgg_jax.tools import crop_vs_dense as module
 from vgg_jax.tools.crop_vs_dense import main, relative_difference, window_score_map
 
 TOLERANCE = 1e-5

@@ -56,7 +56,11 @@ def start(create: Any = network) -> tuple[nnx.GraphDef, TrainState, Any]:
 
 def forward(graphdef: Any, **options: Any) -> Forward:
     place = placement(make_mesh(), shard_fc=False)
-    settings = {"mean": MEAN, "std": STD, "place": place, "remat": False}
+    settings = {
+        "normalization": Normalization(MEAN, STD),
+        "place": place,
+        "remat": False,
+    }
     return Forward(graphdef=graphdef, **settings | options)
 
 
