@@ -21,7 +21,7 @@ from vgg_jax.config import (
 
 
 def get_config() -> Curriculum:
-    return Curriculum(rungs={"classes": classes(), "boxes": boxes()})
+    return Curriculum(runs={"classes": classes(), "boxes": boxes()})
 
 
 def classes() -> Config:

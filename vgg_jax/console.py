@@ -14,6 +14,14 @@ ON_TERMINAL = 0.2
 IN_LOG = 10.0
 
 
+class _LogLines(tqdm):
+    """A progress bar for a file: every update is a line of its own."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Print the bar's text."""
+        print(msg or str(self), file=sys.stderr, flush=True)
+
+
 def progress_bar(
     description: str | None, total: int, *, done: int = 0, unit: str = "images"
 ) -> tqdm:
@@ -28,14 +36,15 @@ def progress_bar(
     Returns:
         The bar, a context manager; `bar.update(n)` counts n more units.
     """
-    return tqdm(
+    on_terminal = sys.stderr.isatty()
+    return (tqdm if on_terminal else _LogLines)(
         desc=description,
         total=total,
         initial=done,
         unit=f" {unit}",
         file=sys.stderr,
         disable=description is None,
-        mininterval=ON_TERMINAL if sys.stderr.isatty() else IN_LOG,
+        mininterval=ON_TERMINAL if on_terminal else IN_LOG,
         dynamic_ncols=True,
     )
 

@@ -23,7 +23,7 @@ def test_computed_axes_are_read_from_beside_the_data(tmp_path):
     config = dataclasses.replace(
         CONFIG, data_dir=str(tmp_path), color_pca="computed", mean=(0.0,), std=(1.0,)
     )
-    with pytest.raises(FileNotFoundError, match=r"python -m vgg_jax\.data\.pca"):
+    with pytest.raises(FileNotFoundError, match=r"python -m vgg_jax\.tools\.color_pca"):
         color.load_axes(config)
     path = color.computed_path(config)
     assert path.parent == tmp_path

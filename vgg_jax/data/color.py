@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from vgg_jax.config import DataConfig
-from vgg_jax.console import did_you_mean
 
 # ILSVRC-2012, as fb.resnet.torch has them: the variances of 0-1 pixels along the
 # principal axes, and the axes in RGB, one a row. The largest, nearly gray, has the
@@ -24,7 +23,6 @@ IMAGENET_AXES = (
     (0.7192, -0.0045, -0.6948),
     (0.4009, -0.8140, 0.4203),
 )
-SOURCES = ("imagenet", "computed")
 
 
 def load_axes(config: DataConfig) -> np.ndarray:
@@ -33,12 +31,9 @@ def load_axes(config: DataConfig) -> np.ndarray:
     A row is a principal axis times the pixels' standard deviation along it.
 
     Raises:
-        ValueError: an unknown name, or axes of another number of channels.
+        ValueError: axes of another number of channels.
         FileNotFoundError: not computed yet; the message says what to type.
     """
-    if config.color_pca not in SOURCES:
-        near = did_you_mean(config.color_pca, SOURCES)
-        raise ValueError(f"unknown color_pca {config.color_pca!r}: {near}")
     channels = len(config.mean)
     if config.color_pca == "imagenet":
         if channels != 3:

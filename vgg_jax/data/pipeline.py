@@ -11,7 +11,7 @@ import grain
 import numpy as np
 from absl import flags, logging
 
-from vgg_jax.config import DataConfig
+from vgg_jax.config import DataConfig, validate
 from vgg_jax.data import crops
 from vgg_jax.data.base import Source
 from vgg_jax.data.collate import (
@@ -25,7 +25,6 @@ from vgg_jax.data.collate import (
     stack_padded,
 )
 from vgg_jax.data.color import load_axes
-from vgg_jax.data.sources import check_config
 from vgg_jax.data.transforms import CorruptImage
 
 Batch = dict[str, np.ndarray]
@@ -289,7 +288,7 @@ def _check(
     process_index: int,
     process_count: int,
 ) -> None:
-    check_config(config)
+    validate(config)
     if channels not in (1, 3):
         raise ValueError(f"expected 1 (gray) or 3 (RGB) channels, found {channels}")
     if len(config.mean) != channels:

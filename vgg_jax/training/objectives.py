@@ -124,7 +124,7 @@ LOCALIZATION = {
 
 
 def task_of(config: Config) -> Task:
-    """The task that a configuration's `localization` says; `settings.check` before."""
+    """The task that a configuration's `localization` says; `config.validate` before."""
     if config.localization is None:
         return CLASSIFICATION
     return LOCALIZATION[config.localization.regression]

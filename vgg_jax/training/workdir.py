@@ -7,32 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from vgg_jax import distributed
-from vgg_jax.config import Config, differences, from_dict, to_dict
+from vgg_jax.config import Config, differences, from_dict, settings, to_dict
 from vgg_jax.files import write_json
 
 CONFIG = "config.json"
 CLASS_NAMES = "class_names.json"
 DATA = "data.json"
 FINISHED = "finished"  # an empty file: the training came to its end
-
-# Settings that may change between a stop and a resume; steps stay as they were.
-FREE = (
-    "accumulate_steps",  # as the devices that a run goes on with need
-    "remat",
-    "shard_fc",
-    "num_epochs",
-    "log_every_steps",
-    "checkpoint_every_steps",
-    "data.data_dir",
-    "data.on_corrupt_image",
-    "data.num_workers",
-    "data.num_threads",
-    "evaluation.scales",
-    "evaluation.averaging",
-    "evaluation.batch_size",
-    "evaluation.bucket_ratios",
-    "localization.merge_below",
-)
 
 
 class WorkdirMismatch(ValueError):
@@ -50,10 +31,11 @@ def claim(workdir: Path, config: Config) -> None:
     path = workdir / CONFIG
     if path.exists():
         there = to_dict(read_config(workdir))
+        resumable = {name for name, one, _ in settings(config) if one.resumable}
         changed = [
             f"  {field}: {theirs!r} there, {ours!r} now"
             for field, ours, theirs in differences(to_dict(config), there)
-            if field not in FREE
+            if field not in resumable
         ]
         if changed:
             raise WorkdirMismatch(
