@@ -45,6 +45,9 @@ def progress_bar(
         file=sys.stderr,
         disable=description is None,
         mininterval=ON_TERMINAL if on_terminal else IN_LOG,
+        bar_format="{desc}  {n:,}/{total:,}{unit}  "
+        + ("|{bar}|  " if on_terminal else "")
+        + "{rate_fmt}  {remaining} left",
         dynamic_ncols=True,
     )
 

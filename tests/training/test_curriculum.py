@@ -16,6 +16,7 @@ from vgg_jax.config import Config, Curriculum
 from vgg_jax.distributed import make_mesh
 from vgg_jax.training import init_from as initial
 from vgg_jax.training.checkpoint import Checkpoints
+from vgg_jax.training.curriculum import pending_runs
 from vgg_jax.training.init_from import PRE_INITIALIZED, layers_taken, take_weights
 from vgg_jax.training.loop import train
 from vgg_jax.training.metrics import MetricWriter
