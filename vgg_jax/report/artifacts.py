@@ -1,4 +1,4 @@
-"""What a workdir keeps of one row of the table that is more than a number."""
+"""Writes what eval.py leaves beside eval.json: examples, figures and CSV files."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from vgg_jax.evaluation.errors import confusion_matrix
 from vgg_jax.evaluation.predictions import Predictions
 from vgg_jax.evaluation.results import Result, row_title, write_per_class
 from vgg_jax.models import ConvNet
-from vgg_jax.report import confusion, style
-from vgg_jax.report.figures import draw_curves, draw_predictions
+from vgg_jax.report.confusion import draw_confusion, write_csv
+from vgg_jax.report.figures import draw_curves, draw_predictions, save_figure
 from vgg_jax.report.gallery import choose_examples, make_gallery, save_gallery
 
 EXAMPLES = 24  # at most
@@ -23,22 +23,29 @@ def write_details(
     result: Result,
     predictions: Predictions,
 ) -> None:
-    """Into the folder `output`: examples with score maps, confusion matrix, classes.
+    """Writes the details of one row of the table into the folder `output`.
 
-    The score maps are of `model`, the first of the networks that `result` is of.
-    examples.npz and predictions.png, confusion.csv and confusion.png, per_class.csv;
-    and curves.png where there is a metrics.jsonl.
+    They are examples.npz and predictions.png (examples with heat maps), confusion.csv,
+    confusion.png and per_class.csv; and curves.png where there is a metrics.jsonl.
+
+    Args:
+        output: the workdir of the first network.
+        model: the first of the networks that `result` is of; the heat maps are its.
+        source: the images.
+        config: how the network sees an image.
+        result: the row.
+        predictions: the row's posteriors.
     """
     right, wrong = choose_examples(predictions, EXAMPLES)
     title = row_title(result)
     if len(result.networks) > 1:
-        title += f"; score maps of {result.networks[0].run}"
+        title += f"; heat maps of {result.networks[0].run}"
     gallery = make_gallery(model, source, config, right + wrong, title=title)
     save_gallery(output / "examples.npz", gallery)
     draw_predictions(gallery, output / "predictions.png")
     matrix, names = confusion_matrix(predictions), source.class_names
-    confusion.write_csv(output / "confusion.csv", matrix, names)
-    style.save(confusion.draw_confusion(matrix, names), output / "confusion.png")
+    write_csv(output / "confusion.csv", matrix, names)
+    save_figure(draw_confusion(matrix, names), output / "confusion.png")
     write_per_class(output / "per_class.csv", result.per_class)
     metrics = output / "metrics.jsonl"
     if metrics.exists():
