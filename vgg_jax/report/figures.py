@@ -155,7 +155,7 @@ def _mark_best(axes: Axes, epochs: list[float], errors: list[float]) -> None:
     axes.text(
         0.99,
         0.95,
-        f"lowest on validation: {errors[best]:.2%} at epoch {epochs[best]:.4g}",
+        f"lowest on validation: {errors[best]:.2%} at epoch {epochs[best]:.3g}",
         transform=axes.transAxes,
         ha="right",
         va="top",

@@ -232,20 +232,20 @@ def _logits(
 
 
 def explain(heat: ScoreMap, crop: int) -> str:
-    """A sentence that says what a heat map shows."""
+    """A sentence about what a heat map shows."""
     height, width = heat.image.shape[:2]
     size = f"{width} x {height} pixels"
     if heat.square:
         return (
-            f"bright is where hiding a square of {heat.square} pixels lowers the "
+            f"Bright is where hiding a square of {heat.square} pixels lowers the "
             f"log-odds of the predicted class most; the network sees {size}, the "
             "scale that it was trained at."
         )
     rows, columns = heat.scores.shape
     return (
-        f"the predicted class's scores in {columns} x {rows} cells, of the network on "
-        f"{size}, {min(height, width) / crop:g} times its training crop; bright is "
-        "the highest."
+        f"Bright is where the predicted class's score is highest, in {columns} x {rows} "
+        f"cells; the network sees {size}, {min(height, width) / crop:g} times its "
+        "training crop."
     )
 
 
