@@ -214,7 +214,7 @@ def mistake_rows(matrix: np.ndarray, names: Sequence[str]) -> list[Mapping[str, 
         {
             "is": names[true],
             "taken for": names[predicted],
-            "images": str(wrong[true, predicted]),
+            "images": f"{wrong[true, predicted]:,}",
             "of its class %": (
                 f"{100 * wrong[true, predicted] / matrix[true].sum():.1f}"
             ),
@@ -230,7 +230,7 @@ def class_rows(matrix: np.ndarray, names: Sequence[str]) -> list[Mapping[str, st
     return [
         {
             "class": result.name,
-            "images": str(result.images),
+            "images": f"{result.images:,}",
             "top-1 error %": "no images"
             if result.top1_error is None
             else f"{100 * result.top1_error:.1f}",
