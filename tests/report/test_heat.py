@@ -140,7 +140,10 @@ def test_a_sentence_says_which_of_the_two_it_is() -> None:
     text = explain(hidden, 32)
     assert "hiding a square of 8 pixels" in text and "48 x 32 pixels" in text
     text = explain(ScoreMap(image, np.zeros((7, 9)), (0, 48, 32, 0)), 16)
-    assert "score is highest, in 9 x 7 cells" in text and "2 times its training crop" in text
+    assert (
+        "score is highest, in 9 x 7 cells" in text
+        and "2 times its training crop" in text
+    )
 
 
 def test_a_small_image_is_enlarged_with_its_map() -> None:

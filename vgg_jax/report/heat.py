@@ -193,10 +193,10 @@ def occlusion_map(
     while batch := list(itertools.islice(images, BATCH)):
         filled = batch + [image] * (BATCH - len(batch))  # one shape, one program
         odds.append(log_odds(np.stack(filled))[: len(batch)])
-    whole, *hidden = np.concatenate(odds)
+    whole, hidden = np.split(np.concatenate(odds), [1])
     return ScoreMap(
         image,
-        np.float32(whole - np.reshape(hidden, (rows, columns))),
+        (whole - hidden).reshape(rows, columns).astype(np.float32),
         (-0.5, width - 0.5, height - 0.5, -0.5),
         square,
     )
@@ -243,9 +243,9 @@ def explain(heat: ScoreMap, crop: int) -> str:
         )
     rows, columns = heat.scores.shape
     return (
-        f"Bright is where the predicted class's score is highest, in {columns} x {rows} "
-        f"cells; the network sees {size}, {min(height, width) / crop:g} times its "
-        "training crop."
+        "Bright is where the predicted class's score is highest, in "
+        f"{columns} x {rows} cells; the network sees {size}, "
+        f"{min(height, width) / crop:g} times its training crop."
     )
 
 

@@ -167,7 +167,9 @@ def _cells(table: Table, row: Row, ours: Json | None) -> Cells:
         "train S": _join(train_scale(n.train_scale) for n in row.networks),
         "protocol": row.protocol,
         "paper": f"{row.top1_error} / {row.top5_error}",
-        "ours": ours and f"{percent(ours, 'top1')} / {percent(ours, 'top5')}",
+        "ours": None
+        if ours is None
+        else f"{percent(ours, 'top1')} / {percent(ours, 'top5')}",
         "test Q": _join(", ".join(map(str, n.scales)) for n in row.networks),
         "paper, test set": f"- / {row.test_top5_error or '-'}",
     }
