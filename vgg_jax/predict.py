@@ -10,7 +10,7 @@ import numpy as np
 from vgg_jax.console import short_names
 from vgg_jax.data.sources import open_source
 from vgg_jax.data.transforms import CorruptImage, decode
-from vgg_jax.evaluation.dense import dense_posteriors
+from vgg_jax.inference.dense import dense_posteriors
 from vgg_jax.models import ConvNet
 from vgg_jax.report.figures import draw_heat
 from vgg_jax.report.heat import ScoreMap, heat_map

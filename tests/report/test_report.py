@@ -16,6 +16,7 @@ import pytest
 from vgg_jax import cli
 from vgg_jax.config import Config, DataConfig, VGGConfig
 from vgg_jax.evaluation.errors import Rate
+from vgg_jax.evaluation.evaluate import Evaluation
 from vgg_jax.evaluation.predictions import Predictions
 from vgg_jax.evaluation.results import (
     Result,
@@ -26,7 +27,7 @@ from vgg_jax.evaluation.results import (
 )
 from vgg_jax.report import __main__ as report
 from vgg_jax.report import paper_tables
-from vgg_jax.report.artifacts import write_details
+from vgg_jax.report.artifacts import write_artifacts
 from vgg_jax.report.gallery import Example, Gallery, load_gallery
 from vgg_jax.report.heat import ScoreMap, enlarge
 from vgg_jax.report.paper_tables import Json, compare, is_the_papers
@@ -137,7 +138,16 @@ def workdir(
         skipped=(),
     )
     write_json(folder / "eval.json", [found])
-    write_details(folder, model, source, config, found, predictions)
+    write_artifacts(
+        Evaluation(
+            results=[found],
+            model=model,
+            config=config,
+            workdir=folder,
+            source=source,
+            predictions=predictions,
+        )
+    )
     return folder
 
 

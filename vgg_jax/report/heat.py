@@ -9,20 +9,19 @@ the map shows how much evidence that takes away.
 """
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from matplotlib.colors import LinearSegmentedColormap
 from scipy import ndimage
 from scipy.special import logsumexp
 
 from vgg_jax.data.transforms import rescale
-from vgg_jax.evaluation.tiling import TILE, tiled_score_map
+from vgg_jax.inference.forward import Network
+from vgg_jax.inference.forward import ScoreMap as ScoreMapHead
+from vgg_jax.inference.tiling import TILE, tiled_map
 from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import Conv, Layer, Pool, output_size
 from vgg_jax.preprocessing import Normalization
@@ -127,32 +126,16 @@ def score_map(
     Raises:
         ValueError: the image is too small for the network.
     """
-    statistics: dict[str, Any] = {"mean": tuple(mean), "std": tuple(std)}
+    network = Network.from_model(model, Normalization(mean, std))
     height, width = image.shape[:2]
     scores: jax.Array | np.ndarray
     if height * width > TILE**2:
-        scores = tiled_score_map(model, image, **statistics)
+        scores = tiled_map(network, ScoreMapHead(), image)
     else:
-        graphdef, state = nnx.split(model)
-        scores = _scores(state, image, graphdef=graphdef, **statistics)
+        scores = network.run(ScoreMapHead(), image[None])[0]
     top, bottom = map_interval(model.layers, height)
     left, right = map_interval(model.layers, width)
     return ScoreMap(image, np.asarray(scores)[..., label], (left, right, bottom, top))
-
-
-@functools.partial(jax.jit, static_argnames=("graphdef", "mean", "std"))
-def _scores(
-    state: nnx.State,
-    image: jax.Array,
-    *,
-    graphdef: nnx.GraphDef,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> jax.Array:
-    """[H, W, C] -> [h, w, num_classes]."""
-    return nnx.merge(graphdef, state).score_map(Normalization(mean, std)(image[None]))[
-        0
-    ]
 
 
 def occlusion_map(
@@ -174,13 +157,12 @@ def occlusion_map(
     Raises:
         ValueError: the image is too small for the network.
     """
-    graphdef, state = nnx.split(model)
-    statistics: dict[str, Any] = {"mean": tuple(mean), "std": tuple(std)}
+    network = Network.from_model(model, Normalization(mean, std))
     square = max(1, crop // 4)
 
     def log_odds(images: np.ndarray) -> np.ndarray:
-        logits = _logits(state, images, graphdef=graphdef, **statistics)
-        scores = np.asarray(logits, np.float64)
+        score_maps = np.asarray(network.run(ScoreMapHead(), images), np.float64)
+        scores = score_maps.mean(axis=(1, 2))
         others = np.delete(scores, label, axis=1)
         return scores[:, label] - logsumexp(others, axis=1)
 
@@ -215,20 +197,6 @@ def _with_hidden_places(
         copy = image.copy()
         copy[max(0, top) : top + square, max(0, left) : left + square] = color
         yield copy
-
-
-@functools.partial(jax.jit, static_argnames=("graphdef", "mean", "std"))
-def _logits(
-    state: nnx.State,
-    images: jax.Array,
-    *,
-    graphdef: nnx.GraphDef,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> jax.Array:
-    """The scores of whole images: [N, H, W, C] -> [N, num_classes]."""
-    scores = nnx.merge(graphdef, state).score_map(Normalization(mean, std)(images))
-    return scores.mean(axis=(1, 2))
 
 
 def explain(heat: ScoreMap, crop: int) -> str:
