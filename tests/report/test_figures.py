@@ -168,7 +168,7 @@ def test_picture_of_a_heat_map(tmp_path: Path, shape: tuple[int, int, int]) -> N
 
 def test_matplotlib_is_used_without_its_global_state() -> None:
     script = (
-        "import sys, vgg_jax.evaluation.evaluate; "
+        "import sys, vgg_jax.report.artifacts; "
         "print('matplotlib.figure' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
     )
     done = subprocess.run(

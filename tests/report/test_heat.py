@@ -13,6 +13,8 @@ import vgg_jax
 from tests.models.drawn import network
 from vgg_jax.config import Config
 from vgg_jax.data.transforms import rescale
+from vgg_jax.inference.forward import MapHead, Network
+from vgg_jax.inference.tiling import tiled_map
 from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import Conv, Layer, MaxPool, output_size
 from vgg_jax.report import heat
@@ -248,8 +250,15 @@ def test_a_long_image_goes_through_in_tiles(
     image = np.random.default_rng(0).integers(0, 256, (64, 1200, 3), np.uint8)
     whole = score_map(model, image, 4, config.data.mean, config.data.std)
     monkeypatch.setattr(heat, "TILE", 256)
-    monkeypatch.setattr(heat, "_scores", None)
+    tiles: list[tuple[int, ...]] = []
+
+    def spy(network: Network, head: MapHead, image: np.ndarray) -> np.ndarray:
+        tiles.append(image.shape)
+        return tiled_map(network, head, image)
+
+    monkeypatch.setattr(heat, "tiled_map", spy)
     tiled = score_map(model, image, 4, config.data.mean, config.data.std)
+    assert tiles == [image.shape]
     assert tiled.extent == whole.extent
     chex.assert_trees_all_close(tiled.scores, whole.scores, atol=1e-4)
 
