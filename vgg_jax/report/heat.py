@@ -30,9 +30,7 @@ HEAT = LinearSegmentedColormap.from_list(
     "heat", ["#14213d", "#4c3a86", "#c2416b", "#f59e4c", "#fff3c4"]
 )
 CELLS = 7  # a class score map to look at has at least this many cells a side
-NEAR = (
-    2  # and its image is at most this many training crops wide (section 3.1: 512/224)
-)
+NEAR = 2  # and its image at most so many training crops (the paper's S: up to 2.3)
 PLACES = 12  # hidden one by one along a training crop,
 MOST_PLACES = 36  # and at most along the side of an image
 BATCH = 48  # images with a hidden place that go through the network together
