@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and read without running code."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -90,3 +91,42 @@ def lock(path: Path, report: Callable[[str], None]) -> Iterator[None]:
             report("waiting for another process that prepares it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+# What helps against an operating system's error.
+REMEDIES = {
+    errno.EACCES: "give one that you may read and write",
+    errno.EPERM: "give one that you may read and write",
+    errno.EROFS: "give one on a disk that can be written to",
+    errno.EEXIST: "that is a file; give a folder",
+    errno.ENOTDIR: "that is a file; give a folder",
+    errno.EISDIR: "that is a folder; give a file",
+    errno.ENOENT: "give one that exists",
+    errno.ENOSPC: "free some space, or give one on another disk",
+    errno.EDQUOT: "free some space, or give one on another disk",
+}
+
+
+def explain_os_error(error: OSError, paths: Sequence[tuple[str, Path]]) -> str:
+    """Says what an operating system refused, which flag gave the path, and a remedy.
+
+    Args:
+        error: of the system, or of this library, which says all that is to be said.
+        paths: that the user gave, each with the name of its flag.
+    """
+    if error.errno is None:
+        return str(error)
+    message, flags = str(error.strerror), [flag for flag, _ in paths]
+    if error.filename:
+        message = f"{error.filename}: {message}"
+        place = Path(os.path.abspath(os.fsdecode(error.filename)))
+        flags = [flag for flag, path in paths if _is_on_the_way(path, place)]
+    if error.errno in REMEDIES and flags:
+        message += f"; {' or '.join(dict.fromkeys(flags))}: {REMEDIES[error.errno]}"
+    return message
+
+
+def _is_on_the_way(path: Path, place: Path) -> bool:
+    """Whether one of two paths is the other or a folder above it."""
+    path = Path(os.path.abspath(path.expanduser()))
+    return path in (place, *place.parents) or place in path.parents

@@ -128,7 +128,7 @@ def workdir(
 def test_the_page_has_everything_and_needs_nothing(
     workdir: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    assert report.main([str(workdir)]) == 0
+    assert report.main(["--workdir", str(workdir)]) == 0
     output = workdir / "report.html"
     assert str(output) in capsys.readouterr().out
     text = output.read_text()
@@ -193,12 +193,16 @@ def test_errors_are_one_line(
     for arguments, message in (
         ([tmp_path / "nowhere"], "no run in"),
         ([workdir, workdir], "same one twice"),
-        ([workdir, "--output", tmp_path / "no" / "x.html"], "x.html"),
     ):
-        assert report.main([str(a) for a in arguments]) == 1
+        flags = [f"--workdir={folder}" for folder in arguments]
+        assert report.main(flags) == 1
         assert message in capsys.readouterr().err
+    page = tmp_path / "no" / "x.html"
+    assert report.main([f"--workdir={workdir}", f"--output={page}"]) == 1
+    assert "x.html" in (line := capsys.readouterr().err)
+    assert "--output: give one that exists" in line
     (workdir / "examples.npz").write_bytes(b"torn")
-    assert report.main([str(workdir)]) == 1
+    assert report.main(["--workdir", str(workdir)]) == 1
     assert "examples.npz" in capsys.readouterr().err
 
 

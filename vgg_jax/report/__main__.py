@@ -1,4 +1,6 @@
-"""One HTML page of runs: python -m vgg_jax.report WORKDIR...
+"""Writes one HTML page about runs.
+
+  python -m vgg_jax.report --workdir DIR [--workdir DIR]
 
 Results beside those of the paper, curves, examples with class score maps, the most
 confident mistakes, the confusion matrix and the classes one by one. The page needs no
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vgg_jax import cli
 from vgg_jax.config import Config
 from vgg_jax.console import short_names
 from vgg_jax.evaluation.errors import class_results
@@ -233,28 +236,27 @@ def _classes(matrix: np.ndarray, names: tuple[str, ...]) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the page; 0, or 1 after an error's one line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m vgg_jax.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("workdirs", nargs="+", type=Path, metavar="WORKDIR")
+    """Runs the command; returns its exit code."""
+    parser = cli.Parser("python -m vgg_jax.report", __doc__)
+    parser.add_workdir("folder of a run; several are set side by side", several=True)
     parser.add_argument(
-        "--output", type=Path, help="the page; by default report.html in the first"
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the page; by default report.html in the first workdir",
     )
-    values = parser.parse_args(arguments)
-    output = values.output or values.workdirs[0] / "report.html"
-    try:
-        paths = [path.resolve() for path in values.workdirs]
-        runs = [read_run(*pair) for pair in zip(paths, short_names(paths), strict=True)]
-        text = make_report(runs)
-        write_text(output, text)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return cli.command(run, parser, arguments)
+
+
+def run(values: argparse.Namespace) -> int:
+    """Writes the page; returns 0."""
+    output = values.output or values.workdir[0] / "report.html"
+    paths = [path.resolve() for path in values.workdir]
+    runs = [read_run(*pair) for pair in zip(paths, short_names(paths), strict=True)]
+    text = make_report(runs)
+    write_text(output, text)
     print(f"{output}  {len(text) / 2**20:.1f} MiB")
-    return 0
+    return cli.DONE
 
 
 if __name__ == "__main__":
