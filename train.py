@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from vgg_jax import cli, distributed
 from vgg_jax.config import Config, Curriculum
+from vgg_jax.config_file import named_runs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +28,10 @@ def run(values: argparse.Namespace) -> int:
     from vgg_jax.report.figures import draw_curves
     from vgg_jax.training.curriculum import pending_runs
     from vgg_jax.training.loop import train
+    from vgg_jax.training.workdir import refuse_other_run
 
+    for name, config in named_runs(values.config).items():
+        refuse_other_run(values.workdir / name, config)
     for config, workdir in pending_runs(values.config, values.workdir):
         stopped = train(config, workdir)
         if distributed.is_first():

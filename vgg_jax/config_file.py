@@ -47,7 +47,7 @@ def load(path: Path, kinds: tuple[type, ...]) -> Config | Curriculum:
     config: Any
     try:
         config = runpy.run_path(str(path))["get_config"]()
-        for run in _runs(config).values():
+        for run in named_runs(config).values():
             validate_types(run)
     except Exception as error:  # the file's own code can raise anything
         raise UsageError(
@@ -91,7 +91,7 @@ def add_flags(
                 f"settings of {section or 'the run'}",
                 None if groups else "Values are those of FILE; each flag changes one.",
             )
-        run = next(iter(_runs(config).values()))
+        run = next(iter(named_runs(config).values()))
         kind = _kind(run, name)
         agree = len(set(map(repr, values))) == 1
         groups[section].add_argument(
@@ -165,7 +165,7 @@ def override(config: Config | Curriculum, values: Mapping[str, Any]) -> None:
     Raises:
         UsageError: a setting in which runs differ, or settings that do not fit.
     """
-    runs = _runs(config)
+    runs = named_runs(config)
     changes = {
         name.removeprefix(PREFIX): value
         for name, value in values.items()
@@ -188,8 +188,8 @@ def override(config: Config | Curriculum, values: Mapping[str, Any]) -> None:
             raise UsageError(str(error)) from error
 
 
-def _runs(config: Any) -> dict[str, Config]:
-    """The runs of a curriculum; a configuration is one, and something else is none."""
+def named_runs(config: Any) -> dict[str, Config]:
+    """The runs of a curriculum by name; one configuration is a run of the name ""."""
     if isinstance(config, Curriculum):
         return config.runs
     return {"": config} if isinstance(config, Config) else {}
@@ -201,7 +201,7 @@ def _common_settings(
     """Gives (name, declaration, value in each run) of settings that all runs have."""
     tables = [
         {name: (declared, value) for name, declared, value in settings(run)}
-        for run in _runs(config).values()
+        for run in named_runs(config).values()
     ]
     for name, (declared, _) in tables[0].items():
         if all(name in table for table in tables):

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+PARTIAL = ".partial"  # the end of the name of a file that is being written
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -21,7 +23,7 @@ def replacing(path: Path) -> Iterator[Path]:
     A reader sees the old file or the whole new one. An error in the block leaves the
     old one.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     yield partial
     os.replace(partial, path)
 
@@ -101,7 +103,7 @@ REMEDIES = {
     errno.EEXIST: "that is a file; give a folder",
     errno.ENOTDIR: "that is a file; give a folder",
     errno.EISDIR: "that is a folder; give a file",
-    errno.ENOENT: "give one that exists",
+    errno.ENOENT: "give one that exists, or make its folder first",
     errno.ENOSPC: "free some space, or give one on another disk",
     errno.EDQUOT: "free some space, or give one on another disk",
 }
@@ -118,8 +120,9 @@ def explain_os_error(error: OSError, paths: Sequence[tuple[str, Path]]) -> str:
         return str(error)
     message, flags = str(error.strerror), [flag for flag, _ in paths]
     if error.filename:
-        message = f"{error.filename}: {message}"
-        place = Path(os.path.abspath(os.fsdecode(error.filename)))
+        name = os.fsdecode(error.filename).removesuffix(PARTIAL)
+        message = f"{name}: {message}"
+        place = Path(os.path.abspath(name))
         flags = [flag for flag, path in paths if _is_on_the_way(path, place)]
     if error.errno in REMEDIES and flags:
         message += f"; {' or '.join(dict.fromkeys(flags))}: {REMEDIES[error.errno]}"

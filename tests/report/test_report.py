@@ -200,7 +200,7 @@ def test_errors_are_one_line(
     page = tmp_path / "no" / "x.html"
     assert report.main([f"--workdir={workdir}", f"--output={page}"]) == 1
     assert "x.html" in (line := capsys.readouterr().err)
-    assert "--output: give one that exists" in line
+    assert "--output: give one that exists, or make its folder" in line
     (workdir / "examples.npz").write_bytes(b"torn")
     assert report.main(["--workdir", str(workdir)]) == 1
     assert "examples.npz" in capsys.readouterr().err
