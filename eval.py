@@ -37,8 +37,13 @@ def run(values: argparse.Namespace) -> int:
     """Evaluates; returns 0."""
     distributed.join()
     from vgg_jax.evaluation.evaluate import run_evaluation
+    from vgg_jax.report.artifacts import write_artifacts
 
-    run_evaluation(values.workdir, values.config, values.protocol, values.scales)
+    evaluation = run_evaluation(
+        values.workdir, values.config, values.protocol, values.scales
+    )
+    if distributed.is_first():
+        write_artifacts(evaluation)
     return cli.DONE
 
 

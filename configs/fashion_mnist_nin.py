@@ -3,8 +3,8 @@
   python train.py --config configs/fashion_mnist_nin.py
   python eval.py --config configs/fashion_mnist_nin.py --protocol center
 
-Two CPU cores, 12 epochs; the time was not noted. Top-1 error 10.81 ± 0.61% on the center
-crop.
+Two CPU cores, 12 epochs; the time was not noted. Top-1 error 10.81 ± 0.61% on the
+center crop.
 """
 
 from vgg_jax.config import (

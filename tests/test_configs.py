@@ -1,7 +1,9 @@
 """Every configuration loads, builds its network and takes its own training crop."""
 
+import ast
 import dataclasses
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from vgg_jax.training.init_from import layers_taken
 CONFIGS = Path(__file__).parents[1] / "configs"
 LADDER = CONFIGS / "curriculum.py"
 BOXES = CONFIGS / "fashion_mnist_boxes.py"
-FILES = sorted(path for path in CONFIGS.glob("*.py") if path not in (LADDER, BOXES))
+RECIPE = CONFIGS / "imagenet.py"  # what others are made of
+FILES = sorted(set(CONFIGS.glob("*.py")) - {LADDER, BOXES, RECIPE})
 
 
 def load(path: Path) -> Any:
@@ -98,3 +101,20 @@ def test_the_ladder_is_that_of_section_3_1() -> None:
         assert run.optimizer.learning_rate == (
             1e-2 if run.init_from in (None, "vgg11") else 1e-3
         )
+
+
+@pytest.mark.parametrize("path", [*FILES, LADDER, BOXES], ids=lambda path: path.stem)
+def test_a_docstring_says_what_came_of_a_run(path: Path) -> None:
+    note = ast.get_docstring(ast.parse(path.read_text())) or ""
+    result = re.search(r"error .*\d\.\d+ ± \d\.\d+%", note, re.DOTALL)
+    assert result or "Not run" in note
+
+
+def test_each_file_of_the_paper_names_its_own_network_and_start() -> None:
+    for path in FILES:
+        if path.stem.startswith("vgg"):
+            config = load(path)
+            name = re.sub("_(384|jitter)$", "", path.stem)
+            starts = {"384": name, "jitter": f"{name}_384"}
+            assert config.model.name == name
+            assert config.init_from == starts.get(path.stem.rpartition("_")[2])

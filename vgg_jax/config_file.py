@@ -46,7 +46,10 @@ def load(path: Path, kinds: tuple[type, ...]) -> Config | Curriculum:
         raise UsageError(f"no configuration file {path}: {nearest_file(path)}")
     config: Any
     try:
-        config = runpy.run_path(str(path))["get_config"]()
+        contents = runpy.run_path(str(path))
+        if "get_config" not in contents:
+            raise AttributeError("the file has no function get_config()")
+        config = contents["get_config"]()
         for run in named_runs(config).values():
             validate_types(run)
     except Exception as error:  # the file's own code can raise anything
@@ -64,7 +67,11 @@ def load(path: Path, kinds: tuple[type, ...]) -> Config | Curriculum:
 
 def nearest_file(path: Path | None) -> str:
     """The end of an error message: the files in configs/ that may be meant."""
-    files = {file.stem: str(file) for file in sorted(Path("configs").glob("*.py"))}
+    files = {
+        file.stem: str(file)
+        for file in sorted(Path("configs").glob("*.py"))
+        if "def get_config" in file.read_text()
+    }
     if not files:
         return "write one as configs/ of the project shows"
     name = "" if path is None else path.stem.lower()
