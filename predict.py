@@ -18,7 +18,9 @@ from vgg_jax import cli
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.Parser("python predict.py", __doc__)
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser.add_argument(
+        "images", nargs="+", type=Path, metavar="IMAGE", help="a picture of any size"
+    )
     parser.add_workdir("folder of the run whose network is used")
     parser.add_argument(
         "--output",

@@ -19,6 +19,7 @@ from typing import Any
 from vgg_jax import cli
 from vgg_jax.analysis.measure import summary
 from vgg_jax.analysis.results import MEBIBYTE
+from vgg_jax.config import VGGConfig, settings
 from vgg_jax.console import format_columns
 from vgg_jax.models import MODELS
 from vgg_jax.models.layers import Conv, Layer, Relu
@@ -153,11 +154,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="of the stacks compared; 256 by default",
     )
     options = parser.add_argument_group("options of the network, as of create_model")
+    help = {name: one.help for name, one, _ in settings(VGGConfig(name="vgg16"))}
     for name, kind in OPTIONS.items():
         options.add_argument(
-            f"--{name}", type=kind, metavar="X", default=argparse.SUPPRESS
+            f"--{name}",
+            type=kind,
+            metavar="X",
+            default=argparse.SUPPRESS,
+            help=help[name],
         )
-    options.add_argument("--ceil_mode", action="store_true", default=argparse.SUPPRESS)
+    options.add_argument(
+        "--ceil_mode",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help=help["ceil_mode"],
+    )
     return cli.command(run, parser, arguments)
 
 
