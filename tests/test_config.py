@@ -72,7 +72,6 @@ def test_the_ends_of_a_range(setting: str, inside: float, outside: float) -> Non
         validate(changed(setting, outside))
 
 
-@pytest.mark.parametrize("setting", WORDS)
 def test_every_setting_says_what_it_is() -> None:
     for whole in (config(), changed("localization", LocalizationConfig())):
         for name, declared, value in settings(whole):
@@ -113,6 +112,7 @@ def test_an_unknown_keyword_is_answered_with_the_nearest_setting() -> None:
     assert pickle.loads(pickle.dumps(config())) == config()
 
 
+@pytest.mark.parametrize("setting", WORDS)
 def test_an_unknown_word_is_answered_with_those_that_there_are(setting: str) -> None:
     with pytest.raises(ValueError, match=rf"unknown {setting} 'xyz'.*known are"):
         validate(changed(setting, "xyz"))

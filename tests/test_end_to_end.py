@@ -188,7 +188,12 @@ def test_prediction_names_classes_and_draws_maps(
         ("train.py", ["--config.model.name=vgg_16"], 1, "did you mean 'vgg16'"),
         ("train.py", ["--config.batch_size=abc"], 2, "--config.batch_size: expected"),
         ("train.py", ["--config.data.data_dir=/nowhere"], 1, "/nowhere"),
-        ("train.py", ["--config.model.num_classes=4"], 1, "model.num_classes=3"),
+        (
+            "train.py",
+            ["--config.model.num_classes=4"],
+            1,
+            "expected model.num_classes=3",
+        ),
         ("train.py", ["--config.seed=1"], 1, "seed: 0 there, 1 now"),
         ("train.py", ["--config.batch_size=7"], 1, "multiple of 8"),
         ("train.py", ["--config.optimizer.metric=top1"], 2, "optimizer.metric 'top1'"),
