@@ -262,8 +262,6 @@ def command(
         if not values.traceback:
             logging.getLogger("absl").addFilter(_is_no_orbax_traceback)
         return main(values)
-    except UsageError as error:
-        return _print_error(str(error), USAGE)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         if values.traceback:
             traceback.print_exc()
@@ -272,19 +270,14 @@ def command(
             message = explain_os_error(error, [*parser.paths(values)])
         if distributed.several() and isinstance(error, jax.errors.JaxRuntimeError):
             message = f"{LOST_HOST}\nerror: {message}"
-        code = _print_error(message, FAILED)
+        where = f"host {jax.process_index()}: " if distributed.several() else ""
+        print(f"{where}error: {message}", file=sys.stderr, flush=True)
+        code = USAGE if isinstance(error, UsageError) else FAILED
         distributed.abandon(code)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr, flush=True)
         code = STOPPED + signal.SIGINT
         distributed.abandon(code)
-    return code
-
-
-def _print_error(message: str, code: int) -> int:
-    """Prints the line, and returns the code for it."""
-    where = f"host {jax.process_index()}: " if distributed.several() else ""
-    print(f"{where}error: {message}", file=sys.stderr, flush=True)
     return code
 
 
