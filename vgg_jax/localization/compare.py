@@ -58,10 +58,10 @@ def run_localization(
     errors: dict[str, Rate] = {}
     for run, model, own in zip(names, localizers, configs, strict=True):
         name = f"{run}, center crop"
-        found = localize.center_crop_boxes(model, source, own, progress=name)
-        mean_box = mean_box_baseline(found)
+        centered = localize.center_crop_boxes(model, source, own, progress=name)
+        mean_box = mean_box_baseline(centered)
         errors["true class, mean box, center crop"] = localization_error(mean_box)
-        errors[f"true class, {name}"] = localization_error(found)
+        errors[f"true class, {name}"] = localization_error(centered)
     predictions = protocols.evaluate(
         classifier,
         source,
@@ -71,7 +71,7 @@ def run_localization(
         progress=f"{classifier_dir.resolve().name}, dense",
     )
     likeliest = np.argsort(-predictions.posteriors, kind="stable")[:, :TOP]
-    found = localize.dense_boxes(
+    dense = localize.dense_boxes(
         localizers,
         classifier,
         source,
@@ -81,7 +81,7 @@ def run_localization(
         merge_below=config.localization.merge_below,
         progress=f"{together}, dense",
     )
-    own, best = (select_boxes(found, part) for part in (slice(1), slice(1, None)))
+    own, best = (select_boxes(dense, part) for part in (slice(1), slice(1, None)))
     first = select_boxes(best, slice(1))
     errors |= {
         f"true class, {together}, dense": localization_error(own),
