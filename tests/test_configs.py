@@ -18,10 +18,10 @@ from vgg_jax.models.layers import output_size
 from vgg_jax.training.init_from import layers_taken
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-LADDER = CONFIGS / "curriculum.py"
+CURRICULUM = CONFIGS / "curriculum.py"
 BOXES = CONFIGS / "fashion_mnist_boxes.py"
 RECIPE = CONFIGS / "imagenet.py"  # what others are made of
-FILES = sorted(set(CONFIGS.glob("*.py")) - {LADDER, BOXES, RECIPE})
+FILES = sorted(set(CONFIGS.glob("*.py")) - {CURRICULUM, BOXES, RECIPE})
 
 
 def load(path: Path) -> Any:
@@ -85,8 +85,8 @@ def test_boxes_start_from_their_classifier() -> None:
     assert "fc8" not in layers_taken(dataclasses.replace(boxes, model=as_many), classes)
 
 
-def test_the_ladder_is_that_of_section_3_1() -> None:
-    runs = load(LADDER).runs
+def test_the_curriculum_is_that_of_section_3_1() -> None:
+    runs = load(CURRICULUM).runs
     deeper = ("vgg13", "vgg16_c", "vgg16", "vgg19")
     expected = {"vgg11": None} | dict.fromkeys(deeper, "vgg11")
     for name in deeper[1:]:
@@ -103,7 +103,9 @@ def test_the_ladder_is_that_of_section_3_1() -> None:
         )
 
 
-@pytest.mark.parametrize("path", [*FILES, LADDER, BOXES], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [*FILES, CURRICULUM, BOXES], ids=lambda path: path.stem
+)
 def test_a_docstring_says_what_came_of_a_run(path: Path) -> None:
     note = ast.get_docstring(ast.parse(path.read_text())) or ""
     result = re.search(r"error .*\d\.\d+ ± \d\.\d+%", note, re.DOTALL)
