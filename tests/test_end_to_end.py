@@ -17,6 +17,7 @@ from tests.shapes import draw_shapes
 Call = Callable[[list[str]], subprocess.CompletedProcess[str]]
 
 ROOT = Path(__file__).parents[1]
+NEW = "--workdir=runs/none"  # a folder that nothing is written to
 EXAMPLES = {"train": 24, "test": 9}
 ENVIRONMENT = os.environ | {
     "JAX_PLATFORMS": "cpu",
@@ -185,17 +186,17 @@ def test_prediction_names_classes_and_draws_maps(
     ("script", "more", "code", "expected"),
     [
         ("train.py", ["--config.batch_sise=3"], 2, "mean '--config.batch_size'"),
-        ("train.py", ["--config.model.name=vgg_16"], 1, "did you mean 'vgg16'"),
+        ("train.py", [NEW, "--config.model.name=vgg_16"], 1, "did you mean 'vgg16'"),
         ("train.py", ["--config.batch_size=abc"], 2, "--config.batch_size: expected"),
         ("train.py", ["--config.data.data_dir=/nowhere"], 1, "/nowhere"),
         (
             "train.py",
-            ["--config.model.num_classes=4"],
+            [NEW, "--config.model.num_classes=4"],
             1,
             "expected model.num_classes=3",
         ),
         ("train.py", ["--config.seed=1"], 1, "seed: 0 there, 1 now"),
-        ("train.py", ["--config.batch_size=7"], 1, "multiple of 8"),
+        ("train.py", [NEW, "--config.batch_size=7"], 1, "multiple of 8"),
         ("train.py", ["--config.optimizer.metric=top1"], 2, "optimizer.metric 'top1'"),
         ("eval.py", ["--protocol=centre"], 2, "did you mean 'center'"),
         ("eval.py", ["--workdir=/nowhere"], 1, "python train.py --config"),
@@ -221,6 +222,7 @@ def test_bad_input_is_answered_in_a_line(
     assert done.returncode == code
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
+    assert not (ROOT / "runs" / "none").exists()
 
 
 def test_divergence_names_the_last_good_checkpoint(
