@@ -2,7 +2,7 @@
 
   python predict.py --workdir DIR IMAGE [IMAGE ...]
 
-Prints the most probable classes of each picture, and writes IMAGE.heat.png: the score
+Prints the most probable classes of each picture, and writes IMAGE.heat.png: the heat
 map of the first class over the picture. The posteriors are those of dense evaluation at
 the scales of the run in the workdir.
 """
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=Path(),
         type=Path,
         metavar="DIR",
-        help="folder for the score maps; the current one by default",
+        help="folder for the heat maps; the current one by default",
     )
     parser.add_argument(
         "--top",
