@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vgg_jax import boxes
-from vgg_jax.data import crops, transforms
+from vgg_jax.data import transforms
 from vgg_jax.data.base import Source
 
 # As the public batches are, with the further key "corrupt": a list of messages.
@@ -101,7 +101,7 @@ class Crops:
     decoder: Decoder
     scale: int
     crop: int
-    rule: crops.Rule
+    layout: transforms.CropLayout
 
     def __call__(self, examples: np.ndarray) -> RawBatch:
         """The batch of these example numbers; an example's crops follow one another."""
@@ -111,7 +111,7 @@ class Crops:
             if index < len(self.decoder.source)
         ]
         shape = (self.crop, self.crop, self.decoder.channels)
-        batch = stack(rows, len(examples), (len(self.rule(0, 0)), *shape))
+        batch = stack(rows, len(examples), (len(self.layout(0, 0)), *shape))
         batch["image"] = batch["image"].reshape(-1, *shape)
         batch["box"] = batch["box"].reshape(-1, 4)
         return batch
@@ -119,9 +119,9 @@ class Crops:
     def _cut(self, row: Row) -> Row:
         if row.image is not None:
             image = transforms.rescale(row.image, self.scale)
-            row.image = transforms.cut(image, self.crop, self.rule)
+            row.image = transforms.cut(image, self.crop, self.layout)
             if row.box is not None:
-                place = (image.shape[:2], self.crop, self.rule)
+                place = (image.shape[:2], self.crop, self.layout)
                 row.box = boxes.relative_to(transforms.crop_windows(*place), row.box)
         return row
 

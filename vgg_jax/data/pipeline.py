@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags, logging
 
 from vgg_jax.config import DataConfig, validate
-from vgg_jax.data import crops
+from vgg_jax.data import transforms
 from vgg_jax.data.base import Source
 from vgg_jax.data.collate import (
     Crops,
@@ -108,7 +108,7 @@ def eval_batches(
     scale: int,
     crop: int,
     batch_size: int,
-    rule: crops.Rule = crops.center,
+    layout: transforms.CropLayout = transforms.center,
     with_boxes: bool = False,
     process_index: int = 0,
     process_count: int = 1,
@@ -116,7 +116,7 @@ def eval_batches(
     """Crops of every example once, rescaled to short side `scale`; this process's rows.
 
     A batch is as in `train_batches`, with "index": int32 [b], the example's number in
-    the source. A rule of several crops makes "image" [b * crops, crop, crop, channels],
+    the source. A layout of several crops makes "image" [b * crops, crop, crop, channels],
     the crops of an example one after another. `with_boxes` adds "box": float32, one
     row for each image of the batch and relative to it. Rows that fill up a batch have
     weight 0 and index -1.
@@ -136,7 +136,7 @@ def eval_batches(
     batches = (
         grain.MapDataset.range(padded)
         .batch(batch_size // process_count)
-        .map(Crops(Decoder(source, channels), scale=scale, crop=crop, rule=rule))
+        .map(Crops(Decoder(source, channels), scale=scale, crop=crop, layout=layout))
     )
     mine = batches[process_index::process_count]
     keys = (*EVAL_KEYS, *(["box"] * with_boxes))
