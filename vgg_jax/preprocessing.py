@@ -1,6 +1,7 @@
 """From pixels to what a network takes: a mean subtracted, a deviation divided by."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,8 @@ class Normalization:
         ValueError: the numbers of channels differ, or a deviation is not above 0.
     """
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: Sequence[float]
+    std: Sequence[float]
 
     def __post_init__(self) -> None:
         """Makes tuples of other sequences, so that a value can be hashed."""

@@ -12,7 +12,7 @@ from flax import nnx
 from vgg_jax.config import Config, LocalizationConfig
 from vgg_jax.evaluation import evaluate as run
 from vgg_jax.evaluation.errors import confusion_matrix, top_k_error
-from vgg_jax.evaluation.evaluate import contender, planned_rows, run_evaluation
+from vgg_jax.evaluation.evaluate import candidate, planned_rows, run_evaluation
 from vgg_jax.evaluation.predictions import fuse
 from vgg_jax.evaluation.protocols import evaluate
 from vgg_jax.models import ConvNet, create_model
@@ -345,11 +345,11 @@ def test_a_network_sees_images_as_in_its_training(
         config.evaluation, scales=(40,), center_scale=40, batch_size=3
     )
     theirs = dataclasses.replace(config, data=data, evaluation=evaluation)
-    same = contender(model, theirs, config, 1, "run", tmp_path).config
+    same = candidate(model, theirs, config, 1, "run", tmp_path).config
     assert same.data == data
     assert same.evaluation == config.evaluation
     setattr(data, size, 40)
-    found = contender(model, theirs, config, 1, "run", tmp_path).config
+    found = candidate(model, theirs, config, 1, "run", tmp_path).config
     assert found.data.crop == data.crop
     assert (found.evaluation.scales, found.evaluation.center_scale) == ((40,), 40)
     assert found.evaluation.batch_size == config.evaluation.batch_size
@@ -363,4 +363,4 @@ def test_a_network_of_boxes_is_sent_to_its_own_command(
         lambda: create_model(**dataclasses.asdict(config.model), rngs=nnx.Rngs(0))
     )
     with pytest.raises(ValueError, match=r"predicts boxes.* vgg_jax\.localization"):
-        contender(model, boxes, config, 1, "run", tmp_path)
+        candidate(model, boxes, config, 1, "run", tmp_path)

@@ -28,7 +28,7 @@ Row = tuple[str, tuple[int, ...]]  # protocol and short sides Q
 
 
 @dataclasses.dataclass(frozen=True)
-class Contender:
+class Candidate:
     """A network to evaluate; `config` says how it sees an image, and its scales Q.
 
     Its posteriors are kept in `workdir`.
@@ -94,25 +94,25 @@ def run_evaluation(
         raise ValueError("expected at least one workdir, got none")
     planned_rows(config, names, scales)  # a wrong name is known before a slow restore
     paths = [Path(workdir).resolve() for workdir in workdirs]
-    contenders = []
+    candidates = []
     for path, name in zip(paths, short_names(paths), strict=True):
         model, trained_with, step = restore_model(path)
-        contenders.append(contender(model, trained_with, config, step, name, path))
-    rows = [planned_rows(one.config, names, scales) for one in contenders]
+        candidates.append(candidate(model, trained_with, config, step, name, path))
+    rows = [planned_rows(one.config, names, scales) for one in candidates]
     source = open_source(config.data, "test")
     for path in paths:
         check_class_names(path, source.class_names)
-    return evaluate_contenders(contenders, source, rows)
+    return evaluate_candidates(candidates, source, rows)
 
 
-def contender(
+def candidate(
     model: ConvNet,
     trained_with: Config,
     config: Config,
     step: int,
     run: str,
     workdir: Path,
-) -> Contender:
+) -> Candidate:
     """A restored network, to be evaluated as `config` says on what it was trained on.
 
     Raises:
@@ -136,7 +136,7 @@ def contender(
             center_scale=trained_with.evaluation.center_scale,
             scales=trained_with.evaluation.scales,
         )
-    return Contender(
+    return Candidate(
         model=model,
         config=dataclasses.replace(
             config, model=trained_with.model, data=data, evaluation=evaluation
@@ -151,26 +151,26 @@ def contender(
     )
 
 
-def evaluate_contenders(
-    contenders: Sequence[Contender], source: Source, rows: Sequence[Sequence[Row]]
+def evaluate_candidates(
+    candidates: Sequence[Candidate], source: Source, rows: Sequence[Sequence[Row]]
 ) -> list[Result]:
     """`run_evaluation` on networks and images at hand; `rows` are each network's."""
-    for one, its_rows in zip(contenders, rows, strict=True):
+    for one, its_rows in zip(candidates, rows, strict=True):
         if len(its_rows) != len(rows[0]):
             raise ValueError(
                 f"expected as many scales for {one.trained.run} as for "
-                f"{contenders[0].trained.run}, whose posteriors are averaged row by "
+                f"{candidates[0].trained.run}, whose posteriors are averaged row by "
                 "row; say which --protocol, for one row each"
             )
         for protocol, scales in its_rows:
-            protocols.check(one.model, one.config, protocol, scales)
-    first = contenders[0]
+            protocols.validate_protocol(one.model, one.config, protocol, scales)
+    first = candidates[0]
     table = first.workdir / "eval.json"
     read_json(table)  # what is no such file is refused before the work
     results: list[Result] = []
 
     def record(
-        networks: Sequence[Contender], row: Sequence[Row], predictions: Predictions
+        networks: Sequence[Candidate], row: Sequence[Row], predictions: Predictions
     ) -> None:
         results.append(
             make_result(
@@ -187,17 +187,17 @@ def evaluate_contenders(
             write_json(table, results[-1:])
 
     found: list[list[Predictions]] = []  # by network, fused last; then by row
-    for one, its_rows in zip(contenders, rows, strict=True):
+    for one, its_rows in zip(candidates, rows, strict=True):
         found.append([])
         for one_row, predictions in zip(
             its_rows, _evaluate_rows(one, source, its_rows), strict=True
         ):
             record([one], [one_row], predictions)
             found[-1].append(predictions)
-    if len(contenders) > 1:
+    if len(candidates) > 1:
         found.append([fuse(alone) for alone in zip(*found, strict=True)])
         for row, predictions in zip(zip(*rows, strict=True), found[-1], strict=True):
-            record(contenders, row, predictions)
+            record(candidates, row, predictions)
     print(format_table(results))
     if distributed.is_first():
         write_details(
@@ -212,26 +212,26 @@ def evaluate_contenders(
 
 
 def _evaluate_rows(
-    one: Contender, source: Source, rows: Sequence[Row]
+    one: Candidate, source: Source, rows: Sequence[Row]
 ) -> Iterator[Predictions]:
     """Predictions of one row after another; a pass that several share is run once."""
     network = cache.network_inputs(one.model, one.trained.step)
     data = cache.data_inputs(one.config.data, "test", source)
-    found: dict[protocols.Piece, Predictions] = {}
+    found: dict[protocols.Pass, Predictions] = {}
     for protocol, scales in rows:
-        passes = protocols.pieces(protocol, scales)
-        for piece in passes:
-            if piece not in found:
-                inputs = cache.all_inputs(network, data, one.config, piece)
-                found[piece] = _kept_or_run(one, source, piece, inputs)
-        yield fuse([found[piece] for piece in passes])
+        passes = protocols.passes_of(protocol, scales)
+        for one_pass in passes:
+            if one_pass not in found:
+                inputs = cache.all_inputs(network, data, one.config, one_pass)
+                found[one_pass] = _kept_or_run(one, source, one_pass, inputs)
+        yield fuse([found[one_pass] for one_pass in passes])
 
 
 def _kept_or_run(
-    one: Contender, source: Source, piece: protocols.Piece, inputs: cache.Inputs
+    one: Candidate, source: Source, one_pass: protocols.Pass, inputs: cache.Inputs
 ) -> Predictions:
-    name = f"{one.trained.run}  {piece.protocol}  Q={piece.scale}"
-    path = cache.cache_path(one.workdir, piece, one.config.evaluation.averaging)
+    name = f"{one.trained.run}  {one_pass.protocol}  Q={one_pass.scale}"
+    path = cache.cache_path(one.workdir, one_pass, one.config.evaluation.averaging)
     try:
         kept = cache.load(path, inputs)
         print(f"{name}  kept in {path}", file=sys.stderr)
@@ -244,8 +244,8 @@ def _kept_or_run(
         one.model,
         source,
         one.config,
-        protocol=piece.protocol,
-        scales=(piece.scale,),
+        protocol=one_pass.protocol,
+        scales=(one_pass.scale,),
         progress=name if distributed.is_first() else None,
     )
     try:
