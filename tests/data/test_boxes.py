@@ -8,8 +8,8 @@ import pytest
 
 from vgg_jax import boxes
 from vgg_jax.config import DataConfig
-from vgg_jax.data import crops
-from vgg_jax.data.base import hold_out
+from vgg_jax.data import transforms
+from vgg_jax.data.base import split_validation
 from vgg_jax.data.pipeline import eval_batches, train_batches, whole_image_batches
 
 CONFIG = DataConfig(
@@ -111,16 +111,16 @@ def test_an_enlarged_image():
 
 
 @pytest.mark.parametrize(
-    ("rule", "views"), [(crops.center, 1), (crops.corners_and_center, 5)]
+    ("layout", "views"), [(transforms.center, 1), (transforms.corners_and_center, 5)]
 )
-def test_crops_of_a_rule(rule, views):
+def test_crops_of_a_layout(layout, views):
     [batch] = eval_batches(
         Rectangles(shrunk=2),
         CONFIG,
         channels=1,
         scale=20,
         crop=16,
-        rule=rule,
+        layout=layout,
         batch_size=12,
         with_boxes=True,
     )
@@ -148,7 +148,7 @@ def test_whole_images():
 
 
 def test_a_part_of_a_source_keeps_its_boxes():
-    part, _ = hold_out(Rectangles(), 0.25)
+    part, _ = split_validation(Rectangles(), 0.25)
     assert "box" in part[0]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vgg_jax.data.base import Subset, hash_fraction, hold_out
+from vgg_jax.data.base import Subset, hash_fraction, split_validation
 from vgg_jax.data.sources import open_source
 
 
@@ -29,23 +29,23 @@ def numbers(source: Subset) -> list[int]:
     return [int(source[i]["image"]) for i in range(len(source))]
 
 
-def test_hold_out_parts_are_disjoint_complete_and_always_the_same():
-    train, validation = hold_out(Numbers(2000), 0.1)
+def test_parts_of_a_split_are_disjoint_complete_and_always_the_same():
+    train, validation = split_validation(Numbers(2000), 0.1)
     assert len(validation) == 200
     assert train.class_names == ("even", "odd")
     assert sorted(numbers(train) + numbers(validation)) == list(range(2000))
-    assert numbers(hold_out(Numbers(2000), 0.1)[1]) == numbers(validation)
+    assert numbers(split_validation(Numbers(2000), 0.1)[1]) == numbers(validation)
     assert 70 <= sum(validation[i]["label"] for i in range(200)) <= 130
     # Spelled out, because a run from last year must still validate on the same.
     assert numbers(validation)[:4] == [6, 9, 17, 18]
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.9999])
-def test_hold_out_refuses_an_empty_part(fraction):
+def test_split_validation_refuses_an_empty_part(fraction):
     with pytest.raises(
         ValueError, match=r"of 100 examples leaves .* validation_fraction"
     ):
-        hold_out(Numbers(100), fraction)
+        split_validation(Numbers(100), fraction)
 
 
 def test_hash_fraction_is_uniform_and_depends_on_both_strings():
@@ -137,7 +137,7 @@ sys.path.insert(0, {str(tmp_path)!r})
 from vgg_jax.config import DataConfig
 heavy = {{"cv2", "grain", "tensorflow", "tensorflow_datasets"}}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
-from vgg_jax.data import imagenet, pipeline, prepare
+from vgg_jax.data import pipeline, prepare
 from vgg_jax.data.sources import open_source
 config = {fashion_mnist!r}
 source = open_source(config, "test")

@@ -6,13 +6,17 @@ shape, the background, where the item lies and how large it is. As in cluttered 
 tell where it is.
 """
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 
 from vgg_jax import boxes
+from vgg_jax.config import DataConfig
 from vgg_jax.data import transforms
 from vgg_jax.data.base import Example, Source
-from vgg_jax.data.fashion_mnist import open_fashion_mnist
+from vgg_jax.data.prepare.idx_files import FASHION_MNIST
+from vgg_jax.data.records import open_prepared
 
 SHORT_SIDES = (64, 160)  # of a canvas, in pixels
 # Long over short side, as cameras have them: few, so that few programs are compiled.
@@ -65,18 +69,19 @@ class Canvases:
         }
 
 
-def open_fashion_mnist_boxes(data_dir: str, split: str) -> Canvases:
-    """The items of `open_fashion_mnist` on canvases: gray, 64 to 240 pixels a side.
+def open_fashion_mnist_boxes(config: DataConfig, split: str) -> Canvases:
+    """The items of Fashion-MNIST on canvases: gray, 64 to 240 pixels a side.
 
     Raises:
-        FileNotFoundError: Fashion-MNIST is not there, and no way to get it.
+        FileNotFoundError: Fashion-MNIST is not prepared, and no way to get it.
     """
     seed = {"train": 0, "test": 1}[split]
-    return Canvases(open_fashion_mnist(data_dir, split), seed)
+    data_dir = Path(config.data_dir).expanduser()
+    return Canvases(open_prepared(FASHION_MNIST, data_dir, split), seed)
 
 
 def _background(random: np.random.RandomState) -> np.ndarray:
-    """Clouds with noise, of random size and shape: uint8 [height, width]."""
+    """Makes clouds with noise, of random size and shape: uint8 [height, width]."""
     short = random.randint(SHORT_SIDES[0], SHORT_SIDES[1] + 1)
     long = round(short * ASPECTS[random.randint(len(ASPECTS))])
     height, width = (short, long) if random.randint(2) else (long, short)
@@ -86,11 +91,12 @@ def _background(random: np.random.RandomState) -> np.ndarray:
 
 
 def _gray(item: Example) -> np.ndarray:
+    """The pixels of an item: uint8 [height, width]."""
     return transforms.decode(item["image"], 1, item["name"])[..., 0]
 
 
 def _tight(pixels: np.ndarray) -> np.ndarray:
-    """The part that is not empty."""
+    """The part of an item that is not empty."""
     rows, columns = (np.flatnonzero((pixels > FAINT).any(axis)) for axis in (1, 0))
     return pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
@@ -98,14 +104,14 @@ def _tight(pixels: np.ndarray) -> np.ndarray:
 def _paste(
     canvas: np.ndarray, pixels: np.ndarray, scale: float, place: np.ndarray
 ) -> np.ndarray:
-    """Lay pixels on a canvas, brighter ones on top, and say where: their box in pixels.
+    """Lays pixels on a canvas, brighter ones on top; gives their box in pixels.
 
-    `place` is a fraction of the room, down and right.
+    `place` is a fraction of the way that it can move, down and right.
     """
     height, width = (max(1, round(side * scale)) for side in pixels.shape)
     resized = cv2.resize(pixels, (width, height))
     rows, columns = canvas.shape[0] - height, canvas.shape[1] - width
     top, left = int(place[0] * (rows + 1)), int(place[1] * (columns + 1))
-    there = canvas[top : top + height, left : left + width]
-    np.maximum(there, resized, out=there)
+    region = canvas[top : top + height, left : left + width]
+    np.maximum(region, resized, out=region)
     return boxes.window(top, left, height, width)

@@ -116,10 +116,10 @@ def eval_batches(
     """Crops of every example once, rescaled to short side `scale`; this process's rows.
 
     A batch is as in `train_batches`, with "index": int32 [b], the example's number in
-    the source. A layout of several crops makes "image" [b * crops, crop, crop, channels],
-    the crops of an example one after another. `with_boxes` adds "box": float32, one
-    row for each image of the batch and relative to it. Rows that fill up a batch have
-    weight 0 and index -1.
+    the source. A layout of several crops makes "image" uint8 [b * crops, crop, crop,
+    channels], the crops of an example one after another. `with_boxes` adds "box":
+    float32, one row for each image of the batch and relative to it. Rows that fill up a
+    batch have weight 0 and index -1.
 
     Raises:
         ValueError: settings that cannot work.

@@ -1,6 +1,7 @@
-"""Data sets that TensorFlow Datasets prepared as ArrayRecord files; needs no TensorFlow.
+"""Data sets that TensorFlow Datasets (TFDS) prepared as ArrayRecord files.
 
-They lie below `data_dir` as TFDS has them, in NAME/VERSION or NAME/CONFIG/VERSION.
+They lie below `data_dir` as TFDS has them, in NAME/VERSION or NAME/CONFIG/VERSION. No
+TensorFlow is needed to read them.
 """
 
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vgg_jax.data.base import Example
+from vgg_jax.data.prepare.writer import Preparation
 from vgg_jax.data.tf_example import TfExample
 
 # Smaller splits are read whole when they are opened: a single read from an ArrayRecord
@@ -98,6 +100,27 @@ def open_records(directory: Path, split: str, remedy: str) -> Records:
     return Records(directory, split, remedy=remedy)
 
 
+def open_prepared(preparation: Preparation, data_dir: Path, split: str) -> Records:
+    """The examples of "train" or "test" of a set that the prepare command writes.
+
+    A data set whose files can be fetched is prepared now, if it is not yet.
+
+    Raises:
+        FileNotFoundError: not prepared in `data_dir`; says what to type.
+        ValueError: see `Records`.
+    """
+    name, files = preparation.name, " and ".join(preparation.files)
+    if preparation.fetches:
+        preparation.run(data_dir)
+        remedy = "remove it to have it prepared again, or choose another data_dir"
+    else:
+        remedy = (
+            f"prepare it once with `python -m vgg_jax.data.prepare {name} --from DIR "
+            f"--data_dir {data_dir}`, where DIR holds {files}"
+        )
+    return open_records(preparation.directory(data_dir), split, remedy)
+
+
 def open_tfds(name: str, data_dir: Path, split: str) -> Records:
     """The examples of "train" or "test" of a set that TFDS prepared below `data_dir`.
 
@@ -128,7 +151,9 @@ def find_version(name: str, data_dir: Path, remedy: str) -> Path:
         if config == path and (not wanted or version == wanted)
     ]
     if not versions:
-        configs = sorted({config for config, _ in prepared if config.startswith(path + "/")})
+        configs = sorted(
+            {config for config, _ in prepared if config.startswith(path + "/")}
+        )
         if configs and not wanted:
             raise ValueError(
                 f"tfds:{name} has several configurations; name one of "
@@ -154,7 +179,7 @@ def list_prepared(data_dir: Path) -> Iterator[tuple[str, str]]:
 
 def _feature(info: Any, kind: type) -> str:
     """The name of the feature of a kind: the only one, or the supervised one."""
-    names = [name for name, one in dict(info.features).items() if type(one) is kind]
+    names = sorted(name for name, one in info.features.items() if type(one) is kind)
     supervised = [name for name in names if name in (info.supervised_keys or ())]
     if len(names) != 1 and len(supervised) != 1:
         raise ValueError(

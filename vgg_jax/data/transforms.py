@@ -189,9 +189,7 @@ def cut(image: Image, size: int, layout: CropLayout) -> np.ndarray:
     return np.stack([_crop(image, size, *corner) for corner in corners])
 
 
-def crop_windows(
-    shape: tuple[int, ...], size: int, layout: CropLayout
-) -> np.ndarray:
+def crop_windows(shape: tuple[int, ...], size: int, layout: CropLayout) -> np.ndarray:
     """Where `cut` cuts an image of this height and width: [crops, 4].
 
     The crops' boxes relative to the image (`vgg_jax.boxes`).

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from vgg_jax.config import Config
 from vgg_jax.console import did_you_mean, progress_bar
-from vgg_jax.data import crops
+from vgg_jax.data import transforms
 from vgg_jax.data.sources import Source
 from vgg_jax.evaluation.predictions import Predictions, fuse
 from vgg_jax.inference.forward import Network, Posteriors, validate_averaging
@@ -31,7 +31,7 @@ class Protocol:
     """
 
     description: str
-    layout: crops.Rule | None = None
+    layout: transforms.CropLayout | None = None
     flip: bool = True
     single_scale: bool = False
     parts: tuple[str, ...] = ()
@@ -40,18 +40,18 @@ class Protocol:
 PROTOCOLS = {
     "center": Protocol(
         description="the center crop",
-        layout=crops.center,
+        layout=transforms.center,
         flip=False,
         single_scale=True,
     ),
     "tencrop": Protocol(
         description="four corners and the center, mirrored (Krizhevsky et al., 2012)",
-        layout=crops.corners_and_center,
+        layout=transforms.corners_and_center,
         single_scale=True,
     ),
     "dense": Protocol(description="the whole image, mirrored"),
     "multicrop": Protocol(
-        description="a regular grid of 5x5 crops, mirrored", layout=crops.grid_5x5
+        description="a regular grid of 5x5 crops, mirrored", layout=transforms.grid_5x5
     ),
     "combined": Protocol(
         description="dense and multicrop", parts=("dense", "multicrop")

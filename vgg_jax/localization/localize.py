@@ -15,7 +15,7 @@ from vgg_jax import boxes
 from vgg_jax.boxes import RIGHT_IOU
 from vgg_jax.config import Config
 from vgg_jax.console import progress_bar
-from vgg_jax.data import crops
+from vgg_jax.data import transforms
 from vgg_jax.data.sources import Source
 from vgg_jax.evaluation.errors import Rate, wilson
 from vgg_jax.inference.forward import Head, Network
@@ -100,7 +100,7 @@ def center_crop_boxes(
         mesh: as `over_source`.
         progress: the name of the work in a progress bar on stderr; None for none.
     """
-    view = View(config.evaluation.center_scale, crops.center)
+    view = View(config.evaluation.center_scale, transforms.center)
     with progress_bar(progress, len(source)) as bar:
         rows = over_source(
             _network(model, config),

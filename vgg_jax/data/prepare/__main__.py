@@ -1,51 +1,71 @@
-"""Command line: `python -m vgg_jax.data.prepare fashion_mnist|imagenet2012`."""
+"""Writes a data set from its official files, for `data.dataset` to name.
+
+python -m vgg_jax.data.prepare cifar10 --from DIR
+"""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from vgg_jax.config import DataConfig
+from vgg_jax.data.sources import SOURCES
+
+PREPARATIONS = {
+    name: row.preparation for name, row in SOURCES.items() if row.preparation
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prepares one data set, or exits with one line that says why not."""
-    parser = argparse.ArgumentParser(prog="python -m vgg_jax.data.prepare")
-    parser.add_argument("dataset", choices=("fashion_mnist", "imagenet2012"))
+    parser = argparse.ArgumentParser(
+        prog="python -m vgg_jax.data.prepare",
+        description="Writes a data set from its official files into --data_dir, once.",
+    )
+    parser.add_argument("dataset", choices=tuple(PREPARATIONS))
+    files = "; ".join(
+        f"for {name} {' and '.join(one.files)}" + " (optional)" * one.fetches
+        for name, one in PREPARATIONS.items()
+    )
     parser.add_argument(
         "--from",
-        dest="source",
+        dest="folder",
+        type=_folder,
         metavar="DIR",
-        help="the folder with the downloaded files: for fashion_mnist the four idx "
-        "files (found or fetched if not given), for imagenet2012 the two tar files",
+        help=f"the folder with the downloaded files: {files}",
     )
-    parser.add_argument("--data_dir", default=DataConfig.data_dir)
+    parser.add_argument(
+        "--data_dir",
+        type=_folder,
+        default=_folder(DataConfig.data_dir),
+        help="where data sets are kept (default: %(default)s)",
+    )
     parser.add_argument(
         "--partial",
         action="store_true",
-        help="accept tar files with some pictures only",
+        help="accept files with some of the pictures, for trials",
     )
     arguments = parser.parse_args(argv)
-    data_dir = Path(arguments.data_dir).expanduser().resolve()
-    source = arguments.source and Path(arguments.source).expanduser().resolve()
+    preparation = PREPARATIONS[arguments.dataset]
+    ready = preparation.directory(arguments.data_dir).is_dir()
+    if arguments.folder is None and not (ready or preparation.fetches):
+        files = " and ".join(preparation.files)
+        parser.error(f"{arguments.dataset} needs --from, the folder of {files}")
     try:
-        if arguments.dataset == "fashion_mnist":
-            from vgg_jax.data import fashion_mnist
-
-            name = "Fashion-MNIST"
-            ready = fashion_mnist.prepare(data_dir, source)
-        else:
-            from vgg_jax.data import imagenet
-
-            name = "ImageNet"
-            if source is None:
-                files = " and ".join(imagenet.TARS.values())
-                parser.error(f"imagenet2012 needs --from, the folder of {files}")
-            ready = imagenet.prepare(source, data_dir, partial=arguments.partial)
+        directory = preparation.run(
+            arguments.data_dir, arguments.folder, partial=arguments.partial
+        )
     except (OSError, ValueError, ImportError) as error:
         parser.exit(1, f"{error}\n")
     except KeyboardInterrupt:
         parser.exit(130, "\ninterrupted; the same command goes on\n")
-    print(f"{name} is in {ready}")  # whether built now or long ago
+    print(
+        f"{preparation.title} is in {directory}"
+        + (", prepared by an earlier call" if ready else "")
+    )
+
+
+def _folder(text: str) -> Path:
+    return Path(text).expanduser().resolve()
 
 
 if __name__ == "__main__":

@@ -99,14 +99,14 @@ def read_members(folder: Path, partial: bool) -> dict[str, list[Member]]:
     with progress_bar(
         "ImageNet: reading the index of train", len(names), unit="classes"
     ) as bar:
-        members = {
-            "validation": validation_members(
-                folder / TARS["validation"], labels, partial=partial
-            ),
-            "train": train_members(
-                folder / TARS["train"], names, partial=partial, advance=bar.update
-            ),
-        }
+        # The smaller file first, so that a wrong one is noticed soon.
+        validation = validation_members(
+            folder / TARS["validation"], labels, partial=partial
+        )
+        train = train_members(
+            folder / TARS["train"], names, partial=partial, advance=bar.update
+        )
+    members = {"train": train, "validation": validation}
     counts = {split: len(pictures) for split, pictures in members.items()}
     if counts != IMAGES:
         if not partial:

@@ -106,7 +106,8 @@ class Preparation:
             return final
         if folder is None and not self.fetches:
             raise ValueError(
-                f"{self.name} needs --from DIR, the folder of {' and '.join(self.files)}"
+                f"{self.name} needs --from DIR, the folder of "
+                f"{' and '.join(self.files)}"
             )
         data_dir.mkdir(parents=True, exist_ok=True)
         with lock(data_dir / f"{self.name}.lock", self.report):
@@ -202,7 +203,10 @@ def write_shard(shard: Shard, split: str, contents: Contents) -> Iterator[Member
     writer = ArrayRecordWriter(os.fspath(partial), "group_size:1")  # as TFDS
     try:
         for member in shard.members:
-            fields = {"image": contents.read(split, member), "label": member.label}
+            fields: dict[str, bytes | int] = {
+                "image": contents.read(split, member),
+                "label": member.label,
+            }
             if contents.name_feature is not None:
                 fields[contents.name_feature] = member.name.encode()
             writer.write(serialize(fields))
@@ -272,9 +276,7 @@ def write_metadata(
     info.write_to_directory(directory)
 
 
-def validate_same_source(
-    note: Path, members: Mapping[str, Sequence[Member]]
-) -> None:
+def validate_same_source(note: Path, members: Mapping[str, Sequence[Member]]) -> None:
     """Checks that an interrupted call, which left a note, had the same pictures.
 
     Raises:
@@ -290,9 +292,7 @@ def validate_same_source(
         )
 
 
-def validate_free_space(
-    directory: Path, splits: Mapping[str, Sequence[Shard]]
-) -> None:
+def validate_free_space(directory: Path, splits: Mapping[str, Sequence[Shard]]) -> None:
     """Checks that the disk has room for the files that are still to be written.
 
     Raises:
