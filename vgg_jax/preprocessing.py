@@ -32,7 +32,7 @@ class Normalization:
             object.__setattr__(self, name, values)
         if len(self.mean) != len(self.std):
             raise ValueError(
-                "expected a mean and a std of as many channels, got "
+                "expected as many values of mean as of std, one a channel, got "
                 f"{len(self.mean)} and {len(self.std)}"
             )
         if not all(0 < value < np.inf for value in self.std):

@@ -273,7 +273,7 @@ def test_default_scales(config: Config) -> None:
     for several in ("dense", "multicrop", "combined"):
         assert default_scales(several, config) == (32, 48, 64)
     with pytest.raises(ValueError, match="'center'"):
-        default_scales("center", config)
+        default_scales("centre", config)
 
 
 class Terminal(io.StringIO):

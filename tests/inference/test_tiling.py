@@ -14,6 +14,7 @@ from flax import nnx
 from tests.models.drawn import network
 from vgg_jax import ConvNet, create_model, tiled_score_map
 from vgg_jax.config import IMAGENET_MEAN
+from vgg_jax.inference.forward import apply
 from vgg_jax.inference.tiling import memory_estimate, spans
 from vgg_jax.models.layers import output_size
 

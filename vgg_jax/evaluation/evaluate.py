@@ -1,4 +1,4 @@
-"""What eval.py does: networks and protocols to a table, eval.json and pictures."""
+"""Evaluates trained networks by protocols: the table and eval.json."""
 
 import dataclasses
 import sys
@@ -20,7 +20,6 @@ from vgg_jax.evaluation.results import (
     write_json,
 )
 from vgg_jax.models import ConvNet
-from vgg_jax.report.artifacts import write_details
 from vgg_jax.training.checkpoint import check_classifies, restore_model
 from vgg_jax.training.workdir import check_class_names
 
@@ -38,6 +37,21 @@ class Candidate:
     config: Config
     trained: TrainedNetwork
     workdir: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Everything that was evaluated, and the predictions of the table's last row.
+
+    `model`, `config` and `workdir` are those of the first network.
+    """
+
+    results: list[Result]
+    model: ConvNet
+    config: Config
+    workdir: Path
+    source: Source
+    predictions: Predictions
 
 
 def planned_rows(
@@ -69,13 +83,11 @@ def run_evaluation(
     config: Config,
     names: Sequence[str] = (),
     scales: Sequence[int] = (),
-) -> list[Result]:
-    """Evaluate trained networks on the test set (section 3.2), alone and fused.
+) -> Evaluation:
+    """Evaluates trained networks on the test set (section 3.2), alone and fused.
 
     Prints the table. Keeps each network's posteriors in `predictions/` of its workdir,
-    and uses those that are there. Writes into the first workdir: eval.json; of the last
-    row predictions.png, examples.npz, confusion.csv and .png and per_class.csv;
-    curves.png from metrics.jsonl.
+    and uses those that are there. Writes eval.json into the first workdir.
 
     Args:
         workdirs: of the runs; with several, rows with their posteriors averaged follow
@@ -153,7 +165,7 @@ def candidate(
 
 def evaluate_candidates(
     candidates: Sequence[Candidate], source: Source, rows: Sequence[Sequence[Row]]
-) -> list[Result]:
+) -> Evaluation:
     """`run_evaluation` on networks and images at hand; `rows` are each network's."""
     for one, its_rows in zip(candidates, rows, strict=True):
         if len(its_rows) != len(rows[0]):
@@ -199,16 +211,14 @@ def evaluate_candidates(
         for row, predictions in zip(zip(*rows, strict=True), found[-1], strict=True):
             record(candidates, row, predictions)
     print(format_table(results))
-    if distributed.is_first():
-        write_details(
-            first.workdir,
-            first.model,
-            source,
-            first.config,
-            results[-1],
-            found[-1][-1],
-        )
-    return results
+    return Evaluation(
+        results=results,
+        model=first.model,
+        config=first.config,
+        workdir=first.workdir,
+        source=source,
+        predictions=found[-1][-1],
+    )
 
 
 def _evaluate_rows(
