@@ -68,10 +68,16 @@ def load_run(workdir: Path | str) -> Classifier:
     Raises:
         FileNotFoundError: no run or no checkpoint there.
         ValueError: a checkpoint or class names that cannot be read, or a network that
-            predicts boxes.
+            predicts boxes or wants whitened images.
     """
     model, config, _ = restore_model(workdir)
     check_classifies(config, workdir)
+    if config.data.whiten:
+        raise ValueError(
+            f"the network in {workdir} was trained on whitened images of "
+            f"{config.data.crop}x{config.data.crop} pixels, and whitening is of images "
+            "of that size alone; eval.py evaluates it on its data set"
+        )
     names = read_class_names(Path(workdir))
     if names is None:
         names = tuple(open_source(config.data, "test").class_names)

@@ -61,6 +61,7 @@ class TrainCrops:
     flip: bool
     shift_axes: np.ndarray | None  # [channels, channels], see `color_shifts`
     seed: int
+    pad: int = 0  # pixels, see `window_offsets`
 
     def __call__(self, number: int, examples: np.ndarray) -> RawBatch:
         """The batch of stream positions from `number * len(examples)` on."""
@@ -72,6 +73,11 @@ class TrainCrops:
         ]
         shape = (self.crop, self.crop, self.decoder.channels)
         batch = stack(rows, count, shape)
+        if self.pad:
+            batch["offset"] = window_offsets(self.seed, position, count, self.pad)
+            for i, (top, left) in enumerate(batch["offset"] / self.crop):
+                window = boxes.window(top, left, 1, 1)
+                batch["box"][i] = boxes.relative_to(window, batch["box"][i])
         if self.shift_axes is not None:
             batch["shift"] = color_shifts(self.seed, position, count, self.shift_axes)
         return batch
@@ -217,6 +223,16 @@ def color_shifts(seed: int, position: int, count: int, axes: np.ndarray) -> np.n
     angle = 2 * np.pi * angle
     normal = np.hstack((radius * np.cos(angle), radius * np.sin(angle)))
     return (normal[:, : len(axes)] @ axes).astype(np.float32)
+
+
+def window_offsets(seed: int, position: int, count: int, pad: int) -> np.ndarray:
+    """How far windows on padded images move down and right: int32 [count, 2].
+
+    Whole numbers from -pad to pad, all alike probable.
+    """
+    # A third seed, so that crops and shifts stay as they are without padding.
+    down_and_right = uniforms((seed, 2), position, count)[:, :2]
+    return (down_and_right * (2 * pad + 1)).astype(np.int32) - pad
 
 
 def uniforms(seed: int | tuple[int, ...], position: int, count: int) -> np.ndarray:

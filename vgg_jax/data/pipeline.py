@@ -57,9 +57,11 @@ def train_batches(
     A batch is {"image": uint8 [b, crop, crop, channels] with pixels 0-255, "label":
     int32 [b], "weight": float32 [b]} with b = batch_size // process_count; weight 0
     marks an image that could not be decoded. With `config.color_shift` there is also
-    "shift": float32 [b, channels], to be added to the image's pixels; `with_boxes` also
-    "box": float32 [b, 4], the object's box relative to the crop as `vgg_jax.boxes` has
-    it, whether it lies in the crop or not.
+    "shift": float32 [b, channels], to be added to the image's pixels; with `config.pad`
+    "offset": int32 [b, 2], how far the window on the padded image moves down and right,
+    see `vgg_jax.preprocessing.translate`; `with_boxes` also "box": float32 [b, 4], the
+    object's box relative to the crop, or to that window, as `vgg_jax.boxes` has it,
+    whether it lies in the crop or not.
 
     Examples are reshuffled every epoch and none is dropped. Everything random depends
     on `seed` and the example's position in the stream alone: starting from `start_step`
@@ -86,6 +88,7 @@ def train_batches(
         flip=config.flip,
         shift_axes=config.color_shift * load_axes(config) if shifts else None,
         seed=seed,
+        pad=config.pad,
     )
     batches = (
         grain.MapDataset.range(len(source))
@@ -96,7 +99,8 @@ def train_batches(
         .map_with_index(crops)
     )
     mine = batches[process_index::process_count][start_step:]
-    keys = (*TRAIN_KEYS, *(["shift"] * shifts), *(["box"] * with_boxes))
+    keys = [*TRAIN_KEYS]
+    keys += ["shift"] * shifts + ["offset"] * (config.pad > 0) + ["box"] * with_boxes
     return _report_corrupt(_iterate(mine, config), config, keys=keys)
 
 

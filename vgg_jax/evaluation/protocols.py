@@ -10,12 +10,12 @@ from vgg_jax.config import Config
 from vgg_jax.console import did_you_mean, progress_bar
 from vgg_jax.data import transforms
 from vgg_jax.data.sources import Source
+from vgg_jax.data.whitening import preprocessing_of
 from vgg_jax.evaluation.predictions import Predictions, fuse
 from vgg_jax.inference.forward import Network, Posteriors, validate_averaging
 from vgg_jax.inference.passes import View, over_source
 from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import smallest_size
-from vgg_jax.preprocessing import Normalization
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,9 +160,7 @@ def evaluate(
             f"expected a network of {classes} classes, as the data has, got "
             f"{model.num_classes}"
         )
-    network = Network.from_model(
-        model, Normalization(config.data.mean, config.data.std)
-    )
+    network = Network.from_model(model, preprocessing_of(config.data))
     passes = passes_of(protocol, scales)
     predictions = []
     with progress_bar(progress, len(source) * len(passes)) as bar:
