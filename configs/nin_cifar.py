@@ -6,18 +6,20 @@
 
 DIR holds cifar-10-binary.tar.gz. Contrast normalization and ZCA whitening as for the
 maxout networks (arXiv:1302.4389, pylearn2: norm 55, variances plus 0.1), batches of
-128, dropout after the first two blocks. The rate falls to a tenth where the error stops
-falling, twice. The paper says no more: "manually set" rates. The authors name theirs in
-purine2's issue 19: 0.1, 0.01 and 0.001, with 100,000 iterations of the first. Momentum
-0.9 and an L2 penalty of 1e-4 are those of the Caffe zoo's cifar10_nin. Of that solver we
-keep 120,000 iterations as the most; its steps are schedule=step of 100,000 iterations.
+128, dropout after the first two blocks; the rate falls to a tenth where the error stops
+falling, twice. The paper has no numbers. Issue 19 of purine2, a program by its authors,
+has rates of 0.1, 0.01 and 0.001, the first for 100,000 iterations. Momentum 0.9, an L2
+penalty of 1e-4 and 120,000 iterations at most are those of the Caffe zoo's
+cifar10_nin, whose own steps are
+
+  --config.optimizer.schedule=step --config.optimizer.step_epochs=284.4
 
 Unlike there, all layers have one rate (Caffe doubles that of biases, and takes a tenth
 in the last layer), biases are penalized too, weights begin as He et al. say, and 5,000
-images are held out to measure the error; the paper has the last 10,000. The published
-error is 10.41 %, with translations and mirror images 8.81 %: `flip` and `pad` below,
-without them --config.data.flip=False --config.data.pad=0. How far images move is not
-published; 4 pixels are usual since.
+images are held out to measure the error (in the paper 10,000, and the final network is
+trained on all). The published error is 10.41 %, with translations and mirror images
+8.81 %: `pad` and `flip` below, switched off by --config.data.pad=0 and
+--config.data.flip=False. How far images move is not published; 4 pixels are usual.
 
 Result: not run, for want of the archive.
 """

@@ -26,7 +26,7 @@ def test_corners_and_center() -> None:
 @pytest.mark.parametrize(
     "layout", [transforms.center, transforms.corners_and_center, transforms.grid_5x5]
 )
-def test_no_room(layout: transforms.CropLayout) -> None:
+def test_crops_that_cannot_move_coincide(layout: transforms.CropLayout) -> None:
     assert set(layout(0, 0)) == {(0, 0)}
     assert len(layout(0, 0)) == len(layout(9, 5))
 

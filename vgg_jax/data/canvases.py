@@ -2,7 +2,7 @@
 
 Every picture is made when it is asked for, from its number alone: the canvas's size and
 shape, the background, where the item lies and how large it is. As in cluttered MNIST
-(arXiv:1406.6247) pieces of other items lie around it, so that brightness alone does not
+(arXiv:1406.6247) parts of other items lie around it, so that brightness alone does not
 tell where it is.
 """
 
@@ -22,8 +22,8 @@ SHORT_SIDES = (64, 160)  # of a canvas, in pixels
 # Long over short side, as cameras have them: few, so that few programs are compiled.
 ASPECTS = (1.0, 4 / 3, 3 / 2)
 SIZES = (0.25, 0.5)  # an item's longer side, in short sides of its canvas
-PIECES = 3  # of other items
-PIECE = 10  # side of a piece, in pixels of its item
+CLUTTER = 3  # parts of other items on a canvas
+CLUTTER_SIDE = 10  # of such a part, in pixels of its item
 FAINT = 16  # an item ends where its pixels are no brighter than this
 
 
@@ -52,10 +52,11 @@ class Canvases:
         height, width = pixels.shape
         longest = max(_tight(pixels).shape)
         scale = random.uniform(*SIZES) * short / longest
-        for other in random.randint(len(self), size=PIECES):
-            top, left = random.randint((height - PIECE, width - PIECE))
-            piece = _gray(self._items[int(other)])[top:, left:][:PIECE, :PIECE]
-            _paste(canvas, piece, scale, random.uniform(size=2))
+        for other in random.randint(len(self), size=CLUTTER):
+            top, left = random.randint((height - CLUTTER_SIDE, width - CLUTTER_SIDE))
+            part = _gray(self._items[int(other)])[top:, left:]
+            part = part[:CLUTTER_SIDE, :CLUTTER_SIDE]
+            _paste(canvas, part, scale, random.uniform(size=2))
         # The mean of two draws: photographers put things near the middle.
         place = random.uniform(size=(2, 2)).mean(axis=0)
         box = _paste(canvas, _tight(pixels), scale, place)

@@ -14,7 +14,7 @@ from vgg_jax import boxes
 from vgg_jax.data import transforms
 from vgg_jax.data.base import Source
 
-# As the public batches are, with the further key "corrupt": a list of messages.
+# A batch as `pipeline` gives it, with the further key "corrupt": a list of messages.
 RawBatch = dict[str, Any]
 
 
@@ -25,9 +25,10 @@ class Row:
     index: int
     label: int
     image: np.ndarray | None  # None where it is corrupt
-    problem: str = ""  # what is wrong with it then
-    # [4], relative to the image; [crops, 4] where `image` is crops, relative to each.
-    box: np.ndarray | None = None  # None where the source has none
+    problem: str = ""  # why it could not be decoded
+    # The object's box, [4] relative to the image, or [crops, 4] relative to each crop;
+    # None where the source has no boxes.
+    box: np.ndarray | None = None
 
 
 @dataclasses.dataclass
@@ -38,7 +39,7 @@ class Decoder:
     channels: int
 
     def __call__(self, index: int, short_side: int) -> Row:
-        """Example number `index`, to be rescaled to `short_side`; may be corrupt."""
+        """Decodes example `index`, which will be rescaled to `short_side`."""
         example = self.source[index]
         try:
             image = transforms.decode(
@@ -64,7 +65,7 @@ class TrainCrops:
     pad: int = 0  # pixels, see `window_offsets`
 
     def __call__(self, number: int, examples: np.ndarray) -> RawBatch:
-        """The batch of stream positions from `number * len(examples)` on."""
+        """Makes the batch of the stream positions from `number * len(examples)` on."""
         position, count = number * len(examples), len(examples)
         draws = uniforms(self.seed, position, count).tolist()
         rows = [
@@ -75,9 +76,8 @@ class TrainCrops:
         batch = stack(rows, count, shape)
         if self.pad:
             batch["offset"] = window_offsets(self.seed, position, count, self.pad)
-            for i, (top, left) in enumerate(batch["offset"] / self.crop):
-                window = boxes.window(top, left, 1, 1)
-                batch["box"][i] = boxes.relative_to(window, batch["box"][i])
+            # A box is (x, y, width, height), an offset (down, right).
+            batch["box"][:, :2] -= batch["offset"][:, ::-1] / self.crop
         if self.shift_axes is not None:
             batch["shift"] = color_shifts(self.seed, position, count, self.shift_axes)
         return batch
@@ -110,7 +110,7 @@ class Crops:
     layout: transforms.CropLayout
 
     def __call__(self, examples: np.ndarray) -> RawBatch:
-        """The batch of these example numbers; an example's crops follow one another."""
+        """Makes the batch of some examples; an example's crops follow one another."""
         rows = [
             self._cut(self.decoder(index, self.scale))
             for index in examples.tolist()
@@ -140,7 +140,7 @@ class WholeImages:
     scale: int
 
     def __call__(self, examples: np.ndarray) -> list[Row]:
-        """The rows of these example numbers, not yet batched."""
+        """Gives the rows of some examples, by number, not yet batched."""
         rows = [self.decoder(index, self.scale) for index in examples.tolist()]
         for row in rows:
             if row.image is not None:
@@ -156,9 +156,10 @@ class Moments:
     scale: int
 
     def __call__(self, examples: np.ndarray) -> RawBatch:
-        """Of these example numbers: {"count": images, "first": [C], "second": [C, C]}.
+        """Sums over examples: {"count": images, "first": [C], "second": [C, C]}.
 
-        An image adds the mean of its pixels x, and that of the products x x^T.
+        An image adds the mean of its pixels x to "first", and the mean of the products
+        x x^T to "second".
         """
         rows = [self.decoder(index, self.scale) for index in examples.tolist()]
         channels = self.decoder.channels
@@ -179,7 +180,10 @@ class Moments:
 
 
 def stack(rows: Sequence[Row], size: int, shape: tuple[int, ...]) -> RawBatch:
-    """`size` rows of image `shape`; what `rows` do not fill has weight 0, index -1."""
+    """Makes a batch of `size` images of `shape`.
+
+    What `rows` do not fill has weight 0 and index -1.
+    """
     batch: RawBatch = {
         "image": np.zeros((size, *shape), np.uint8),
         "label": np.zeros(size, np.int32),
@@ -194,7 +198,7 @@ def stack(rows: Sequence[Row], size: int, shape: tuple[int, ...]) -> RawBatch:
         if row.image is None:
             batch["corrupt"].append(row.problem)
         else:
-            # In the upper left corner, if it is smaller.
+            # A smaller image lies in the upper left corner.
             batch["image"][i][tuple(map(slice, row.image.shape))] = row.image
             batch["weight"][i] = 1
             if row.box is not None:
@@ -203,7 +207,10 @@ def stack(rows: Sequence[Row], size: int, shape: tuple[int, ...]) -> RawBatch:
 
 
 def stack_padded(rows: Sequence[Row], size: int, shape: tuple[int, ...]) -> RawBatch:
-    """The same of images as large or smaller; their own sizes are "size", [size, 2]."""
+    """Makes a batch as `stack`, of images of `shape` or smaller.
+
+    The height and width of each image are in "size", int32 [size, 2].
+    """
     batch = stack(rows, size, shape)
     batch["size"] = np.tile(np.asarray(shape[:2], np.int32), (size, 1))
     for i, row in enumerate(rows):
@@ -213,9 +220,9 @@ def stack_padded(rows: Sequence[Row], size: int, shape: tuple[int, ...]) -> RawB
 
 
 def color_shifts(seed: int, position: int, count: int, axes: np.ndarray) -> np.ndarray:
-    """What to add to each image's pixels, one number a channel: float32 [count, C].
+    """Draws what to add to each image's pixels: float32 [count, C].
 
-    Sums of the rows of `axes`, each times a number from N(0, 1).
+    It is the sum of the rows of `axes`, each times a number from N(0, 1).
     """
     # A second seed, so that crops stay as they are where no shift is asked for.
     radius, angle = np.split(uniforms((seed, 1), position, count), 2, axis=1)
@@ -226,9 +233,9 @@ def color_shifts(seed: int, position: int, count: int, axes: np.ndarray) -> np.n
 
 
 def window_offsets(seed: int, position: int, count: int, pad: int) -> np.ndarray:
-    """How far windows on padded images move down and right: int32 [count, 2].
+    """Draws how far windows on padded images move down and right: int32 [count, 2].
 
-    Whole numbers from -pad to pad, all alike probable.
+    The numbers from -pad to pad are equally probable.
     """
     # A third seed, so that crops and shifts stay as they are without padding.
     down_and_right = uniforms((seed, 2), position, count)[:, :2]
@@ -236,7 +243,7 @@ def window_offsets(seed: int, position: int, count: int, pad: int) -> np.ndarray
 
 
 def uniforms(seed: int | tuple[int, ...], position: int, count: int) -> np.ndarray:
-    """Four numbers in [0, 1) for each stream position from `position` on: [count, 4].
+    """Draws four numbers in [0, 1) for each position from `position` on: [count, 4].
 
     Philox makes four words at each tick of its counter, so the counter is the position.
     """

@@ -27,7 +27,7 @@ IMAGENET_AXES = (
 
 
 def load_axes(config: DataConfig) -> np.ndarray:
-    """The axes that `config.color_pca` names, in gray levels: [channels, channels].
+    """Gives the axes that `config.color_pca` names: [channels, channels] gray levels.
 
     A row is a principal axis times the pixels' standard deviation along it.
 

@@ -73,8 +73,10 @@ def train_batches(
         FileNotFoundError: the axes of the color shift are not computed yet.
         CorruptImage: while iterating, unless `config.on_corrupt_image` is "skip".
     """
-    _check(source, config, channels, batch_size, process_index, process_count)
-    _check_boxes(source, with_boxes)
+    _validate_arguments(
+        source, config, channels, batch_size, process_index, process_count
+    )
+    _validate_boxes(source, with_boxes)
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must be in [0, 2**32), found {seed}")
     if start_step < 0:
@@ -129,8 +131,10 @@ def eval_batches(
         ValueError: settings that cannot work.
         CorruptImage: while iterating, unless `config.on_corrupt_image` is "skip".
     """
-    _check(source, config, channels, batch_size, process_index, process_count)
-    _check_boxes(source, with_boxes)
+    _validate_arguments(
+        source, config, channels, batch_size, process_index, process_count
+    )
+    _validate_boxes(source, with_boxes)
     if not 1 <= crop <= scale:
         raise ValueError(
             "expected 1 <= crop <= scale, so that the crop fits into the rescaled "
@@ -178,8 +182,10 @@ def whole_image_batches(
         ValueError: settings that cannot work.
         CorruptImage: while iterating, unless `config.on_corrupt_image` is "skip".
     """
-    _check(source, config, channels, batch_size, process_index, process_count)
-    _check_boxes(source, with_boxes)
+    _validate_arguments(
+        source, config, channels, batch_size, process_index, process_count
+    )
+    _validate_boxes(source, with_boxes)
     if scale < 1:
         raise ValueError(f"expected a scale of at least 1 pixel, found {scale}")
     rows = batch_size // process_count
@@ -196,13 +202,13 @@ def whole_image_batches(
 def moment_batches(
     source: Source, config: DataConfig, *, channels: int, numbers: np.ndarray
 ) -> Iterator[Batch]:
-    """Sums over some examples, by their numbers; see `collate.Moments`.
+    """Gives sums over some examples, by number; see `collate.Moments`.
 
     Raises:
         ValueError: settings that cannot work.
         CorruptImage: while iterating, unless `config.on_corrupt_image` is "skip".
     """
-    _check(source, config, channels, 1, 0, 1)
+    _validate_arguments(source, config, channels, 1, 0, 1)
     sums = Moments(Decoder(source, channels), config.scale_min)
     chunks = grain.MapDataset.source(numbers).batch(MOMENTS_CHUNK).map(sums)
     return _report_corrupt(_iterate(chunks, config), config, keys=MOMENTS_KEYS)
@@ -214,7 +220,7 @@ def _by_bucket(
     bucket: Bucket,
     default_shape: tuple[int, ...],
 ) -> Generator[RawBatch]:
-    """Batches of one bucket each, filled up only at the end."""
+    """Gives batches of one bucket each, filled up only at the end."""
     waiting: dict[tuple[int, int], list[Row]] = {}
     channels = default_shape[-1]
     with contextlib.closing(chunks):
@@ -228,8 +234,8 @@ def _by_bucket(
             rows.append(row)
             if len(rows) == batch_size:
                 yield stack_padded(waiting.pop(padded), batch_size, (*padded, channels))
-    # The few that are left of each: a larger bucket takes in what it holds of smaller
-    # ones, rather than go out half empty.
+    # The last few images of each: a larger bucket takes in those of smaller ones,
+    # rather than go out half empty.
     for padded in sorted(waiting, key=math.prod, reverse=True):
         rows = waiting.pop(padded)
         for height, width in sorted(waiting, key=math.prod, reverse=True):
@@ -262,14 +268,17 @@ def _iterate(dataset: grain.MapDataset[T], config: DataConfig) -> Generator[T]:
 
 
 def _leave_ctrl_c_to_the_run(worker: int, workers: int) -> None:
-    """Ctrl-C reaches every process of a terminal, and the run needs one more batch."""
+    """Ignores Ctrl-C, which a terminal sends to all: the run needs one more batch."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _report_corrupt(
     batches: Generator[RawBatch], config: DataConfig, keys: Sequence[str]
 ) -> Generator[Batch]:
-    """The `keys` of each batch; in the main process, so that a file is named once."""
+    """Gives the `keys` of each batch; raises or logs what could not be decoded.
+
+    It runs in the main process, so that a file is named once.
+    """
     named: set[str] = set()
     with contextlib.closing(batches):
         for batch in batches:
@@ -284,7 +293,7 @@ def _report_corrupt(
             yield {key: batch[key] for key in keys}
 
 
-def _check(
+def _validate_arguments(
     source: Source,
     config: DataConfig,
     channels: int,
@@ -313,7 +322,7 @@ def _check(
         )
 
 
-def _check_boxes(source: Source, with_boxes: bool) -> None:
+def _validate_boxes(source: Source, with_boxes: bool) -> None:
     if with_boxes and "box" not in source[0]:
         raise ValueError(
             "expected a dataset with boxes, to learn where objects are, found none in "

@@ -101,7 +101,7 @@ def rescale(image: Image, short_side: int) -> Image:
 
 
 def rescaled_shape(shape: tuple[int, ...], short_side: int) -> tuple[int, int]:
-    """Height and width after `rescale`, from those before."""
+    """The height and width that `rescale` makes of an image of this shape."""
     height, width = shape
     short = min(shape)
     return round(height * short_side / short), round(width * short_side / short)
@@ -120,16 +120,16 @@ def rescaled_crop(
         ValueError: `short_side` is smaller than the crop.
     """
     shape, side = _before_crop(image.shape[:2], short_side, size)
-    [corner] = place_crop(down, right)(*_room(shape, side))
+    [corner] = place_crop(down, right)(*_slack(shape, side))
     return _resize(_crop(_resize(image, *shape), side, *corner), size, size)
 
 
 def rescaled_crop_window(
     shape: tuple[int, ...], short_side: int, size: int, down: float, right: float
 ) -> np.ndarray:
-    """Where `rescaled_crop` cuts an image of this height and width.
+    """The box of the crop that `rescaled_crop` takes from an image of this shape: [4].
 
-    [4], the crop's box relative to the image (`vgg_jax.boxes`).
+    It is relative to the image (`vgg_jax.boxes`).
     """
     before = _before_crop(shape, short_side, size)
     return crop_windows(*before, place_crop(down, right))[0]
@@ -185,16 +185,16 @@ def cut(image: Image, size: int, layout: CropLayout) -> np.ndarray:
     Raises:
         ValueError: the image is smaller than the crop.
     """
-    corners = layout(*_room(image.shape[:2], size))
+    corners = layout(*_slack(image.shape[:2], size))
     return np.stack([_crop(image, size, *corner) for corner in corners])
 
 
 def crop_windows(shape: tuple[int, ...], size: int, layout: CropLayout) -> np.ndarray:
-    """Where `cut` cuts an image of this height and width: [crops, 4].
+    """The boxes of the crops that `cut` takes from an image of this shape: [crops, 4].
 
-    The crops' boxes relative to the image (`vgg_jax.boxes`).
+    They are relative to the image (`vgg_jax.boxes`).
     """
-    windows = [boxes.window(*c, size, size) for c in layout(*_room(shape, size))]
+    windows = [boxes.window(*c, size, size) for c in layout(*_slack(shape, size))]
     return boxes.relative_to(boxes.window(0, 0, *shape), np.stack(windows))
 
 
@@ -204,7 +204,7 @@ def flip(image: Image) -> Image:
 
 
 def _reduction(jpeg_side: int, short_side: int) -> int:
-    """The flag of the smallest decoding that leaves twice `short_side`."""
+    """The flag that decodes to the smallest size with twice `short_side` or more."""
     for factor, flag in REDUCTIONS:
         if jpeg_side >= 2 * factor * short_side:
             return flag
@@ -222,7 +222,7 @@ def _resize(image: Image, height: int, width: int) -> Image:
 def _before_crop(
     shape: tuple[int, ...], short_side: int, size: int
 ) -> tuple[tuple[int, int], int]:
-    """The height and width of what `rescaled_crop` crops, and the crop's side there."""
+    """The size of the image that `rescaled_crop` cuts, and the side of the cut."""
     short = min(shape)
     if short <= short_side:  # enlarged: a pixel's neighbors outside the crop matter
         return rescaled_shape(shape, short_side), size
@@ -233,8 +233,8 @@ def _before_crop(
     return (shape[0], shape[1]), round(size * short / short_side)
 
 
-def _room(shape: tuple[int, ...], size: int) -> tuple[int, int]:
-    """How far a crop can move down and right."""
+def _slack(shape: tuple[int, ...], size: int) -> tuple[int, int]:
+    """How far a crop can move down and right in an image, in pixels."""
     height, width = shape
     if min(height, width) < size:
         raise ValueError(
