@@ -1,8 +1,8 @@
 """Say what is in pictures, and where: python predict.py --weights WORKDIR IMAGE...
 
-Prints the five most probable classes of each and writes IMAGE.heat.png, the score map
-of the first over the picture (section 3.2 of arXiv:1409.1556). The posteriors are those
-of dense evaluation at the scales of the run.
+Prints the five most probable classes of each and writes IMAGE.heat.png, the heat map of
+the first over the picture. The posteriors are those of dense evaluation (section 3.2 of
+arXiv:1409.1556) at the scales of the run.
 """
 
 import argparse

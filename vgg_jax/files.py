@@ -71,10 +71,15 @@ def load_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         *(AttributeError, EOFError, IndexError, KeyError, OSError),
         *(RuntimeError, TypeError, ValueError, zipfile.BadZipFile, zlib.error),
     ) as error:
-        raise ValueError(
-            f"{path} is damaged or of another version ({type(error).__name__}: "
-            f"{error}); delete it and run eval.py, which writes it anew"
-        ) from error
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> ValueError:
+    """The error to raise for an unreadable file that eval.py writes."""
+    return ValueError(
+        f"{path} is damaged or of another version ({type(error).__name__}: {error}); "
+        "delete it and run eval.py, which writes it anew"
+    )
 
 
 @contextlib.contextmanager

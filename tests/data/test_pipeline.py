@@ -458,7 +458,7 @@ def test_worker_processes_evaluate_the_same(folder_config):
         ({"crop": 21}, "crop 21, scale_min 20"),
         ({"on_corrupt_image": "stop"}, "unknown on_corrupt_image 'stop'"),
         ({"mean": (0.0,), "std": (1.0,)}, "expected 3, found 1"),
-        ({"mean": (0.0,)}, "found 1 and 3"),
+        ({"mean": (0.0,)}, "got 1 and 3"),
     ],
 )
 def test_settings_are_checked_when_the_pipeline_is_made(changes, message):

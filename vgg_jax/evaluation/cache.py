@@ -111,22 +111,22 @@ def load(path: Path, inputs: Inputs) -> Predictions:
         raise Unusable(f"it is damaged ({error.__cause__ or error})") from error
     if not isinstance(theirs, dict):
         raise Unusable("it is damaged (its inputs have no names)")
-    found = Predictions(**stored)
+    predictions = Predictions(**stored)
     changed = [field for field, _, _ in differences(inputs, theirs)]
     if changed:
         raise Unusable(f"it is of another {', '.join(changed)}")
-    _check(found, inputs["images"], len(inputs["class_names"]))
-    return found
+    _validate_arrays(predictions, inputs["images"], len(inputs["class_names"]))
+    return predictions
 
 
-def _check(found: Predictions, images: int, classes: int) -> None:
+def _validate_arrays(predictions: Predictions, images: int, classes: int) -> None:
     expected = {
         "posteriors": ((images, classes), np.float32),
         "labels": ((images,), np.int32),
         "weights": ((images,), np.float32),
     }
     for name, (shape, dtype) in expected.items():
-        array = getattr(found, name)
+        array = getattr(predictions, name)
         if array.shape != shape or array.dtype != dtype:
             raise Unusable(
                 f"it is damaged (expected {name} {np.dtype(dtype)} {list(shape)}, got "

@@ -204,17 +204,18 @@ def evaluate_candidates(
         if distributed.is_first():
             write_json(table, results[-1:])
 
-    found: list[list[Predictions]] = []  # by network, fused last; then by row
+    by_network: list[list[Predictions]] = []  # fused last; then by row
     for one, its_rows in zip(candidates, rows, strict=True):
-        found.append([])
+        by_network.append([])
         for one_row, predictions in zip(
             its_rows, _evaluate_rows(one, source, its_rows), strict=True
         ):
             record([one], [one_row], predictions)
-            found[-1].append(predictions)
+            by_network[-1].append(predictions)
     if len(candidates) > 1:
-        found.append([fuse(alone) for alone in zip(*found, strict=True)])
-        for row, predictions in zip(zip(*rows, strict=True), found[-1], strict=True):
+        by_network.append([fuse(alone) for alone in zip(*by_network, strict=True)])
+        fused_rows = zip(*rows, strict=True)
+        for row, predictions in zip(fused_rows, by_network[-1], strict=True):
             record(candidates, row, predictions)
     print(format_table(results))
     return Evaluation(
@@ -223,7 +224,7 @@ def evaluate_candidates(
         config=first.config,
         workdir=first.workdir,
         source=source,
-        predictions=found[-1][-1],
+        predictions=by_network[-1][-1],
     )
 
 
@@ -233,14 +234,14 @@ def _evaluate_rows(
     """Predictions of one row after another; a pass that several share is run once."""
     network = cache.network_inputs(one.model, one.trained.step)
     data = cache.data_inputs(one.config.data, "test", source)
-    found: dict[protocols.Pass, Predictions] = {}
+    done: dict[protocols.Pass, Predictions] = {}
     for protocol, scales in rows:
         passes = protocols.passes_of(protocol, scales)
         for one_pass in passes:
-            if one_pass not in found:
+            if one_pass not in done:
                 inputs = cache.all_inputs(network, data, one.config, one_pass)
-                found[one_pass] = _kept_or_run(one, source, one_pass, inputs)
-        yield fuse([found[one_pass] for one_pass in passes])
+                done[one_pass] = _kept_or_run(one, source, one_pass, inputs)
+        yield fuse([done[one_pass] for one_pass in passes])
 
 
 def _kept_or_run(
@@ -256,7 +257,7 @@ def _kept_or_run(
         pass
     except cache.Unusable as reason:
         print(f"{path} is not used: {reason}", file=sys.stderr)
-    found = protocols.evaluate(
+    predictions = protocols.evaluate(
         one.model,
         source,
         one.config,
@@ -266,7 +267,7 @@ def _kept_or_run(
     )
     try:
         if distributed.is_first():
-            cache.save(path, inputs, found)
+            cache.save(path, inputs, predictions)
     except OSError as error:  # the folder can be someone else's
         print(f"{path} is not kept: {error}", file=sys.stderr)
-    return found
+    return predictions

@@ -1,18 +1,18 @@
 """What `python -m vgg_jax.localization` does: from networks to errors and a picture."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from vgg_jax import distributed
 from vgg_jax.config import Config
 from vgg_jax.console import short_names
 from vgg_jax.data.sources import open_source
 from vgg_jax.evaluation import protocols
 from vgg_jax.evaluation.errors import Rate, top_k_error
-from vgg_jax.files import write_text
+from vgg_jax.files import write_json
 from vgg_jax.localization import localize
 from vgg_jax.localization.figure import draw_boxes
 from vgg_jax.localization.localize import (
@@ -58,10 +58,10 @@ def run_localization(
     errors: dict[str, Rate] = {}
     for run, model, own in zip(names, localizers, configs, strict=True):
         name = f"{run}, center crop"
-        found = localize.center_crop_boxes(model, source, own, progress=name)
-        mean_box = mean_box_baseline(found)
+        centered = localize.center_crop_boxes(model, source, own, progress=name)
+        mean_box = mean_box_baseline(centered)
         errors["true class, mean box, center crop"] = localization_error(mean_box)
-        errors[f"true class, {name}"] = localization_error(found)
+        errors[f"true class, {name}"] = localization_error(centered)
     predictions = protocols.evaluate(
         classifier,
         source,
@@ -71,7 +71,7 @@ def run_localization(
         progress=f"{classifier_dir.resolve().name}, dense",
     )
     likeliest = np.argsort(-predictions.posteriors, kind="stable")[:, :TOP]
-    found = localize.dense_boxes(
+    dense = localize.dense_boxes(
         localizers,
         classifier,
         source,
@@ -81,7 +81,7 @@ def run_localization(
         merge_below=config.localization.merge_below,
         progress=f"{together}, dense",
     )
-    own, best = (select_boxes(found, part) for part in (slice(1), slice(1, None)))
+    own, best = (select_boxes(dense, part) for part in (slice(1), slice(1, None)))
     first = select_boxes(best, slice(1))
     errors |= {
         f"true class, {together}, dense": localization_error(own),
@@ -96,8 +96,9 @@ def run_localization(
         "scales": scales,
         "errors": {name: dataclasses.asdict(rate) for name, rate in errors.items()},
     }
-    write_text(workdirs[0] / "localization.json", json.dumps(record, indent=2) + "\n")
-    draw_boxes(best, source, localizers[0].in_channels, workdirs[0] / "boxes.png")
+    if distributed.is_first():
+        write_json(workdirs[0] / "localization.json", record)
+        draw_boxes(best, source, localizers[0].in_channels, workdirs[0] / "boxes.png")
     return errors
 
 

@@ -137,7 +137,8 @@ def draw(model: ConvNet, name: str, image: np.ndarray, output: Path) -> str:
     """
     from matplotlib.figure import Figure
 
-    from vgg_jax.report import style
+    from vgg_jax.report.figures import INK, RIGHT, TRAIN, VALIDATION, save_figure
+    from vgg_jax.report.heat import HEAT
 
     network = Network.from_model(model, IMAGENET)
     stages = tuple(
@@ -166,19 +167,19 @@ def draw(model: ConvNet, name: str, image: np.ndarray, output: Path) -> str:
     figure = Figure(figsize=(10, 4.6), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
     left.imshow(image)
-    for at, color in ((0, style.TRAIN), (64, style.VALIDATION), (160, style.RIGHT)):
+    for at, color in ((0, TRAIN), (64, VALIDATION), (160, RIGHT)):
         box = {"fill": False, "linewidth": 2.5, "edgecolor": color}
         left.add_patch(_rectangle((at - 0.5, at - 0.5), 224, 224, **box))
-    left.set_title("windows (0, 0), (2, 2) and (5, 5)", color=style.INK, fontsize=11)
-    shown = right.imshow(100 * difference, cmap=style.HEAT, vmin=0)
+    left.set_title("windows (0, 0), (2, 2) and (5, 5)", color=INK, fontsize=11)
+    shown = right.imshow(100 * difference, cmap=HEAT, vmin=0)
     for (i, j), value in np.ndenumerate(difference):
-        ink = "white" if value < 0.7 * difference.max() else style.INK
+        ink = "white" if value < 0.7 * difference.max() else INK
         right.text(
             j, i, f"{value:.1%}", ha="center", va="center", color=ink, fontsize=9
         )
     right.set_title(
         f"{name}: scores, dense against crop, difference %",
-        color=style.INK,
+        color=INK,
         fontsize=11,
     )
     figure.colorbar(shown, ax=right, shrink=0.9)
@@ -186,7 +187,7 @@ def draw(model: ConvNet, name: str, image: np.ndarray, output: Path) -> str:
         axes.set_xticks([])
         axes.set_yticks([])
     output.mkdir(parents=True, exist_ok=True)
-    style.save(figure, output / "windows.png")
+    save_figure(figure, output / "windows.png")
 
     figure = Figure(figsize=(12, 3.1), dpi=150, layout="constrained")
     lines.append("in window (2, 2), by stage: difference at the border, in the middle")
@@ -195,15 +196,15 @@ def draw(model: ConvNet, name: str, image: np.ndarray, output: Path) -> str:
         start = 2 * side // 7  # 64 of 224 pixels
         part = seen[stage][0, start : start + side, start : start + side]
         found = relative_difference(part, alone[stage][0])
-        shown = axes.imshow(100 * found, cmap=style.HEAT, vmin=0)
+        shown = axes.imshow(100 * found, cmap=HEAT, vmin=0)
         figure.colorbar(shown, ax=axes, shrink=0.75)
-        axes.set_title(f"{stage}, {side} x {side}, %", color=style.INK, fontsize=11)
+        axes.set_title(f"{stage}, {side} x {side}, %", color=INK, fontsize=11)
         axes.set_xticks([])
         axes.set_yticks([])
         border = np.concatenate([found[0], found[-1], found[1:-1, 0], found[1:-1, -1]])
         center = found[side // 2 - 1 : side // 2 + 1, side // 2 - 1 : side // 2 + 1]
         lines.append(f"  {stage:8} {border.mean():6.1%} {center.mean():6.1%}")
-    style.save(figure, output / "windows_stages.png")
+    save_figure(figure, output / "windows_stages.png")
     return "\n".join(lines)
 
 

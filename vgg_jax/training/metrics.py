@@ -101,13 +101,19 @@ class MetricWriter:
             self._events.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One line of the file, one point of each curve."""
+        """Appends a line to the file, and a point to each curve of TensorBoard.
+
+        There the names are in groups: `train_loss` is `train/loss`.
+        """
         if not self._writes:
             return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
+        is_validation = any(name.startswith("validation_") for name in values)
+        group = "validation" if is_validation else "train"
         for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+            tag = f"{group}/{name.removeprefix(f'{group}_')}"
+            self._events.add_scalar(tag, value, step)
 
 
 def _lines_up_to(step: int, path: Path) -> list[str]:
