@@ -11,7 +11,6 @@ import tensorflow_datasets as tfds
 from vgg_jax.data.base import Subset, hash_fraction, split_validation
 from vgg_jax.data.sources import open_source
 
-
 ROOT = Path(__file__).parents[2]
 
 
