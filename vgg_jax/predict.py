@@ -12,6 +12,7 @@ from vgg_jax.data.sources import open_source
 from vgg_jax.data.transforms import CorruptImage, decode
 from vgg_jax.inference.dense import dense_posteriors
 from vgg_jax.models import ConvNet
+from vgg_jax.preprocessing import Normalization
 from vgg_jax.report.figures import draw_heat
 from vgg_jax.report.heat import ScoreMap, heat_map
 from vgg_jax.training.checkpoint import check_classifies, restore_model
@@ -117,7 +118,13 @@ def predict(classifier: Classifier, image: np.ndarray, *, top: int = 5) -> Predi
     return Prediction(
         classes=tuple(of.class_names[label] for label in best),
         posteriors=tuple(found[best].tolist()),
-        heat=heat_map(of.model, image, int(best[0]), of.crop, of.mean, of.std),
+        heat=heat_map(
+            of.model,
+            image,
+            int(best[0]),
+            of.crop,
+            Normalization(of.mean, of.std),
+        ),
     )
 
 

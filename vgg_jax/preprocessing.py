@@ -22,6 +22,11 @@ class Preprocessing(Protocol):
         """The number of channels of the images."""
         ...
 
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """The only height and width that images may have; None for any."""
+        ...
+
     def __call__(self, images: jax.Array, shift: jax.Array | None = None) -> jax.Array:
         """Images [N, H, W, C] with pixels 0-255 -> float32 [N, H, W, C]."""
         ...
@@ -59,6 +64,11 @@ class Normalization:
     def channels(self) -> int:
         """The number of channels of the images."""
         return len(self.mean)
+
+    @property
+    def image_size(self) -> None:
+        """None, for images may have any size."""
+        return
 
     def __call__(self, images: jax.Array, shift: jax.Array | None = None) -> jax.Array:
         """Normalizes images: [N, H, W, C] with pixels 0-255 -> float32 [N, H, W, C].

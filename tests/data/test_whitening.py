@@ -17,6 +17,7 @@ from vgg_jax.data.whitening import Whitening, load_whitening, preprocessing_of
 from vgg_jax.evaluation.protocols import evaluate
 from vgg_jax.predict import load_run
 from vgg_jax.preprocessing import Normalization
+from vgg_jax.report.heat import heat_map
 from vgg_jax.tools import whitening as command
 from vgg_jax.training.checkpoint import restore_model
 from vgg_jax.training.loop import train
@@ -60,7 +61,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
         num_epochs=1,
     )
     config.optimizer.metric = "loss"
-    assert command.main(types.SimpleNamespace(config=config)) == 0
+    assert command.run(types.SimpleNamespace(config=config)) == 0
     return config
 
 
@@ -158,5 +159,8 @@ def test_training_and_evaluation_whiten(config, tmp_path, capfd):
     np.testing.assert_allclose(dense.posteriors, (expected + mirrored) / 2, atol=1e-5)
     with pytest.raises(ValueError, match=r"images of 8x8x3, .* got 10x10x3"):
         evaluate(model, source, config, protocol="dense", scales=(SIDE + 2,))
+    picture = draw(3, 1)[0]
+    heat = heat_map(model, picture, 1, SIDE, preprocessing_of(config.data))
+    np.testing.assert_array_equal(heat.image, picture)
     with pytest.raises(ValueError, match=r"whitened images of 8x8 pixels"):
         load_run(tmp_path)

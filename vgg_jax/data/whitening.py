@@ -60,6 +60,11 @@ class Whitening:
         """The number of channels of the images."""
         return self.mean.shape[-1]
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """The only height and width that images may have."""
+        return self.mean.shape[0], self.mean.shape[1]
+
     def __call__(self, images: jax.Array, shift: jax.Array | None = None) -> jax.Array:
         """Whitens images: [N, H, W, C] with pixels 0-255 -> float32 [N, H, W, C].
 

@@ -1,4 +1,6 @@
-"""One HTML page of runs: python -m vgg_jax.report --workdir DIR [--workdir DIR ...]
+"""Writes one HTML page about runs.
+
+  python -m vgg_jax.report --workdir DIR [--workdir DIR]
 
 Results, curves, examples with heat maps, the most confident mistakes, the confusion
 matrix and the classes one by one; runs on ImageNet stand beside the paper's tables. The
@@ -257,47 +259,29 @@ def _data_uri(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def parser() -> argparse.ArgumentParser:
-    """The flags of this command."""
-    flags = argparse.ArgumentParser(
-        prog="python -m vgg_jax.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    flags.add_argument(
-        "--workdir",
-        action="append",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="folder of a run; repeat it for several",
-    )
-    flags.add_argument(
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = cli.Parser("python -m vgg_jax.report", __doc__)
+    parser.add_workdir("folder of a run; several are set side by side", several=True)
+    parser.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
-        help="the page (default: report.html in the first workdir)",
+        help="the page; by default report.html in the first workdir",
     )
-    return flags
+    return cli.command(run, parser, arguments)
 
 
-def main(arguments: argparse.Namespace) -> int:
-    """Writes the page; returns 0.
-
-    Raises:
-        OSError: no run in a workdir, or a file that cannot be read or written.
-        ValueError: a damaged file, or the same workdir twice.
-    """
-    output = arguments.output or arguments.workdir[0] / "report.html"
-    paths = [path.resolve() for path in arguments.workdir]
+def run(values: argparse.Namespace) -> int:
+    """Writes the page; returns 0."""
+    output = values.output or values.workdir[0] / "report.html"
+    paths = [path.resolve() for path in values.workdir]
     runs = [read_run(*pair) for pair in zip(paths, short_names(paths), strict=True)]
-    if not output.parent.is_dir():
-        raise FileNotFoundError(f"no folder for --output {output}; make it first")
     text = make_report(runs)
     write_text(output, text)
     print(f"{output}  {len(text) / 2**20:.1f} MiB")
-    return 0
+    return cli.DONE
 
 
 if __name__ == "__main__":
-    cli.finish(lambda: main(parser().parse_args()))
+    raise SystemExit(main())

@@ -1,6 +1,6 @@
-"""Crops against the dense pass, in pictures.
+"""Draws where crops and the dense pass of a network differ.
 
-python -m vgg_jax.tools.crop_vs_dense --image FILE --output DIR
+  python -m vgg_jax.tools.crop_vs_dense --image FILE --output DIR
 
 One cell of VGG's score map sees one 224x224 window of the image. Given that window as a
 crop, every layer pads its border with zeros; in the dense pass it sees the neighbors
@@ -21,6 +21,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from vgg_jax import cli
 from vgg_jax.analysis import receptive_field
 from vgg_jax.console import did_you_mean
 from vgg_jax.inference.forward import Extras, Network, ScoreMap
@@ -215,31 +216,43 @@ def _rectangle(*args: object, **options: object):  # type: ignore[no-untyped-def
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw what the command line asks for; 0, or 2 after an error's one line."""
+    """Runs the command; returns its exit code."""
+    vggs = [name for name in MODELS if name.startswith("vgg")]
+    parser = cli.Parser("python -m vgg_jax.tools.crop_vs_dense", __doc__)
+    parser.add_argument(
+        "--network",
+        default="vgg16",
+        type=cli.one_of(vggs),
+        metavar="NAME",
+        help=f"one of {', '.join(vggs)}; vgg16 by default",
+    )
+    parser.add_argument(
+        "--width",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="multiplies every hidden layer's channels; 1 by default",
+    )
+    parser.add_argument(
+        "--image", type=Path, required=True, metavar="FILE", help="a picture"
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="for the drawings"
+    )
+    return cli.command(run, parser, arguments)
+
+
+def run(values: argparse.Namespace) -> int:
+    """Draws, and prints the numbers; returns 0."""
     from vgg_jax.data.transforms import center_crop, decode, rescale
 
-    parser = argparse.ArgumentParser(
-        prog="python -m vgg_jax.tools.crop_vs_dense",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    data = values.image.read_bytes()
+    image = center_crop(rescale(decode(data, 3, str(values.image)), 384), 384)
+    model = create_model(
+        values.network, width=values.width, init="he", rngs=nnx.Rngs(0)
     )
-    vggs = [name for name in MODELS if name.startswith("vgg")]
-    parser.add_argument("--network", default="vgg16", choices=vggs)
-    parser.add_argument("--width", type=float, default=1.0)
-    parser.add_argument("--image", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    options = parser.parse_args(arguments)
-    try:
-        data = options.image.read_bytes()
-        image = center_crop(rescale(decode(data, 3, str(options.image)), 384), 384)
-        model = create_model(
-            options.network, width=options.width, init="he", rngs=nnx.Rngs(0)
-        )
-        print(draw(model, options.network, image, options.output))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    print(draw(model, values.network, image, values.output))
+    return cli.DONE
 
 
 if __name__ == "__main__":

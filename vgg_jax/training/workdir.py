@@ -1,7 +1,9 @@
 """A run's folder: it belongs to one configuration."""
 
+import errno
 import itertools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,31 +22,56 @@ class WorkdirMismatch(ValueError):
     """The folder holds a run of another configuration."""
 
 
-def claim(workdir: Path, config: Config) -> None:
-    """Make the folder this configuration's, or check that it is; the first host writes.
+def refuse_other_run(workdir: Path, config: Config) -> None:
+    """Checks that a run with these settings can begin or go on in the folder.
+
+    Reads and writes nothing but the folder's settings, so that a wrong folder is known
+    before data are prepared.
 
     Raises:
         WorkdirMismatch: it holds a run with other settings; the message lists them.
         ValueError: its config.json is damaged.
+        OSError: the folder cannot be made or written to.
     """
+    parent = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
+    if not parent.is_dir():
+        raise _os_error(errno.ENOTDIR, parent)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise _os_error(errno.EACCES, parent)
+    if not (workdir / CONFIG).exists():
+        return
+    before = to_dict(read_config(workdir))
+    resumable = {name for name, declared, _ in settings(config) if declared.resumable}
+    changed = [
+        f"  {name}: {theirs!r} there, {ours!r} now"
+        for name, ours, theirs in differences(to_dict(config), before)
+        if name not in resumable
+    ]
+    if changed:
+        raise WorkdirMismatch(
+            f"{workdir} holds a run with other settings:\n"
+            + "\n".join(changed)
+            + "\nuse the same settings, or another --workdir"
+        )
+
+
+def _os_error(number: int, path: Path) -> OSError:
+    """The error that the operating system would raise later."""
+    return OSError(number, os.strerror(number), str(path))
+
+
+def claim(workdir: Path, config: Config) -> None:
+    """Makes the folder this configuration's; the first host writes.
+
+    Raises:
+        WorkdirMismatch: it holds a run with other settings; the message lists them.
+        ValueError: its config.json is damaged.
+        OSError: the folder cannot be made or written to.
+    """
+    refuse_other_run(workdir, config)
     workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / CONFIG
-    if path.exists():
-        there = to_dict(read_config(workdir))
-        resumable = {name for name, one, _ in settings(config) if one.resumable}
-        changed = [
-            f"  {field}: {theirs!r} there, {ours!r} now"
-            for field, ours, theirs in differences(to_dict(config), there)
-            if field not in resumable
-        ]
-        if changed:
-            raise WorkdirMismatch(
-                f"{workdir} holds a run with other settings:\n"
-                + "\n".join(changed)
-                + "\nuse the same settings, or another --workdir"
-            )
     if distributed.is_first():
-        write_json(path, to_dict(config))
+        write_json(workdir / CONFIG, to_dict(config))
 
 
 def read_config(workdir: Path) -> Config:

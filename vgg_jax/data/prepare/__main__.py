@@ -1,12 +1,17 @@
-"""Writes a data set from its official files, for `data.dataset` to name.
+"""Prepares a data set for training, once and for all.
 
-python -m vgg_jax.data.prepare cifar10 --from DIR
+  python -m vgg_jax.data.prepare fashion_mnist
+  python -m vgg_jax.data.prepare cifar10 --from DIR
+
+Where it was stopped, the same command goes on.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vgg_jax import cli
 from vgg_jax.config import DataConfig
 from vgg_jax.data.sources import SOURCES
 
@@ -15,58 +20,58 @@ PREPARATIONS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Prepares one data set, or exits with one line that says why not."""
-    parser = argparse.ArgumentParser(
-        prog="python -m vgg_jax.data.prepare",
-        description="Writes a data set from its official files into --data_dir, once.",
-    )
-    parser.add_argument("dataset", choices=tuple(PREPARATIONS))
-    files = "; ".join(
-        f"for {name} {' and '.join(one.files)}" + " (optional)" * one.fetches
-        for name, one in PREPARATIONS.items()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = cli.Parser("python -m vgg_jax.data.prepare", __doc__)
+    parser.add_argument(
+        "dataset",
+        type=cli.one_of(PREPARATIONS),
+        metavar="DATASET",
+        help=" or ".join(PREPARATIONS),
     )
     parser.add_argument(
         "--from",
-        dest="folder",
-        type=_folder,
+        dest="source",
+        type=Path,
         metavar="DIR",
-        help=f"the folder with the downloaded files: {files}",
+        help="the folder with the downloaded files: "
+        + "; ".join(
+            f"for {name} {', '.join(one.files)}"
+            + (" (fetched if not given)" if one.fetches else "")
+            for name, one in PREPARATIONS.items()
+        ),
     )
     parser.add_argument(
         "--data_dir",
-        type=_folder,
-        default=_folder(DataConfig.data_dir),
-        help="where data sets are kept (default: %(default)s)",
+        type=Path,
+        default=Path(DataConfig.data_dir),
+        metavar="DIR",
+        help=f"where the prepared data goes; {DataConfig.data_dir} by default",
     )
     parser.add_argument(
         "--partial",
         action="store_true",
         help="accept files with some of the pictures, for trials",
     )
-    arguments = parser.parse_args(argv)
-    preparation = PREPARATIONS[arguments.dataset]
-    ready = preparation.directory(arguments.data_dir).is_dir()
-    if arguments.folder is None and not (ready or preparation.fetches):
+    return cli.command(run, parser, arguments)
+
+
+def run(values: argparse.Namespace) -> int:
+    """Prepares the data set; returns 0."""
+    data_dir = values.data_dir.expanduser().resolve()
+    source = values.source and values.source.expanduser().resolve()
+    preparation = PREPARATIONS[values.dataset]
+    is_ready = preparation.directory(data_dir).is_dir()
+    if source is None and not (is_ready or preparation.fetches):
         files = " and ".join(preparation.files)
-        parser.error(f"{arguments.dataset} needs --from, the folder of {files}")
-    try:
-        directory = preparation.run(
-            arguments.data_dir, arguments.folder, partial=arguments.partial
-        )
-    except (OSError, ValueError, ImportError) as error:
-        parser.exit(1, f"{error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, "\ninterrupted; the same command goes on\n")
+        raise cli.UsageError(f"{values.dataset} needs --from, the folder of {files}")
+    directory = preparation.run(data_dir, source, partial=values.partial)
     print(
         f"{preparation.title} is in {directory}"
-        + (", prepared by an earlier call" if ready else "")
+        + (", prepared by an earlier call" if is_ready else "")
     )
-
-
-def _folder(text: str) -> Path:
-    return Path(text).expanduser().resolve()
+    return cli.DONE
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
