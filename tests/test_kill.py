@@ -20,7 +20,7 @@ from vgg_jax.config import DataConfig
 from vgg_jax.distributed import make_mesh
 from vgg_jax.training.checkpoint import Checkpoints, saved_steps
 from vgg_jax.training.optimizer import Plateau, learning_rate
-from vgg_jax.training.program import Program
+from vgg_jax.training.program import build_program
 from vgg_jax.training.workdir import is_finished, read_config
 
 ROOT = Path(__file__).parents[1]
@@ -119,7 +119,7 @@ def results(workdir: Path) -> tuple[Any, Any, list[dict[str, float]]]:
     config = read_config(workdir)
     metric = f"validation_{config.optimizer.metric}"
     [*_, last] = saved_steps(workdir)
-    abstract = Program.of(config, make_mesh()).state
+    abstract = build_program(config, make_mesh()).state
     with Checkpoints(workdir, metric, read_only=True) as checkpoints:
         state, plateau = checkpoints.restore(abstract, last)
     lines = (workdir / "metrics.jsonl").read_text().splitlines()

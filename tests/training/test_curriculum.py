@@ -21,7 +21,7 @@ from vgg_jax.training.init_from import PRE_INITIALIZED, layers_taken, take_weigh
 from vgg_jax.training.loop import train
 from vgg_jax.training.metrics import MetricWriter
 from vgg_jax.training.optimizer import Plateau
-from vgg_jax.training.program import Program
+from vgg_jax.training.program import build_program
 from vgg_jax.training.workdir import claim, is_finished, mark_finished
 
 
@@ -126,7 +126,7 @@ def test_the_best_weights_are_taken_and_the_rest_are_random(
     source, config = tiny_config("vgg11"), tiny_config("vgg13")
     claim(tmp_path / "vgg11", source)
     mesh = make_mesh()
-    init = Program.of(source, mesh).init
+    init = build_program(source, mesh).init
     metric = "validation_top1_error"
     with Checkpoints(tmp_path / "vgg11", metric, read_only=False) as checkpoints:
         for step, error in ((1, 0.9), (2, 0.1), (3, 0.2)):
@@ -137,7 +137,7 @@ def test_the_best_weights_are_taken_and_the_rest_are_random(
                 best = jax.device_get(state.params)
             checkpoints.save(state, Plateau(), {metric: error})
     config.init_from = "vgg11"
-    fresh = Program.of(config, mesh).init(jax.random.key(0))
+    fresh = build_program(config, mesh).init(jax.random.key(0))
     state = take_weights(fresh, config, tmp_path / "vgg13")
     assert set(state.params) == set(fresh.params)
     for name, variables in state.params.items():

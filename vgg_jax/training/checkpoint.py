@@ -15,8 +15,8 @@ from orbax.checkpoint import v1 as ocp
 from vgg_jax.config import Config
 from vgg_jax.distributed import make_mesh, replicated
 from vgg_jax.models import ConvNet
-from vgg_jax.training.optimizer import Plateau
 from vgg_jax.training.program import abstract_model
+from vgg_jax.training.schedule import Plateau
 from vgg_jax.training.steps import TrainState, split
 from vgg_jax.training.workdir import read_config
 
