@@ -17,11 +17,11 @@ from vgg_jax.config import Config, Curriculum
 def main(values: flags.FlagValues) -> int:
     """Train as the flags say; 0, or 128 and the signal that stopped it."""
     from vgg_jax.report.figures import draw_curves
-    from vgg_jax.training.curriculum import pending_runs
+    from vgg_jax.training.init_from import unfinished_runs
     from vgg_jax.training.loop import train
 
     folder = Path(values.workdir or f"runs/{cli.config_name(sys.argv)}")
-    for config, workdir in pending_runs(values.config, folder):
+    for config, workdir in unfinished_runs(values.config, folder):
         stopped = train(config, workdir)
         if distributed.is_first():
             draw_curves(workdir / "metrics.jsonl", workdir / "curves.png")

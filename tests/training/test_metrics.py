@@ -1,9 +1,12 @@
 """What the values of a line must not hide."""
 
+import time
+
 import jax.numpy as jnp
 import pytest
 
 from vgg_jax.training.metrics import (
+    Throughput,
     TrainingDiverged,
     summarize_training,
     summarize_validation,
@@ -51,3 +54,33 @@ def test_images_that_cannot_be_read_are_no_divergence() -> None:
         summarize_training([sums(0.0, 0.0), sums(0.0, 0.0)], 20, batch_size=8)
     with pytest.raises(ValueError, match="no validation image could"):
         summarize_validation([validation(0.0, 0.0)], 9)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    moved = Clock()
+    monkeypatch.setattr(time, "monotonic", moved)
+    return moved
+
+
+def test_compilation_and_pauses_do_not_count(clock: Clock) -> None:
+    throughput = Throughput(total_steps=100)
+    assert not throughput.is_started and throughput.time_left() == "?"
+    clock.now += 50  # the first step compiles
+    throughput.restart(11)
+    assert throughput.is_started and throughput.time_left() == "?"
+    clock.now += 2
+    assert throughput.measure(21) == 5
+    clock.now += 30  # a validation
+    throughput.restart(21)
+    clock.now += 4
+    assert throughput.measure(31) == 2.5
+    assert throughput.time_left() == "21s"  # 69 steps at 20 steps in 6 s

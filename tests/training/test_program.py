@@ -9,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from vgg_jax.config import (
@@ -21,8 +22,8 @@ from vgg_jax.config import (
 )
 from vgg_jax.distributed import make_mesh, shard_batch
 from vgg_jax.training.checkpoint import Checkpoints
-from vgg_jax.training.optimizer import Plateau
 from vgg_jax.training.program import Program, build_program
+from vgg_jax.training.schedule import Plateau
 
 
 def config(crop: int = 32, **changes: Any) -> Config:
@@ -168,7 +169,7 @@ def test_inputs_of_sharded_layers_are_placed(shard_fc: bool, count: int) -> None
 
 def test_parameters_and_momentum_of_sharded_layers_lie_together() -> None:
     state = build_program(config(shard_fc=True), make_mesh()).state
-    momentum = state.opt_state[1].trace
+    momentum = optax.tree.get(state.opt_state, "trace")
     for name, parameters in state.params.items():
         for kind, array in parameters.items():
             assert array.sharding == momentum[name][kind].sharding
