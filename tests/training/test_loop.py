@@ -9,17 +9,22 @@ from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import Mesh
 
-from vgg_jax.config import LocalizationConfig
+from vgg_jax.config import Config, LocalizationConfig
 from vgg_jax.data.color import computed_path
-from vgg_jax.distributed import make_mesh
+from vgg_jax.distributed import make_mesh, replicated
 from vgg_jax.training import loop
 from vgg_jax.training.checkpoint import Checkpoints
 from vgg_jax.training.loop import Trainer, train
 from vgg_jax.training.metrics import MetricWriter, TrainingDiverged
-from vgg_jax.training.program import build_program
+from vgg_jax.training.optimizer import learning_rate, make_optimizer
+from vgg_jax.training.program import Program
 from vgg_jax.training.schedule import Plateau
+from vgg_jax.training.steps import TrainState, jit_steps
 from vgg_jax.training.workdir import (
     WorkdirMismatch,
     claim,
@@ -82,6 +87,45 @@ def test_a_run_does_not_go_on_with_other_data(
     Trainer(config, run)
 
 
+def linear_program(config: Config, mesh: Mesh) -> Program:
+    """A program whose network is one layer, compiled in a moment."""
+    optimizer = make_optimizer(config.optimizer)
+
+    def init(key: jax.Array) -> TrainState:
+        kernel = jax.random.normal(key, (32 * 32, 3)) / 32
+        params = {"fc8": {"kernel": kernel, "bias": jnp.zeros(3)}}
+        return TrainState(
+            step=jnp.int32(0),
+            params=params,
+            batch_stats={},
+            opt_state=optimizer.init(params),
+        )
+
+    def forward(
+        params: Any, batch_stats: Any, batch: Any, *, keys: Any = None
+    ) -> tuple[jax.Array, Any]:
+        images = batch["image"].reshape(-1, 32 * 32) / 255
+        return images @ params["fc8"]["kernel"] + params["fc8"]["bias"], batch_stats
+
+    state = jax.eval_shape(init, jax.random.key(0))
+    shardings = jax.tree.map(lambda _: replicated(mesh), state)
+    train_step, eval_step = jit_steps(forward, optimizer, 1, shardings)  # type: ignore
+    return Program(
+        init=jax.jit(init, out_shardings=shardings),
+        train_step=train_step,
+        eval_step=eval_step,
+        state=jax.tree.map(
+            lambda a, sharding: jax.ShapeDtypeStruct(
+                a.shape, a.dtype, sharding=sharding
+            ),
+            state,
+            shardings,
+        ),
+        batch={},
+        key=jax.ShapeDtypeStruct((), jax.random.key(0).dtype),
+    )
+
+
 @pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize(
     ("optimizer", "schedule"),
@@ -106,7 +150,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
         "plateau_drops": 9,
     }.items():
         setattr(config.optimizer, name, value)
-    program = build_program(config, make_mesh(jax.devices()[:1]))
+    program = linear_program(config, make_mesh(jax.devices()[:1]))
     monkeypatch.setattr(loop, "build_program", lambda config, mesh: program)
     write = MetricWriter.write
 
@@ -131,6 +175,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
             latest = checkpoints.latest_step
             assert latest == last["step"] > 6
             state, plateau = checkpoints.restore(program.state, latest)
+        assert learning_rate(state.opt_state) == np.float32(last["learning_rate"])
         ends.append((jax.device_get(state), plateau, last["learning_rate"]))
     chex.assert_trees_all_equal(ends[0][0], ends[1][0])
     assert ends[0][1:] == ends[1][1:]

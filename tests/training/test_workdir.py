@@ -12,12 +12,14 @@ from vgg_jax.training.metrics import MetricWriter
 from vgg_jax.training.schedule import SCHEDULES
 from vgg_jax.training.workdir import (
     WorkdirMismatch,
+    check_class_names,
+    check_data_facts,
     claim,
-    compare_config,
-    compare_data,
     read_class_names,
     read_config,
-    write_data,
+    refuse_other_run,
+    write_class_names,
+    write_data_facts,
 )
 
 
@@ -63,22 +65,22 @@ def test_the_length_of_a_cosine_is_part_of_its_run(tmp_path: Path) -> None:
         workdir, run = tmp_path / schedule, config(num_epochs=4.0)
         run.optimizer.schedule = schedule
         claim(workdir, run)
-        compare_config(workdir, run)
+        refuse_other_run(workdir, run)
         longer = dataclasses.replace(run, num_epochs=8.0)
         if schedule != "cosine":
-            compare_config(workdir, longer)
+            refuse_other_run(workdir, longer)
             continue
         with pytest.raises(WorkdirMismatch) as error:
-            compare_config(workdir, longer)
+            refuse_other_run(workdir, longer)
         assert "num_epochs: 4.0 there, 8.0 now" in str(error.value)
         assert "the cosine schedule depends on num_epochs" in str(error.value)
 
 
 def test_a_number_of_classes_left_to_the_data_is_the_stored_one(tmp_path: Path) -> None:
     claim(tmp_path, config(model=VGGConfig(name="vgg11", num_classes=7)))
-    compare_config(tmp_path, config(model=VGGConfig(name="vgg11", num_classes=None)))
+    refuse_other_run(tmp_path, config(model=VGGConfig(name="vgg11", num_classes=None)))
     with pytest.raises(WorkdirMismatch, match=r"num_classes: 7 there, 8 now"):
-        compare_config(tmp_path, config(model=VGGConfig(name="vgg11", num_classes=8)))
+        refuse_other_run(tmp_path, config(model=VGGConfig(name="vgg11", num_classes=8)))
 
 
 def test_no_run_says_what_to_type(tmp_path: Path) -> None:
@@ -122,28 +124,28 @@ def test_a_run_from_before_a_setting_existed_had_its_default(tmp_path: Path) -> 
 
 
 def test_labels_that_mean_something_else_are_refused(tmp_path: Path) -> None:
-    compare_data(tmp_path, ("a", "b"), {})  # of a run from before names were kept
-    write_data(tmp_path, ("a", "b"), {})
-    compare_data(tmp_path, ("a", "b"), {})
+    check_class_names(tmp_path, ("a", "b"))  # of a run from before names were kept
+    write_class_names(tmp_path, ("a", "b"))
+    check_class_names(tmp_path, ("a", "b"))
     for others in (("a", "c"), ("b", "a"), ("a",), ("a", "b", "c")):
         with pytest.raises(WorkdirMismatch, match="other classes: number"):
-            compare_data(tmp_path, others, {})
+            check_class_names(tmp_path, others)
 
 
 def test_other_data_is_refused_and_shown(tmp_path: Path) -> None:
-    names, facts = ("a", "b"), {"images": 3, "axes": None}
-    compare_data(tmp_path, names, facts)  # of a run from before they were kept
-    write_data(tmp_path, names, facts)
-    compare_data(tmp_path, names, facts)
-    compare_data(tmp_path, names, facts | {"another": 1})
+    facts = {"images": 3, "axes": None}
+    check_data_facts(tmp_path, facts)  # of a run from before they were kept
+    write_data_facts(tmp_path, facts)
+    check_data_facts(tmp_path, facts)
+    check_data_facts(tmp_path, facts | {"another": 1})
     with pytest.raises(WorkdirMismatch) as error:
-        compare_data(tmp_path, names, {"images": 4, "axes": [[1.5]]})
+        check_data_facts(tmp_path, {"images": 4, "axes": [[1.5]]})
     assert "images: 3 there, 4 now" in str(error.value)
     assert "axes: None there, [[1.5]] now" in str(error.value)
     for damage in ("", "[]", '{"images": '):
         (tmp_path / "data.json").write_text(damage)
         with pytest.raises(WorkdirMismatch, match=r"cannot read .*data\.json; delete"):
-            compare_data(tmp_path, names, facts)
+            check_data_facts(tmp_path, facts)
 
 
 def test_of_several_hosts_the_first_writes(
@@ -151,13 +153,14 @@ def test_of_several_hosts_the_first_writes(
 ) -> None:
     monkeypatch.setattr(distributed, "is_first", lambda: False)
     claim(tmp_path, config())
-    write_data(tmp_path, ("a", "b"), {"images": 3})
+    write_class_names(tmp_path, ("a", "b"))
+    write_data_facts(tmp_path, {"images": 3})
     assert not list(tmp_path.iterdir())
 
 
 def test_class_names(tmp_path: Path) -> None:
     assert read_class_names(tmp_path) is None
-    write_data(tmp_path, ("T-shirt/top", "b\u00e9ret"), {})
+    write_class_names(tmp_path, ("T-shirt/top", "b\u00e9ret"))
     assert read_class_names(tmp_path) == ("T-shirt/top", "b\u00e9ret")
     for damage in ("", "{}", "[1]"):
         (tmp_path / "class_names.json").write_text(damage)

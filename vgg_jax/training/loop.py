@@ -36,11 +36,13 @@ from vgg_jax.training.schedule import (
 )
 from vgg_jax.training.steps import Batch, TrainState
 from vgg_jax.training.workdir import (
+    check_class_names,
+    check_data_facts,
     claim,
-    compare_config,
-    compare_data,
     mark_finished,
-    write_data,
+    refuse_other_run,
+    write_class_names,
+    write_data_facts,
 )
 
 
@@ -70,7 +72,7 @@ class Trainer:
         self.mesh = make_mesh()
         # What can be refused without data is: they may have to be prepared first.
         validate_settings(config, self.mesh.size)
-        compare_config(workdir, config)
+        refuse_other_run(workdir, config)
         if config.model.num_classes is None:
             class_names = open_source(config.data, "train").class_names
             config = with_num_classes(config, len(class_names))
@@ -140,11 +142,12 @@ class Trainer:
             "images to validate with": len(self.validation),
             "axes of the color shift": axes,
         }
-        class_names = self.training.class_names
         if saved_steps(self.workdir):
-            compare_data(self.workdir, class_names, facts)
+            check_class_names(self.workdir, self.training.class_names)
+            check_data_facts(self.workdir, facts)
         claim(self.workdir, self.config)
-        write_data(self.workdir, class_names, facts)
+        write_class_names(self.workdir, self.training.class_names)
+        write_data_facts(self.workdir, facts)
 
     def _start(self, checkpoints: Checkpoints) -> tuple[TrainState, Plateau]:
         """Makes a new state, or restores the latest one that was saved."""

@@ -2,7 +2,9 @@
 trained on."""
 
 import dataclasses
+import errno
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,17 +24,23 @@ class WorkdirMismatch(ValueError):
     """The folder holds a run of another configuration."""
 
 
-def compare_config(workdir: Path, config: Config) -> None:
-    """Checks that a run with this configuration may begin or go on in the folder.
+def refuse_other_run(workdir: Path, config: Config) -> None:
+    """Checks that a run with these settings can begin or go on in the folder.
 
-    A folder without a run takes any. Settings marked `resumable` may differ, and so may
-    a number of classes that `config` leaves to the data.
+    Reads and writes nothing but the folder's settings, so that a wrong folder is known
+    before data are prepared. A number of classes that `config` leaves to the data may
+    be any.
 
     Raises:
-        WorkdirMismatch: the folder holds a run with other settings; the message lists
-            them.
-        ValueError: the folder's config.json is damaged.
+        WorkdirMismatch: it holds a run with other settings; the message lists them.
+        ValueError: its config.json is damaged.
+        OSError: the folder cannot be made or written to.
     """
+    parent = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
+    if not parent.is_dir():
+        raise _os_error(errno.ENOTDIR, parent)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise _os_error(errno.EACCES, parent)
     if not (workdir / CONFIG).exists():
         return
     stored = read_config(workdir)
@@ -64,13 +72,20 @@ def with_stored_num_classes(config: Config, stored: Config) -> Config:
     return dataclasses.replace(config, model=model)
 
 
+def _os_error(number: int, path: Path) -> OSError:
+    """The error that the operating system would raise later."""
+    return OSError(number, os.strerror(number), str(path))
+
+
 def claim(workdir: Path, config: Config) -> None:
-    """Makes the folder this configuration's; of several hosts the first writes.
+    """Makes the folder this configuration's; the first host writes.
 
     Raises:
-        WorkdirMismatch, ValueError: as `compare_config` does.
+        WorkdirMismatch: it holds a run with other settings; the message lists them.
+        ValueError: its config.json is damaged.
+        OSError: the folder cannot be made or written to.
     """
-    compare_config(workdir, config)
+    refuse_other_run(workdir, config)
     workdir.mkdir(parents=True, exist_ok=True)
     if distributed.is_first():
         write_json(workdir / CONFIG, to_dict(config))
@@ -100,19 +115,10 @@ def read_config(workdir: Path) -> Config:
         ) from error
 
 
-def write_data(
-    workdir: Path, class_names: Sequence[str], facts: Mapping[str, Any]
-) -> None:
-    """Stores what is to be known of the data later; of several hosts the first writes.
-
-    Args:
-        workdir: of the run.
-        class_names: the name of each label.
-        facts: JSON values on which the run's steps depend.
-    """
+def write_class_names(workdir: Path, names: Sequence[str]) -> None:
+    """Stores the name of each label, so that it is known later without the data."""
     if distributed.is_first():
-        write_json(workdir / CLASS_NAMES, list(class_names))
-        write_json(workdir / DATA, facts)
+        write_json(workdir / CLASS_NAMES, list(names))
 
 
 def read_class_names(workdir: Path) -> tuple[str, ...] | None:
@@ -133,28 +139,34 @@ def read_class_names(workdir: Path) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def compare_data(
-    workdir: Path, class_names: Sequence[str], facts: Mapping[str, Any]
-) -> None:
-    """Checks that data are those that the run was trained on, where it stored them.
-
-    Args:
-        workdir: of the run.
-        class_names, facts: of the data, as `write_data` takes them.
+def check_class_names(workdir: Path, names: Sequence[str]) -> None:
+    """Checks that the run was trained on these classes, in this order.
 
     Raises:
-        WorkdirMismatch: they are not, so labels would mean something else, or the run
-            would go on with other images.
+        WorkdirMismatch: it was not, so labels would mean something else.
     """
-    stored_names = read_class_names(workdir) or class_names
-    pairs = itertools.zip_longest(class_names, stored_names)
-    for label, (ours, theirs) in enumerate(pairs, 1):
+    stored = read_class_names(workdir) or names
+    for label, (ours, theirs) in enumerate(itertools.zip_longest(names, stored), 1):
         if ours != theirs:
             raise WorkdirMismatch(
                 f"the run in {workdir} was trained on other classes: number {label} is "
                 f"{theirs!r} there, {ours!r} in the data now. Give the data it was "
                 f"trained on, or delete {workdir / CLASS_NAMES} if only names changed"
             )
+
+
+def write_data_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
+    """Stores facts of the data, JSON values, on which a run's steps depend."""
+    if distributed.is_first():
+        write_json(workdir / DATA, facts)
+
+
+def check_data_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
+    """Checks that the facts of the data are those that the run stored, if it did.
+
+    Raises:
+        WorkdirMismatch: they are not, so the run would go on with other images.
+    """
     path = workdir / DATA
     stored = _read_facts(path)
     changed = [
