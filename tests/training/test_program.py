@@ -21,6 +21,7 @@ from vgg_jax.config import (
     VGGConfig,
 )
 from vgg_jax.distributed import make_mesh, shard_batch
+from vgg_jax.tools import init_check, tpu_check
 from vgg_jax.training.checkpoint import Checkpoints
 from vgg_jax.training.program import Program, build_program
 from vgg_jax.training.schedule import Plateau
@@ -112,6 +113,18 @@ def test_the_batch_has_a_color_shift_where_colors_are_shifted() -> None:
 def test_a_crop_too_small_for_the_network_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 32x32 pixels, got 16x16"):
         build_program(config(crop=16), make_mesh())
+
+
+@pytest.mark.parametrize("program", tpu_check.PROGRAMS)
+def test_commands_without_data_need_the_number_of_classes(program: str) -> None:
+    without = config(num_classes=None)
+    for work in (
+        lambda: build_program(without, make_mesh()),
+        lambda: init_check.report(without),
+        lambda: tpu_check.check(without, program, "v5e:2x4", make_mesh()),
+    ):
+        with pytest.raises(ValueError, match=r"set --config\.model\.num_classes=N"):
+            work()
 
 
 def test_devices_parts_and_shards_give_the_same_losses() -> None:

@@ -28,7 +28,7 @@ PRE_INITIALIZED = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc
 
 
 def source_folder(config: Config, workdir: Path) -> Path:
-    """The folder that `init_from` names."""
+    """The folder of the run that `init_from` names."""
     assert config.init_from is not None
     folder = workdir / ".." / Path(config.init_from).expanduser()
     return Path(os.path.normpath(folder))

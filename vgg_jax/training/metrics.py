@@ -153,10 +153,10 @@ class RunLog:
     """Collects the sums of a run's steps; prints and writes lines of their means.
 
     Args:
-        workdir: of the run.
-        timetable: of the run.
-        errors: of the run's `Task`.
-        step: the steps that the run has behind it.
+        workdir: the run's folder.
+        timetable: the run's timetable, in steps.
+        errors: the errors to print, each with a readable name; see `Task`.
+        step: the number of steps that the run has done before.
     """
 
     def __init__(
