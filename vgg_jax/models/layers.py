@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vgg_jax.models import cpu
+from vgg_jax.kernels import cpu
 
 Size = TypeVar("Size", int, np.ndarray, jax.Array)  # one side, or many
 

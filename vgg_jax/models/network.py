@@ -9,8 +9,8 @@ import numpy as np
 from flax import nnx
 from flax.typing import Initializer
 
+from vgg_jax.kernels.cpu import conv_general_dilated
 from vgg_jax.models import layers as rows
-from vgg_jax.models.cpu import conv_general_dilated
 from vgg_jax.names import did_you_mean
 
 _init = jax.nn.initializers

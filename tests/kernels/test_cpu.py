@@ -11,7 +11,7 @@ from flax import nnx
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from vgg_jax.models import cpu
+from vgg_jax.kernels import cpu
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
