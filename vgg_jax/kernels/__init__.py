@@ -1,1 +1,1 @@
-"""Forms of operations that are fast on one platform, chosen where XLA compiles for it."""
+"""Forms of operations that are fast on one platform, in programs for it alone."""
