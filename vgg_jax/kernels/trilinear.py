@@ -9,13 +9,14 @@ of the three is transposed with respect to an argument, another one of them resu
 a rule for these derivatives is all that JAX has to know.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.extend.core import Primitive, jaxpr_as_fun
+from jax.interpreters import ad, batching, mlir, partial_eval
 from jax.sharding import NamedSharding, PartitionSpec
 
 SLOTS = (0, 1, 2)  # the places of the three arrays
@@ -73,6 +74,16 @@ def _evaluate(
     for has_axis in reversed(axes):
         function = _over_axis(function, has_axis, wanted)
     return function(first, second)
+
+
+def _evaluate_lean(first: jax.Array, second: jax.Array, **parameters: Any) -> Any:
+    """Does as `_evaluate`, and leaves out what its result does not need, such as the
+    value of a function whose gradient it takes."""
+    function = functools.partial(_evaluate, **parameters)
+    closed = jax.make_jaxpr(function)(first, second)
+    jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True], instantiate=True)
+    (result,) = jaxpr_as_fun(closed.replace(jaxpr=jaxpr))(first, second)
+    return result
 
 
 def _over_axis(function: Any, has_axis: tuple[bool, bool, bool], wanted: int) -> Any:
@@ -165,4 +176,6 @@ _derivative.def_abstract_eval(_shape_and_dtype)
 ad.primitive_jvps[_derivative] = _differentiate
 ad.primitive_transposes[_derivative] = _transpose
 batching.primitive_batchers[_derivative] = _add_axis
-mlir.register_lowering(_derivative, mlir.lower_fun(_evaluate, multiple_results=False))
+mlir.register_lowering(
+    _derivative, mlir.lower_fun(_evaluate_lean, multiple_results=False)
+)
