@@ -4,7 +4,7 @@ python eval.py --config configs/NAME.py [--workdir DIR] [--scales 256,384,512]
     [--protocol center|tencrop|dense|multicrop|combined]
 
 Several --workdir fuse their networks; several --protocol are rows of one table. Without
---protocol: the centre crop, dense at each scale, dense over all scales. Writes
+--protocol: the center crop, dense at each scale, dense over all scales. Writes
 DIR/eval.json and pictures; docs/evaluation.md says what else.
 """
 
@@ -17,7 +17,7 @@ from vgg_jax import cli
 
 def main(values: flags.FlagValues) -> int:
     """Evaluate what the flags say; 0."""
-    from vgg_jax.evaluation.run import run_evaluation
+    from vgg_jax.evaluation.evaluate import run_evaluation
 
     run_evaluation(
         values.workdir or [f"runs/{cli.config_name(sys.argv)}"],

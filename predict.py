@@ -16,7 +16,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.top < 1:
         parser.error(f"expected --top of at least 1, got {arguments.top}")
-    from vgg_jax.evaluation.predict import load_run, predict_files
+    from vgg_jax.predict import load_run, predict_files
 
     classifier = load_run(arguments.weights)
     unread = predict_files(

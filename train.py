@@ -10,20 +10,20 @@ from pathlib import Path
 
 from absl import flags
 
-from vgg_jax import cli, hosts
+from vgg_jax import cli, distributed
 from vgg_jax.config import Config, Curriculum
 
 
 def main(values: flags.FlagValues) -> int:
     """Train as the flags say; 0, or 128 and the signal that stopped it."""
-    from vgg_jax.evaluation.pictures import draw_curves
-    from vgg_jax.training.curriculum import runs
+    from vgg_jax.report.figures import draw_curves
+    from vgg_jax.training.curriculum import pending_runs
     from vgg_jax.training.loop import train
 
     folder = Path(values.workdir or f"runs/{cli.config_name(sys.argv)}")
-    for config, workdir in runs(values.config, folder):
+    for config, workdir in pending_runs(values.config, folder):
         stopped = train(config, workdir)
-        if hosts.is_first():
+        if distributed.is_first():
             draw_curves(workdir / "metrics.jsonl", workdir / "curves.png")
         if stopped is not None:
             return 128 + stopped

@@ -22,7 +22,7 @@ def case(model: VGGConfig | NiNConfig, side: int, batch_size: int) -> Config:
             scale_max=side,
             mean=(128.0,) * model.in_channels,
             std=(64.0,) * model.in_channels,
-            colour_shift=0.0,
+            color_shift=0.0,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3),
         evaluation=EvaluationConfig(center_scale=side, scales=(side,)),

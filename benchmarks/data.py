@@ -20,7 +20,7 @@ from vgg_jax.config import IMAGENET_MEAN, DataConfig
 from vgg_jax.data import transforms
 from vgg_jax.data.base import Example
 from vgg_jax.data.pipeline import train_batches
-from vgg_jax.training.steps import normalise
+from vgg_jax.preprocessing import Normalization
 
 SECONDS = 2.0  # of each measurement
 SHORT_SIDE, CROP, BATCH = 256, 224, 64
@@ -111,7 +111,7 @@ def pipeline_rates(files: list[bytes]) -> None:
     for workers, threads in ((0, 1), (0, 2), (0, 4), (2, 1)):
         config = DataConfig(
             dataset="imagenet2012",
-            colour_shift=0.1,
+            color_shift=0.1,
             num_workers=workers,
             num_threads=threads,
         )
@@ -125,16 +125,16 @@ def pipeline_rates(files: list[bytes]) -> None:
         batches.close()  # type: ignore[attr-defined]
 
 
-def normalisation_rates() -> None:
-    """Mean and colour shift in the worker or on the device, with the way between."""
+def normalization_rates() -> None:
+    """Mean and color shift in the worker or on the device, with the way between."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (BATCH, CROP, CROP, 3), np.uint8)
     shift = rng.normal(0, 7, (BATCH, 3)).astype(np.float32)
     mean, std = np.float32(IMAGENET_MEAN), (1.0, 1.0, 1.0)
     on_device = jax.jit(
-        lambda images, shift: normalise(images, IMAGENET_MEAN, std, shift)
+        lambda images, shift: Normalization(IMAGENET_MEAN, std)(images, shift)
     )
-    without_shift = jax.jit(lambda images: normalise(images, IMAGENET_MEAN, std))
+    without_shift = jax.jit(lambda images: Normalization(IMAGENET_MEAN, std)(images))
 
     def in_worker(i: int) -> np.ndarray:
         return np.stack(
@@ -180,8 +180,8 @@ def main() -> None:
         print(f"{width}x{height}, {size:.0f} kB")
         image_rates(files)
     pipeline_rates(make_jpegs(500, 375))
-    print(f"normalisation, {jax.default_backend()}")
-    normalisation_rates()
+    print(f"normalization, {jax.default_backend()}")
+    normalization_rates()
 
 
 if __name__ == "__main__":

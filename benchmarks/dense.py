@@ -27,9 +27,9 @@ from vgg_jax.config import Config, DataConfig, EvaluationConfig, VGGConfig
 from vgg_jax.data.sources import Source, open_source
 from vgg_jax.data.transforms import decode, rescale
 from vgg_jax.evaluation import protocols, tiling
-from vgg_jax.evaluation.buckets import ILSVRC, read_sizes
 from vgg_jax.evaluation.dense import posteriors
-from vgg_jax.training.steps import normalise
+from vgg_jax.preprocessing import Normalization
+from vgg_jax.tools.bucket_cost import ILSVRC, read_sizes
 
 
 class Photographs:
@@ -75,7 +75,7 @@ def _unmasked(
     std: tuple[float, ...],
 ) -> jax.Array:
     model = nnx.merge(graphdef, state)
-    images = normalise(images, mean, std)
+    images = Normalization(mean, std)(images)
     return posteriors(model, images, averaging="score_map", flip=True)
 
 

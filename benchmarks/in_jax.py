@@ -8,8 +8,8 @@ from cases import CASES
 from worker import serve
 
 from vgg_jax.compilation import prepare_jax
+from vgg_jax.distributed import make_mesh, shard_batch
 from vgg_jax.training.program import Program
-from vgg_jax.training.sharding import make_mesh, shard_batch
 
 
 def main(name: str, seconds: float) -> None:

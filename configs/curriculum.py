@@ -4,7 +4,7 @@
 
 Eleven runs in runs/curriculum: all that tables 3 and 4 have but A-LRN, which is
 configs/vgg11_lrn.py. Stopped, the same command goes on. --config.X=Y holds for every
-rung where all agree on X, such as --config.data.data_dir and --config.batch_size.
+run where all agree on X, such as --config.data.data_dir and --config.batch_size.
 """
 
 from configs import (
@@ -25,7 +25,7 @@ from vgg_jax.config import Config, Curriculum
 
 def get_config() -> Curriculum:
     return Curriculum(
-        rungs={
+        runs={
             "vgg11": vgg11.get_config(),
             "vgg13": from_a(vgg13.get_config()),
             "vgg16_c": from_a(vgg16_c.get_config()),

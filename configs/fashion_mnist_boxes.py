@@ -1,7 +1,7 @@
 """Where items of Fashion-MNIST lie on canvases: appendix A of arXiv:1409.1556, small.
 
   python train.py --config configs/fashion_mnist_boxes.py
-  python -m vgg_jax.localisation runs/fashion_mnist_boxes/boxes \
+  python -m vgg_jax.localization runs/fashion_mnist_boxes/boxes \
       --classifier runs/fashion_mnist_boxes/classes
 
 Two runs for two CPU cores: a classifier, and from its weights a network of boxes.
@@ -14,14 +14,14 @@ from vgg_jax.config import (
     Curriculum,
     DataConfig,
     EvaluationConfig,
-    LocalisationConfig,
+    LocalizationConfig,
     OptimizerConfig,
     VGGConfig,
 )
 
 
 def get_config() -> Curriculum:
-    return Curriculum(rungs={"classes": classes(), "boxes": boxes()})
+    return Curriculum(runs={"classes": classes(), "boxes": boxes()})
 
 
 def classes() -> Config:
@@ -58,7 +58,7 @@ def boxes() -> Config:
     found = classes()
     found.model.num_classes *= 4
     found.model.dropout = 0.0
-    found.localisation = LocalisationConfig(regression="pcr")
+    found.localization = LocalizationConfig(regression="pcr")
     found.optimizer = dataclasses.replace(
         found.optimizer, learning_rate=0.02, metric="box_error"
     )

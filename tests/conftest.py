@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices, set before JAX looks for any."""
+"""Eight virtual CPU devices, set before JAX looks for any, and the shared fixtures."""
 
 import os
 
@@ -7,3 +7,5 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+pytest_plugins = ["tests.data.fixtures", "tests.evaluation.fixtures"]

@@ -89,7 +89,7 @@ def pool(
     return x
 
 
-def normalise_response(
+def normalize_response(
     x: np.ndarray, n: int, alpha: float, beta: float, k: float
 ) -> np.ndarray:
     """Krizhevsky et al. 2012, section 3.3, channel by channel."""
@@ -147,9 +147,9 @@ class Run:
 
     def local_response_norm(self, constants: str) -> None:
         if constants == "krizhevsky":
-            self.x = normalise_response(self.x, n=5, alpha=1e-4, beta=0.75, k=2)
+            self.x = normalize_response(self.x, n=5, alpha=1e-4, beta=0.75, k=2)
         elif constants == "caffe":
-            self.x = normalise_response(self.x, n=5, alpha=2e-5, beta=0.75, k=1)
+            self.x = normalize_response(self.x, n=5, alpha=2e-5, beta=0.75, k=1)
         else:
             raise ValueError(constants)
         self.note("norm1")

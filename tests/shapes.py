@@ -8,7 +8,7 @@ import numpy as np
 
 
 def draw_shapes(root: Path, counts: Mapping[str, int], width: int) -> None:
-    """Bars, boxes and discs, grey 32 x `width`: `root`/split/shape/number.png.
+    """Bars, boxes and discs, gray 32 x `width`: `root`/split/shape/number.png.
 
     `counts` says how many of each shape a split has.
     """

@@ -43,10 +43,10 @@ def test_overrides_have_the_fields_types() -> None:
 def test_an_override_reaches_every_rung_and_leaves_the_rest() -> None:
     before = parse("curriculum").config
     after = parse("curriculum", "--config.data.data_dir=/there").config
-    assert isinstance(after, Curriculum) and list(after.rungs) == list(before.rungs)
-    assert {rung.data.data_dir for rung in after.rungs.values()} == {"/there"}
-    for name, rung in after.rungs.items():
-        rung.data.data_dir = before.rungs[name].data.data_dir
+    assert isinstance(after, Curriculum) and list(after.runs) == list(before.runs)
+    assert {run.data.data_dir for run in after.runs.values()} == {"/there"}
+    for name, run in after.runs.items():
+        run.data.data_dir = before.runs[name].data.data_dir
     assert after == before
 
 
@@ -80,7 +80,7 @@ def test_a_ladder_is_refused_where_one_run_is_meant() -> None:
         ("--config.model.final_relu=True", "model.final_relu"),
         ("--noconfig.data.flop", "did you mean 'data.flip'"),
         ("--config.model=vgg16", "no setting 'model'"),
-        ("--config.data.mean=grey", "data.mean of tuple[float, ...], got ('grey',)"),
+        ("--config.data.mean=gray", "data.mean of tuple[float, ...], got ('gray',)"),
     ],
 )
 @pytest.mark.parametrize("name", ["nin_imagenet", "curriculum"])

@@ -13,7 +13,7 @@ from flax import nnx
 from vgg_jax import MODELS, create_model
 from vgg_jax.config import NiNConfig
 from vgg_jax.models.layers import output_size
-from vgg_jax.training.initial import layers_taken
+from vgg_jax.training.init_from import layers_taken
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LADDER = CONFIGS / "curriculum.py"
@@ -72,10 +72,10 @@ def test_imagenet_configurations_follow_the_paper() -> None:
 
 
 def test_boxes_start_from_their_classifier() -> None:
-    rungs = load(BOXES).rungs
-    assert list(rungs) == ["classes", "boxes"]
-    classes, boxes = rungs.values()
-    assert boxes.init_from == "classes" and classes.localisation is None
+    runs = load(BOXES).runs
+    assert list(runs) == ["classes", "boxes"]
+    classes, boxes = runs.values()
+    assert boxes.init_from == "classes" and classes.localization is None
     taken = layers_taken(boxes, classes)
     assert "fc7" in taken and "bn1_1" in taken and "fc8" not in taken
     as_many = dataclasses.replace(boxes.model, num_classes=10)
@@ -83,18 +83,18 @@ def test_boxes_start_from_their_classifier() -> None:
 
 
 def test_the_ladder_is_that_of_section_3_1() -> None:
-    rungs = load(LADDER).rungs
+    runs = load(LADDER).runs
     deeper = ("vgg13", "vgg16_c", "vgg16", "vgg19")
     expected = {"vgg11": None} | dict.fromkeys(deeper, "vgg11")
     for name in deeper[1:]:
         expected |= {f"{name}_384": name, f"{name}_jitter": f"{name}_384"}
-    assert {name: rung.init_from for name, rung in rungs.items()} == expected
-    for i, rung in enumerate(rungs.values()):
-        assert rung.init_from in [None, *list(rungs)[:i]]
-    for name, rung in rungs.items():
+    assert {name: run.init_from for name, run in runs.items()} == expected
+    for i, run in enumerate(runs.values()):
+        assert run.init_from in [None, *list(runs)[:i]]
+    for name, run in runs.items():
         alone = load(CONFIGS / f"{name}.py")
-        assert dataclasses.replace(rung, init_from=alone.init_from) == alone
-        # "No smaller rate for pre-initialised layers": one rate for all of them.
-        assert rung.optimizer.learning_rate == (
-            1e-2 if rung.init_from in (None, "vgg11") else 1e-3
+        assert dataclasses.replace(run, init_from=alone.init_from) == alone
+        # "No smaller rate for pre-initialized layers": one rate for all of them.
+        assert run.optimizer.learning_rate == (
+            1e-2 if run.init_from in (None, "vgg11") else 1e-3
         )

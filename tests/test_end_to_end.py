@@ -192,7 +192,7 @@ def test_prediction_names_classes_and_draws_maps(
         ("train.py", ["--config.seed=1"], "seed: 0 there, 1 now"),
         ("train.py", ["--config.batch_size=7"], "multiple of 8"),
         ("train.py", ["--config.optimizer.metric=top1"], "optimizer.metric 'top1'"),
-        ("eval.py", ["--protocol=centre"], "did you mean 'center'"),
+        ("eval.py", ["--protocol=center"], "did you mean 'center'"),
         ("eval.py", ["--workdir=/nowhere"], "python train.py --config"),
         ("eval.py", ["--scales=a"], "--scales 256,384,512"),
         (

@@ -14,19 +14,19 @@ import cv2
 import numpy as np
 import pytest
 
-from vgg_jax import hosts
+from vgg_jax import distributed
 
 ROOT = Path(__file__).parents[1]
 DEVICES = 4
 # A lost host ends the others within this time: twice the heartbeat's.
-SECONDS = 2 * hosts.HEARTBEAT_SECONDS
+SECONDS = 2 * distributed.HEARTBEAT_SECONDS
 
 Processes = list["subprocess.Popen[str]"]
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of noise around a grey of their own, a folder a class."""
+    """Three classes of noise around a gray of their own, a folder a class."""
     root = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for split, count in {"train": 24, "test": 5}.items():
@@ -75,7 +75,7 @@ def start(count: int, arguments: list[str]) -> Processes:
     processes = []
     for index in range(count):
         address = (f"127.0.0.1:{port}", str(count), str(index))
-        several = dict(zip(hosts.COORDINATOR, address, strict=True))
+        several = dict(zip(distributed.COORDINATOR, address, strict=True))
         processes.append(
             subprocess.Popen(
                 arguments,
@@ -124,15 +124,17 @@ def assert_same(found: Path, expected: Path) -> None:
 
 
 def test_one_machine_alone_meets_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in hosts.COORDINATOR:
+    for name in distributed.COORDINATOR:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(hosts, "_is_tpu_vm", lambda: False)
-    monkeypatch.setattr(hosts.jax.distributed, "initialize", None)  # not to be called
+    monkeypatch.setattr(distributed, "_is_tpu_vm", lambda: False)
+    monkeypatch.setattr(
+        distributed.jax.distributed, "initialize", None
+    )  # not to be called
     # `salloc` and the script of `sbatch` know of tasks that they are not.
     monkeypatch.setenv("SLURM_NTASKS", "4")
     monkeypatch.setenv("SLURM_PROCID", "0")
-    hosts.join()
-    assert hosts.is_first() and not hosts.several()
+    distributed.join()
+    assert distributed.is_first() and not distributed.several()
 
 
 @pytest.mark.parametrize(
@@ -143,17 +145,17 @@ def test_one_machine_alone_meets_nobody(monkeypatch: pytest.MonkeyPatch) -> None
     ],
 )
 def test_tasks_of_a_launcher_are_several(variables: dict[str, str]) -> None:
-    assert hosts._launched_as_several(variables)
+    assert distributed._launched_as_several(variables)
     alone = {n: "1" if v == "2" else v for n, v in variables.items()}
-    assert not hosts._launched_as_several(alone)
+    assert not distributed._launched_as_several(alone)
 
 
 def test_half_an_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in hosts.COORDINATOR:
+    for name in distributed.COORDINATOR:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.1:1234")
     with pytest.raises(ValueError, match="set JAX_NUM_PROCESSES and JAX_PROCESS_ID"):
-        hosts.join()
+        distributed.join()
 
 
 def test_two_hosts_train_as_one(pictures: Path, tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from vgg_jax.config import DataConfig
+from vgg_jax.distributed import make_mesh
 from vgg_jax.training.checkpoint import Checkpoints, saved_steps
 from vgg_jax.training.optimizer import Plateau, learning_rate
 from vgg_jax.training.program import Program
-from vgg_jax.training.sharding import make_mesh
 from vgg_jax.training.workdir import is_finished, read_config
 
 ROOT = Path(__file__).parents[1]

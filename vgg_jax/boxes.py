@@ -1,9 +1,9 @@
-"""Boxes as appendix A of arXiv:1409.1556 has them: centre, width and height.
+"""Boxes as appendix A of arXiv:1409.1556 has them: center, width and height.
 
 A box is the last axis of an array, [..., 4]: (x, y, width, height) with x to the right
 and y down. In pixels x and y are distances from the image's upper left corner, so that
 the first pixel lies from 0 to 1. Relative to a window, which is a box itself, they are
-distances from the window's centre in units of its width and height: (0, 0, 1, 1) is the
+distances from the window's center in units of its width and height: (0, 0, 1, 1) is the
 window, mirroring changes the sign of x, and rescaling changes nothing.
 
 Everything works on NumPy and on JAX arrays.
@@ -15,6 +15,9 @@ import jax
 import numpy as np
 
 Boxes = np.ndarray | jax.Array
+
+# A box is right when its intersection over union with the true one is above this.
+RIGHT_IOU = 0.5
 
 
 def window(top: float, left: float, height: float, width: float) -> np.ndarray:
@@ -69,6 +72,18 @@ def iou(a: Boxes, b: Boxes) -> Any:
     shared = intersection(a, b)
     union = area(a) + area(b) - shared
     return xp.where(shared > 0, shared / xp.where(union > 0, union, 1), 0)
+
+
+def class_boxes(outputs: jax.Array, classes: jax.Array) -> jax.Array:
+    """The boxes that a network predicts for some classes.
+
+    outputs [..., 4 * num_classes], classes int [..., k] -> [..., k, 4]. Outputs of
+    single-class regression, [..., 4], are the box of every class.
+    """
+    by_class = outputs.reshape(*outputs.shape[:-1], -1, 4)
+    if by_class.shape[-2] == 1:
+        classes = jax.numpy.zeros_like(classes)
+    return jax.numpy.take_along_axis(by_class, classes[..., None], axis=-2)
 
 
 def _namespace(*arrays: Boxes) -> Any:

@@ -17,10 +17,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from vgg_jax import config as config_fields
-from vgg_jax import hosts
+from vgg_jax import distributed
 from vgg_jax.compilation import prepare_jax
 from vgg_jax.config import Config, Curriculum
-from vgg_jax.names import did_you_mean
+from vgg_jax.console import did_you_mean
 
 MAX_SCALE = 10_000  # pixels: a larger one, such as 256384, is a slip of the pen
 
@@ -32,7 +32,7 @@ class UsageError(ValueError):
 def new_flags() -> flags.FlagValues:
     """`--config FILE`, `--config.FIELD=VALUE`, `--traceback`; a script adds its own."""
     values = flags.FlagValues()
-    # No argument is an override to it: `parse` applies them, to every rung of a ladder.
+    # No argument is an override to it: `parse` applies them, to every run of a ladder.
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=[])
     flags.DEFINE_bool(
         "traceback", False, "show where an error came from", flag_values=values
@@ -51,7 +51,7 @@ def run(
 
     def work() -> int:
         parse(sys.argv, values, accepts=accepts)
-        hosts.join()
+        distributed.join()
         return main(values)
 
     finish(work)
@@ -70,11 +70,11 @@ def finish(work: Callable[[], int]) -> None:
         if "--traceback" in sys.argv:
             traceback.print_exc()
         code = _complain(error, 1)
-        hosts.abandon(code)
+        distributed.abandon(code)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr, flush=True)
         code = 128 + signal.SIGINT
-        hosts.abandon(code)
+        distributed.abandon(code)
     sys.exit(code)
 
 
@@ -112,10 +112,10 @@ def parse(
     if isinstance(config, Config):
         values["config"].value = _override(config, overrides)
     elif isinstance(config, Curriculum):
-        changed = {name: _override(r, overrides) for name, r in config.rungs.items()}
+        changed = {name: _override(r, overrides) for name, r in config.runs.items()}
         for field in _overridden(overrides):
             _check_common(field, config)
-        config.rungs = changed
+        config.runs = changed
 
 
 def _explain(error: BaseException) -> str:
@@ -137,7 +137,7 @@ def _explain(error: BaseException) -> str:
 
 def _override(config: Config, overrides: list[str]) -> Config:
     """The configuration with `--config.FIELD=VALUE`s applied."""
-    config_fields.check_fields(config)
+    config_fields.validate_types(config)
     known = sorted(_fields(config))
     for field in _overridden(overrides):
         if field not in known:
@@ -152,7 +152,7 @@ def _override(config: Config, overrides: list[str]) -> Config:
     rest = fields(["", *overrides])
     if len(rest) > 1:
         raise UsageError(f"unexpected argument {rest[1]!r}; settings are --config.X=Y")
-    config_fields.check_fields(fields.config)  # ml_collections puts text into tuples
+    config_fields.validate_types(fields.config)  # ml_collections puts text into tuples
     return fields.config
 
 
@@ -163,15 +163,14 @@ def _overridden(overrides: list[str]) -> list[str]:
 
 
 def _check_common(field: str, curriculum: Curriculum) -> None:
-    """That the rungs agree on a setting, so that one value can stand for all."""
+    """That the runs agree on a setting, so that one value can stand for all."""
     values = {
-        name: operator.attrgetter(field)(rung)
-        for name, rung in curriculum.rungs.items()
+        name: operator.attrgetter(field)(run) for name, run in curriculum.runs.items()
     }
     if len(set(map(repr, values.values()))) > 1:
         listed = ", ".join(f"{value!r} in {name}" for name, value in values.items())
         raise UsageError(
-            f"--config.{field} would give every rung the same, and they differ: "
+            f"--config.{field} would give every run the same, and they differ: "
             f"{listed}; change it in the configuration files"
         )
 
@@ -227,7 +226,7 @@ def _fields(config: Any, prefix: str = "") -> Iterator[str]:
 
 def _complain(error: Exception, code: int) -> int:
     where = ""
-    if hosts.several():
+    if distributed.several():
         where = f"host {jax.process_index()}: "
         if isinstance(error, jax.errors.JaxRuntimeError):
             where += (

@@ -1,158 +1,371 @@
-"""Every setting of a run, as dataclasses; defaults as arXiv:1409.1556, section 3.1.
+"""Every setting of a run: default, range, meaning, and whether a resume may change it.
 
-A file in `configs/` has `get_config() -> Config` and states only what differs from the
-paper's recipe. Nothing here imports JAX or reads a file.
+The defaults are those of arXiv:1409.1556, section 3.1. A file in `configs/` has
+`get_config() -> Config` and states only what differs. Nothing here imports JAX or reads
+a file; names of networks, data sets, optimizers and schedules are the keys of tables in
+their own rooms, which refuse unknown ones.
 """
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vgg_jax.names import did_you_mean
+from vgg_jax.console import did_you_mean
 
 # Mean RGB of the ILSVRC-2012 training set, 0-255, as published with the Oxford weights.
 IMAGENET_MEAN = (123.68, 116.779, 103.939)
 
 # Width over height of the shapes that whole images are padded to in dense evaluation:
-# the square, and the best six for all else in `evaluation/ilsvrc_sizes.csv`, rounded
-# outwards; `python -m vgg_jax.evaluation.buckets` says what they cost.
+# the square, and the best six for all else in `tools/ilsvrc_sizes.csv`, rounded
+# outwards; `python -m vgg_jax.tools.bucket_cost` says what they cost.
 BUCKET_RATIOS = (0.3, 0.66, 1.0, 1.34, 1.52, 2.0, 3.3)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is declared of a setting beside its default.
+
+    Args:
+        help: one line that says what it is, with its unit.
+        resumable: a run that goes on may change it, for its steps stay as they were.
+        choices: the values of a string setting; () for any.
+        low, above: a number is at least `low`, or above `above`.
+        high, below: a number is at most `high`, or below `below`.
+    """
+
+    help: str
+    resumable: bool = False
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    above: float | None = None
+    high: float | None = None
+    below: float | None = None
+
+    @property
+    def interval(self) -> str:
+        """The range of a number, such as "[0, 1)"; "" where any number will do."""
+        if {self.low, self.above, self.high, self.below} == {None}:
+            return ""
+        begin = f"[{self.low:g}" if self.low is not None else "("
+        if self.low is None:
+            begin += "-inf" if self.above is None else f"{self.above:g}"
+        end = f"{self.high:g}]" if self.high is not None else ")"
+        if self.high is None:
+            end = ("inf" if self.below is None else f"{self.below:g}") + end
+        return f"{begin}, {end}"
+
+    def allows(self, number: float) -> bool:
+        """Whether a number is in the interval; one that is not finite never is."""
+        return math.isfinite(number) and not (
+            (self.low is not None and number < self.low)
+            or (self.above is not None and number <= self.above)
+            or (self.high is not None and number > self.high)
+            or (self.below is not None and number >= self.below)
+        )
+
+
+def setting(default: Any, help: str, **declared: Any) -> Any:
+    """A field of a settings dataclass; `default` is `...` where there is none.
+
+    The further keywords are those of `Setting`.
+    """
+    metadata = {"setting": Setting(help=help, **declared)}
+    if default is ...:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def section(kind: type, help: str) -> Any:
+    """A field that holds another settings dataclass, by default a new one of `kind`."""
+    metadata = {"setting": Setting(help=help)}
+    return dataclasses.field(default_factory=kind, metadata=metadata)
 
 
 @dataclasses.dataclass(kw_only=True)
 class VGGConfig:
     """Keywords of `vgg_jax.create_model` for the VGG networks (Table 1)."""
 
-    name: str
-    num_classes: int = 1000
-    in_channels: int = 3
-    width: float = 1.0  # multiplies every hidden layer's channels
-    dropout: float = 0.5  # on the first two fully-connected layers
-    head: str = "paper"  # or "global_pool"
-    fc_features: int = 4096
-    fc_kernel: int = 7  # side of the pool5 map at the training crop: 7 at 224, 1 at 32
-    ceil_mode: bool = False  # pools round up, as Caffe's do; same at multiples of 32
-    init: str = "glorot"  # "paper", "caffe_001", "glorot" or "he"
-    dtype: str = "float32"  # of the computation; parameters are always float32
+    name: str = setting(..., "the network, a key of vgg_jax.MODELS")
+    num_classes: int = setting(1000, "outputs of the network", low=1)
+    in_channels: int = setting(3, "of the images: 3 is RGB, 1 is gray", low=1, high=3)
+    width: float = setting(1.0, "multiplies every hidden layer's channels", above=0)
+    dropout: float = setting(0.5, "rate after fc6 and fc7", low=0, below=1)
+    head: str = setting("paper", "the classifier", choices=("paper", "global_pool"))
+    fc_features: int = setting(4096, "units of fc6 and fc7", low=1)
+    fc_kernel: int = setting(7, "side of the pool5 map that fc6 sees", low=1)
+    ceil_mode: bool = setting(False, "pools round up, as Caffe's do")
+    init: str = setting(
+        "glorot", "of weights", choices=("paper", "caffe_001", "glorot", "he")
+    )
+    dtype: str = setting(
+        "float32",
+        "of the computation; parameters are float32",
+        choices=("float32", "bfloat16"),  # float16 would need its loss scaled
+    )
 
 
 @dataclasses.dataclass(kw_only=True)
 class NiNConfig:
     """Keywords of `vgg_jax.create_model` for Network in Network (arXiv:1312.4400)."""
 
-    name: str
-    num_classes: int = 1000
-    in_channels: int = 3
-    width: float = 1.0
-    dropout: float = 0.5
-    init: str = "glorot"
-    dtype: str = "float32"
+    name: str = setting(..., "the network, a key of vgg_jax.MODELS")
+    num_classes: int = setting(1000, "outputs of the network", low=1)
+    in_channels: int = setting(3, "of the images: 3 is RGB, 1 is gray", low=1, high=3)
+    width: float = setting(1.0, "multiplies every hidden layer's channels", above=0)
+    dropout: float = setting(0.5, "rate before the last block", low=0, below=1)
+    init: str = setting(
+        "glorot", "of weights", choices=("paper", "caffe_001", "glorot", "he")
+    )
+    dtype: str = setting(
+        "float32",
+        "of the computation; parameters are float32",
+        choices=("float32", "bfloat16"),
+    )
 
 
 @dataclasses.dataclass(kw_only=True)
 class DataConfig:
     """Which images, and how a training crop is taken from them."""
 
-    # "fashion_mnist", "fashion_mnist_boxes" (its items on canvases), "imagenet2012" or
-    # "folder"
-    dataset: str
-    data_dir: str = "~/.cache/vgg_jax"  # for "folder": the folder with the pictures
-    crop: int = 224
-    scale_min: int = 256  # training scale S is drawn from [scale_min, scale_max]
-    scale_max: int = 256
-    mean: tuple[float, ...] = IMAGENET_MEAN  # subtracted from 0-255 pixels, per channel
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)  # the paper does not divide
-    flip: bool = True
-    colour_shift: float = (
-        0.0  # deviation of the random colour shift; the paper's is 0.1
+    dataset: str = setting(..., "the data set, a key of vgg_jax.data.sources.SOURCES")
+    data_dir: str = setting(
+        "~/.cache/vgg_jax",
+        "where it is prepared; for folder, the pictures",
+        resumable=True,
     )
-    colour_pca: str = "imagenet"  # or "computed" before, by `vgg_jax.data.pca`
-    validation_fraction: float = 0.01  # held out of train, for the plateau and the best
-    on_corrupt_image: str = "raise"  # or "skip": leave it out, name it and count it
-    num_workers: int = 0  # processes that decode; 0 decodes in threads of this one
-    num_threads: int = 4  # of each process; each holds a batch that it read ahead
+    crop: int = setting(224, "side of a training crop, in pixels", low=1)
+    scale_min: int = setting(256, "training scale S is drawn from here, pixels", low=1)
+    scale_max: int = setting(256, "to here; section 3.1", low=1)
+    mean: tuple[float, ...] = setting(
+        IMAGENET_MEAN, "subtracted from pixels 0-255, one number a channel"
+    )
+    std: tuple[float, ...] = setting(
+        (1.0, 1.0, 1.0), "divides them after that; the paper does not divide", above=0
+    )
+    flip: bool = setting(True, "half of the training crops are mirrored")
+    color_shift: float = setting(
+        0.0, "deviation of the random color shift; the paper's is 0.1", low=0
+    )
+    color_pca: str = setting(
+        "imagenet",
+        "axes of that shift; computed ones are left by vgg_jax.tools.color_pca",
+        choices=("imagenet", "computed"),
+    )
+    validation_fraction: float = setting(
+        0.01, "held out of train, for the plateau and the best", low=0, below=1
+    )
+    on_corrupt_image: str = setting(
+        "raise",
+        "or leave it out, name it and count it",
+        choices=("raise", "skip"),
+        resumable=True,
+    )
+    num_workers: int = setting(
+        0, "processes that decode; 0 decodes in threads", low=0, resumable=True
+    )
+    num_threads: int = setting(
+        4, "of each process, each with a batch read ahead", low=0, resumable=True
+    )
+
+    def conflicts(self) -> Iterator[str]:
+        """Says which settings do not fit one another."""
+        if len(self.mean) != len(self.std):
+            yield (
+                "expected mean and std of one number a channel, got "
+                f"{len(self.mean)} and {len(self.std)}"
+            )
+        if not self.crop <= self.scale_min <= self.scale_max:
+            yield (
+                "expected crop <= scale_min <= scale_max, so that a crop fits into the "
+                f"rescaled image; got crop {self.crop}, scale_min {self.scale_min}, "
+                f"scale_max {self.scale_max}"
+            )
 
 
 @dataclasses.dataclass(kw_only=True)
 class OptimizerConfig:
     """SGD with momentum; the rate falls when validation accuracy stops improving."""
 
-    learning_rate: float = 1e-2
-    momentum: float = 0.9
-    weight_decay: float = 5e-4  # L2 penalty, coupled, on every parameter
-    plateau_factor: float = 0.1
-    plateau_patience: int = 3  # validations without improvement before the rate falls
-    plateau_min_delta: float = 1e-3  # smallest fall of the error that counts
-    plateau_drops: int = (
-        3  # falls of the rate; the plateau after the last one ends the run
+    learning_rate: float = setting(1e-2, "at the start", above=0)
+    momentum: float = setting(0.9, "of SGD", low=0, below=1)
+    weight_decay: float = setting(
+        5e-4, "L2 penalty, coupled, on every parameter", low=0
     )
-    metric: str = (
-        "top5_error"  # of validation: sets the plateau and the best checkpoint
+    plateau_factor: float = setting(0.1, "multiplies the rate", above=0, high=1)
+    plateau_patience: int = setting(
+        3, "validations without improvement before the rate falls", low=1
     )
-    # Names such as ("fc6", "fc7", "fc8"): the others stay as they were; () trains all.
-    trained_layers: tuple[str, ...] = ()
+    plateau_min_delta: float = setting(
+        1e-3, "smallest fall of the error that counts", low=0, below=1
+    )
+    plateau_drops: int = setting(
+        3, "falls of the rate; the plateau after the last ends the run", low=0
+    )
+    metric: str = setting(
+        "top5_error",
+        "of validation; sets the plateau and the best checkpoint",
+        choices=("top1_error", "top5_error", "box_error", "loss"),
+    )
+    trained_layers: tuple[str, ...] = setting(
+        (), 'such as ("fc6", "fc7", "fc8"): others stay as they were; () trains all'
+    )
 
 
 @dataclasses.dataclass(kw_only=True)
 class EvaluationConfig:
     """Section 3.2: the scales Q and the order of soft-max and spatial average."""
 
-    center_scale: int = 256  # Q of validation, and of the protocols center and tencrop
-    scales: tuple[int, ...] = (256, 384, 512)  # Q of the others
-    averaging: str = "score_map"  # mean of the map, then soft-max; or "posteriors"
-    bucket_ratios: tuple[float, ...] = BUCKET_RATIOS  # shapes that images are padded to
-    batch_size: int = 64  # images, or crops, that the network is given at once
+    center_scale: int = setting(
+        256, "Q of validation and of the protocols center and tencrop, in pixels", low=1
+    )
+    scales: tuple[int, ...] = setting(
+        (256, 384, 512), "Q of the other protocols, in pixels", low=1, resumable=True
+    )
+    averaging: str = setting(
+        "score_map",
+        "mean of the map, then soft-max; or soft-max of each cell first",
+        choices=("score_map", "posteriors"),
+        resumable=True,
+    )
+    bucket_ratios: tuple[float, ...] = setting(
+        BUCKET_RATIOS, "width over height of padded shapes", above=0, resumable=True
+    )
+    batch_size: int = setting(
+        64, "images, or crops, that the network is given at once", low=1, resumable=True
+    )
 
 
 @dataclasses.dataclass(kw_only=True)
-class LocalisationConfig:
+class LocalizationConfig:
     """Appendix A: the network says where the object is, not what it is."""
 
-    # "pcr", a box for each class: model.num_classes is 4 times the data's classes; or
-    # "scr", one for all: it is 4.
-    regression: str = "pcr"
-    # Boxes of one object are merged while two match better: 0 is the same box, 1 and
-    # more no overlap.
-    merge_below: float = 0.5
+    regression: str = setting(
+        "pcr",
+        "a box for each class (num_classes is 4 times the classes), or one (it is 4)",
+        choices=("pcr", "scr"),
+    )
+    merge_below: float = setting(
+        0.5,
+        "boxes merge that match better: 0 is the same box, 1 no overlap",
+        low=0,
+        resumable=True,
+    )
 
 
 @dataclasses.dataclass(kw_only=True)
 class Config:
     """One run: a network, its data, its training and its evaluation."""
 
-    model: VGGConfig | NiNConfig
-    data: DataConfig
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
-    localisation: LocalisationConfig | None = None  # None classifies
-    batch_size: int = 256
-    accumulate_steps: int = 1  # parts of a batch, one after another: less memory
-    remat: bool = False  # compute each stage again for its gradient: less memory
-    shard_fc: bool = False  # each device has a part of fc6, fc7 and fc8
-    num_epochs: float = 74.0
-    validate_every_epochs: float = 1.0
-    checkpoint_every_steps: int = 1000
-    log_every_steps: int = 50
-    seed: int = 0
-    # The run whose best weights this one starts from, by the name of its workdir beside
-    # this run's own, or by an absolute path; None starts from `model.init` alone.
-    init_from: str | None = None
+    model: VGGConfig | NiNConfig = setting(..., "the network")
+    data: DataConfig = setting(..., "the images")
+    optimizer: OptimizerConfig = section(OptimizerConfig, "the training method")
+    evaluation: EvaluationConfig = section(EvaluationConfig, "the testing method")
+    localization: LocalizationConfig | None = setting(None, "None classifies")
+    batch_size: int = setting(256, "images of a step, of all devices together", low=1)
+    accumulate_steps: int = setting(
+        1, "parts of a batch one after another: less memory", low=1, resumable=True
+    )
+    remat: bool = setting(
+        False, "compute each stage again for its gradient: less memory", resumable=True
+    )
+    shard_fc: bool = setting(
+        False, "each device has a part of fc6, fc7 and fc8", resumable=True
+    )
+    num_epochs: float = setting(
+        74.0, "passes over the training images, at most", above=0, resumable=True
+    )
+    validate_every_epochs: float = setting(1.0, "epochs between validations", above=0)
+    checkpoint_every_steps: int = setting(
+        1000, "steps between checkpoints", low=1, resumable=True
+    )
+    log_every_steps: int = setting(50, "steps between lines", low=1, resumable=True)
+    seed: int = setting(0, "of weights, order, crops and dropout", low=0, below=2**32)
+    init_from: str | None = setting(
+        None,
+        "run whose best weights this one starts from, by its folder's name",
+    )
+
+    def conflicts(self) -> Iterator[str]:
+        """Says which settings do not fit one another."""
+        channels = self.model.in_channels
+        errors: tuple[str, ...] = ("top1_error", "top5_error")
+        if channels not in (1, 3):
+            yield (f"expected model.in_channels of 1 (gray) or 3 (RGB), got {channels}")
+        if len(self.data.mean) != channels:
+            yield (
+                "expected data.mean and data.std of one number a channel, "
+                f"{channels}, got {len(self.data.mean)}"
+            )
+        if self.evaluation.center_scale < self.data.crop:
+            yield (
+                "expected evaluation.center_scale of at least the crop, "
+                f"{self.data.crop}, got {self.evaluation.center_scale}"
+            )
+        if self.localization is not None:
+            errors = ("box_error",)
+        measured = (*errors, "loss")
+        if self.optimizer.metric not in measured:
+            yield (
+                f"optimizer.metric {self.optimizer.metric!r} is not measured here, "
+                f"only {', '.join(measured)}"
+            )
+        if self.optimizer.metric == "top5_error" and self.model.num_classes <= 5:
+            yield (
+                f"top-5 error is always 0 with {self.model.num_classes} classes; "
+                "set optimizer.metric to top1_error"
+            )
 
 
 @dataclasses.dataclass(kw_only=True)
 class Curriculum:
     """Runs one after another, each in a folder of its name (section 3.1).
 
-    A later rung may name an earlier one as its `init_from`.
+    A later run may name an earlier one as its `init_from`.
     """
 
-    rungs: dict[str, Config]
+    runs: dict[str, Config]
 
 
-def check_fields(config: Any, prefix: str = "") -> None:
-    """That every setting is there and of its type; one of these dataclasses.
+def settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Setting, Any]]:
+    """Gives (name, declaration, value) of each setting, sections opened.
+
+    Names are those of the flags: "data.crop" is --config.data.crop.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from settings(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, field.metadata["setting"], value
+
+
+def validate(config: Any, prefix: str = "") -> None:
+    """Checks every setting of a settings dataclass, and that they fit one another.
+
+    Raises:
+        ValueError: the message names the setting, what was expected and what was found.
+    """
+    for name, declared, value in settings(config, prefix):
+        numbers = value if isinstance(value, tuple) else (value,)
+        if declared.interval and all(isinstance(n, int | float) for n in numbers):
+            if not all(map(declared.allows, numbers)):
+                raise ValueError(f"expected {name} in {declared.interval}, got {value}")
+        elif declared.choices and value not in declared.choices:
+            raise ValueError(
+                f"unknown {name} {value!r}: {did_you_mean(value, declared.choices)}"
+            )
+    validate_types(config, prefix)
+    for part in (config, *vars(config).values()):
+        if hasattr(part, "conflicts"):
+            for conflict in part.conflicts():
+                raise ValueError(conflict)
+
+
+def validate_types(config: Any, prefix: str = "") -> None:
+    """Checks that every setting of a settings dataclass is known and of its type.
 
     Raises:
         ValueError: the message names the setting, what was expected and what was found.
@@ -166,7 +379,7 @@ def check_fields(config: Any, prefix: str = "") -> None:
             readable = kind.__name__ if isinstance(kind, type) else kind
             raise ValueError(f"expected {prefix}{name} of {readable}, got {value!r}")
         if dataclasses.is_dataclass(value):
-            check_fields(value, f"{prefix}{name}.")
+            validate_types(value, f"{prefix}{name}.")
 
 
 def _is(value: Any, kind: Any) -> bool:
@@ -186,25 +399,37 @@ def to_dict(config: Config) -> dict[str, Any]:
     return _map_tuples(dataclasses.asdict(config), tuple, list)
 
 
-def from_dict(settings: Mapping[str, Any]) -> Config:
+def from_dict(values: Mapping[str, Any]) -> Config:
     """The inverse of `to_dict`.
 
     Raises:
         TypeError: an unknown field.
+        ValueError: a value of another type than its setting's.
     """
-    values = _map_tuples(dict(settings), list, tuple)
-    is_nin = values["model"]["name"].startswith("nin")
-    where = values.get("localisation")
-    return Config(
-        **values
-        | {
-            "model": (NiNConfig if is_nin else VGGConfig)(**values["model"]),
-            "data": DataConfig(**values["data"]),
-            "optimizer": OptimizerConfig(**values["optimizer"]),
-            "evaluation": EvaluationConfig(**values["evaluation"]),
-            "localisation": None if where is None else LocalisationConfig(**where),
-        }
-    )
+    config = _build(Config, _map_tuples(dict(values), list, tuple))
+    validate_types(config)
+    return config
+
+
+def _build(kind: Any, values: Mapping[str, Any]) -> Any:
+    """A settings dataclass from a tree; of several kinds the one with these fields."""
+    kinds = typing.get_type_hints(kind)
+    arguments = {}
+    for name, value in values.items():
+        sections = [
+            one
+            for one in (typing.get_args(kinds.get(name)) or (kinds.get(name),))
+            if dataclasses.is_dataclass(one)
+        ]
+        if sections and isinstance(value, Mapping):
+            fitting = [
+                one
+                for one in sections
+                if value.keys() <= {field.name for field in dataclasses.fields(one)}
+            ]
+            value = _build((fitting or sections)[-1], value)
+        arguments[name] = value
+    return kind(**arguments)
 
 
 def differences(
@@ -219,7 +444,7 @@ def differences(
             yield prefix + name, a, b
 
 
-def _map_tuples(tree: Any, found: type, wanted: type) -> Any:
+def _map_tuples(tree: Any, old: type, new: type) -> Any:
     if isinstance(tree, Mapping):
-        return {name: _map_tuples(leaf, found, wanted) for name, leaf in tree.items()}
-    return wanted(tree) if isinstance(tree, found) else tree
+        return {name: _map_tuples(leaf, old, new) for name, leaf in tree.items()}
+    return new(tree) if isinstance(tree, old) else tree

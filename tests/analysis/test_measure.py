@@ -185,8 +185,8 @@ def test_options_reach_the_model() -> None:
     small = summary("vgg11", 32, fc_kernel=1, fc_features=512, num_classes=10)
     assert by_name(small)["fc6"].weights == 512 * 512
     assert small.layers[-1].output == (1, 1, 10)
-    grey = summary("nin_tutorial", in_channels=1)
-    assert grey.layers[0].weights == 11 * 11 * 96
+    gray = summary("nin_tutorial", in_channels=1)
+    assert gray.layers[0].weights == 11 * 11 * 96
     backbone = summary("vgg16", num_classes=None)
     assert backbone.layers[-1].layer == "pool5"
 

@@ -13,7 +13,7 @@ def test_the_grid_of_section_3_2() -> None:
     assert corners[::5] == [(0, 0), (8, 0), (16, 0), (24, 0), (32, 0)]
     # 29.25, 58.5 and 87.75 are rounded down.
     assert corners[:5] == [(0, 0), (0, 29), (0, 58), (0, 87), (0, 117)]
-    # Its middle is the centre crop, whatever the room.
+    # Its middle is the center crop, whatever the room.
     for room in range(9):
         assert crops.grid_5x5(room, 3)[12] == crops.center(room, 3)[0]
 

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from vgg_jax.data import fashion_mnist, idx_files
+from vgg_jax.data import fashion_mnist
+from vgg_jax.data.prepare import idx_files
 from vgg_jax.data.sources import open_source
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vgg_jax.data import idx_files
+from vgg_jax.data.prepare import idx_files
 
 
 @pytest.fixture

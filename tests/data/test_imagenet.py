@@ -14,7 +14,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from vgg_jax.config import Config, DataConfig, EvaluationConfig, NiNConfig
-from vgg_jax.data import imagenet, prepare, shards, transforms
+from vgg_jax.data import imagenet, transforms
+from vgg_jax.data.prepare import __main__ as prepare
+from vgg_jax.data.prepare import shards
 from vgg_jax.data.records import Records
 from vgg_jax.data.sources import open_source
 from vgg_jax.training.loop import train
@@ -379,7 +381,7 @@ def test_a_network_trains_from_the_tar_files(data_dir, tmp_path, capfd):
         crop=32,
         scale_min=36,
         scale_max=48,
-        colour_shift=0.1,
+        color_shift=0.1,
         validation_fraction=0.2,
     )
     config = Config(

@@ -12,8 +12,8 @@ import pytest
 from vgg_jax.config import DataConfig
 from vgg_jax.data import transforms
 from vgg_jax.data.base import Source
-from vgg_jax.data.collate import Decoder, TrainCrops, colour_shifts, uniforms
-from vgg_jax.data.colour import load_axes
+from vgg_jax.data.collate import Decoder, TrainCrops, color_shifts, uniforms
+from vgg_jax.data.color import load_axes
 from vgg_jax.data.pipeline import eval_batches, train_batches, whole_image_batches
 from vgg_jax.data.sources import open_source
 
@@ -175,7 +175,7 @@ def test_the_scale_is_drawn_from_every_integer_of_the_range():
     config = dataclasses.replace(CONFIG, scale_min=40, scale_max=44, crop=40)
     # Twenty epochs.
     images = join(take(train(source, config, batch_size=30), 20))["image"].astype(float)
-    # Neighbours in a crop at scale S are 120 / S apart in the original.
+    # Neighbors in a crop at scale S are 120 / S apart in the original.
     scales = 120 * 37 / (images[:, -2, 0, 0] - images[:, 1, 0, 0])
     drawn = 40 + (uniforms(0, 0, 600)[:, 0] * 5).astype(int)
     np.testing.assert_allclose(scales, drawn, atol=0.5)
@@ -205,35 +205,35 @@ def test_uniforms_depend_on_seed_and_position_alone():
 
 
 def test_resume_is_exact():
-    config = dataclasses.replace(CONFIG, colour_shift=0.1)
+    config = dataclasses.replace(CONFIG, color_shift=0.1)
     whole = take(train(config=config, seed=5), 12)
     again = take(train(config=config, seed=5, start_step=9), 3)
     chex.assert_trees_all_equal(again, whole[9:])
 
 
-def test_colour_shifts_vary_as_the_axes_say():
+def test_color_shifts_vary_as_the_axes_say():
     axes = np.array([[3.0, 4.0, 0.0], [-0.4, 0.3, 0.0], [0.0, 0.0, 2.0]])
-    shifts = colour_shifts(0, 0, 20_000, axes)
+    shifts = color_shifts(0, 0, 20_000, axes)
     assert shifts.dtype == np.float32
     np.testing.assert_allclose(shifts.mean(0), 0, atol=0.1)
     np.testing.assert_allclose(np.cov(shifts.T), axes.T @ axes, atol=0.5)
     along = shifts @ (axes / np.linalg.norm(axes, axis=1, keepdims=True) ** 2).T
     assert 0.94 < np.mean(np.abs(along) < 1.96) < 0.96  # they are normal
-    np.testing.assert_array_equal(colour_shifts(0, 700, 9, axes), shifts[700:709])
-    assert (colour_shifts(1, 0, 9, axes) != shifts[:9]).all()
+    np.testing.assert_array_equal(color_shifts(0, 700, 9, axes), shifts[700:709])
+    assert (color_shifts(1, 0, 9, axes) != shifts[:9]).all()
 
 
 def test_batches_carry_a_shift_where_the_config_asks():
-    config = dataclasses.replace(CONFIG, colour_shift=0.1)
+    config = dataclasses.replace(CONFIG, color_shift=0.1)
     plain, shifted = take(train(), 5), take(train(config=config), 5)
     for batch, other in zip(plain, shifted, strict=True):
         chex.assert_shape(other["shift"], (8, 3))
         chex.assert_trees_all_equal({k: other[k] for k in batch}, batch)
-    expected = colour_shifts(0, 8, 8, 0.1 * load_axes(config))
+    expected = color_shifts(0, 8, 8, 0.1 * load_axes(config))
     np.testing.assert_array_equal(shifted[1]["shift"], expected)
-    grey = dataclasses.replace(config, mean=(0.0,), std=(1.0,))
+    gray = dataclasses.replace(config, mean=(0.0,), std=(1.0,))
     with pytest.raises(ValueError, match="'imagenet' is of RGB, found 1 channel"):
-        train_batches(SQUARES, grey, channels=1, batch_size=8, seed=0, start_step=0)
+        train_batches(SQUARES, gray, channels=1, batch_size=8, seed=0, start_step=0)
 
 
 def test_the_seed_changes_the_order_and_the_crops():
@@ -258,7 +258,7 @@ def test_the_stream_does_not_depend_on_threads():
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_rows_of_all_processes_are_the_global_batch(processes):
-    shifted = dataclasses.replace(CONFIG, scale_max=30, colour_shift=0.1)
+    shifted = dataclasses.replace(CONFIG, scale_max=30, color_shift=0.1)
     settings = {"config": shifted, "start_step": 3}
     whole = take(train(**settings), 6)
     parts = [
@@ -353,7 +353,7 @@ def test_the_last_of_a_bucket_fill_up_a_larger_one():
     assert [b["image"].shape[1:3] for b in wholes(source)] == full[:3]
 
 
-def test_grey_batches():
+def test_gray_batches():
     config = dataclasses.replace(CONFIG, mean=(0.0,), std=(1.0,))
     kwargs = {"channels": 1, "batch_size": 4}
     (batch,) = take(train_batches(SQUARES, config, seed=0, start_step=0, **kwargs), 1)

@@ -27,13 +27,13 @@ def assert_near(image: np.ndarray, expected: object, atol: int) -> None:
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
-def test_decode_gives_rgb_and_grey(picture, file_format):
+def test_decode_gives_rgb_and_gray(picture, file_format):
     data = encode(PIL.Image.fromarray(picture(60, 81)), file_format, quality=95)
     reference = PIL.Image.open(io.BytesIO(data))
     assert_near(transforms.decode(data, 3), reference, atol=1)
-    grey = transforms.decode(data, 1)
-    assert grey.shape == (60, 81, 1)
-    assert_near(grey[..., 0], reference.convert("L"), atol=2)
+    gray = transforms.decode(data, 1)
+    assert gray.shape == (60, 81, 1)
+    assert_near(gray[..., 0], reference.convert("L"), atol=2)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "I;16"])
@@ -227,8 +227,8 @@ def test_the_crop_before_rescaling_is_the_one_after_it(photographs):
     after = transforms.rescale(image, 160)
     before = transforms.rescaled_crop(image, 160, 128, 10 / 65, 30 / 225)
     np.testing.assert_array_equal(before, after[5:133, 15:143])
-    grey = transforms.rescaled_crop(image[..., :1], 160, 128, 10 / 65, 30 / 225)
-    np.testing.assert_array_equal(grey, before[..., :1])
+    gray = transforms.rescaled_crop(image[..., :1], 160, 128, 10 / 65, 30 / 225)
+    np.testing.assert_array_equal(gray, before[..., :1])
 
 
 @pytest.mark.parametrize("short_side", [40, 47, 59])
@@ -241,7 +241,7 @@ def test_the_crop_before_rescaling_has_the_scale_and_reaches_the_edges(short_sid
         for place in ((0.0, 0.0), (0.9999, 0.9999))
     ]
     scale = 60 / short_side
-    first, last = (scale - 1) / 2, 32 * scale - (scale + 1) / 2  # centres of its pixels
+    first, last = (scale - 1) / 2, 32 * scale - (scale + 1) / 2  # centers of its pixels
     for channel in (0, 1):
         rows = np.moveaxis(ends[0], channel, 0)
         np.testing.assert_allclose(rows[0, ..., channel], first, atol=0.5)

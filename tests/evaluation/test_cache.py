@@ -117,10 +117,10 @@ def test_the_network_is_its_layers_and_its_weights(make_model: Callable) -> None
     bias = model.fc8.bias
     model.fc8.bias = nnx.Param(bias[...].at[-1].add(1e-6))
     assert known["network"] != cache.network_inputs(model, 7)["network"]
-    normalised = nnx.merge(*network("vgg11_bn", width=0.02, num_classes=2))
-    known = cache.network_inputs(normalised, 7)
-    normalised.bn1_1.mean[...] += 1e-6
-    assert known != cache.network_inputs(normalised, 7)
+    normalized = nnx.merge(*network("vgg11_bn", width=0.02, num_classes=2))
+    known = cache.network_inputs(normalized, 7)
+    normalized.bn1_1.mean[...] += 1e-6
+    assert known != cache.network_inputs(normalized, 7)
 
 
 def test_what_the_posteriors_depend_on(
@@ -139,8 +139,8 @@ def test_what_the_posteriors_depend_on(
     assert json.loads(json.dumps(known)) == known == inputs(num_threads=3)
     fewer = make_source([(40, 40)] * 39)
     renamed = dataclasses.replace(source, class_names=tuple("abcdefg"))
-    relabelled = make_source([(40, 40)] * 40)
-    relabelled.labels[0] = (source.labels[0] + 1) % 7
+    relabeled = make_source([(40, 40)] * 40)
+    relabeled.labels[0] = (source.labels[0] + 1) % 7
     redrawn = make_source([(40, 40)] * 40)
     redrawn.images[-1] = 255 - redrawn.images[-1]
     for other in (
@@ -155,7 +155,7 @@ def test_what_the_posteriors_depend_on(
         inputs(split="validation"),
         inputs(fewer),
         inputs(renamed),
-        inputs(relabelled),
+        inputs(relabeled),
         inputs(redrawn),
     ):
         assert other != known

@@ -15,11 +15,11 @@ from flax import nnx
 
 from vgg_jax.config import Config
 from vgg_jax.data.transforms import rescale
+from vgg_jax.distributed import make_mesh
 from vgg_jax.evaluation import protocols
 from vgg_jax.evaluation.predictions import Predictions
 from vgg_jax.evaluation.protocols import check, default_scales, evaluate
 from vgg_jax.models import ConvNet
-from vgg_jax.training.sharding import make_mesh
 
 # Portrait, landscape, square; 11 pictures are not a multiple of any batch here.
 SHAPES = [(40, 56), (56, 40), (48, 48)] * 3 + [(40, 56)] * 2
@@ -123,7 +123,7 @@ def test_eight_devices_give_what_one_gives(
     )
 
 
-def test_dense_at_the_crop_of_a_symmetric_square_is_the_centre(
+def test_dense_at_the_crop_of_a_symmetric_square_is_the_center(
     model: ConvNet, config: Config, make_source: Callable
 ) -> None:
     source = make_source([(32, 32)] * 5)
@@ -272,7 +272,7 @@ def test_default_scales(config: Config) -> None:
     for several in ("dense", "multicrop", "combined"):
         assert default_scales(several, config) == (32, 48, 64)
     with pytest.raises(ValueError, match="'center'"):
-        default_scales("centre", config)
+        default_scales("center", config)
 
 
 class Terminal(io.StringIO):

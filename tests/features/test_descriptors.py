@@ -24,8 +24,8 @@ def by_hand(model: ConvNet, scale: int, layer: str) -> np.ndarray:
     image = rescale(IMAGE, scale)
     found = []
     for seen in (image, image[:, ::-1]):
-        normalised = (seen.astype(np.float32) - np.float32(MEAN)) / np.float32(STD)
-        maps = model.features(jnp.asarray(normalised[None]), (layer,))[layer]
+        normalized = (seen.astype(np.float32) - np.float32(MEAN)) / np.float32(STD)
+        maps = model.features(jnp.asarray(normalized[None]), (layer,))[layer]
         found.append(np.asarray(maps[0]).mean(axis=(0, 1)))
     return (found[0] + found[1]) / 2
 

@@ -14,8 +14,8 @@ from vgg_jax.config import (
     OptimizerConfig,
     VGGConfig,
 )
+from vgg_jax.distributed import make_mesh
 from vgg_jax.training import loop
-from vgg_jax.training.sharding import make_mesh
 
 TinyConfig = Callable[..., Config]
 

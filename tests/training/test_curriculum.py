@@ -13,24 +13,24 @@ import jax.numpy as jnp
 import pytest
 
 from vgg_jax.config import Config, Curriculum
-from vgg_jax.training import initial
+from vgg_jax.distributed import make_mesh
+from vgg_jax.training import init_from as initial
 from vgg_jax.training.checkpoint import Checkpoints
-from vgg_jax.training.curriculum import runs
-from vgg_jax.training.initial import PRE_INITIALISED, layers_taken, take_weights
+from vgg_jax.training.curriculum import pending_runs
+from vgg_jax.training.init_from import PRE_INITIALIZED, layers_taken, take_weights
 from vgg_jax.training.loop import train
+from vgg_jax.training.metrics import MetricWriter
 from vgg_jax.training.optimizer import Plateau
 from vgg_jax.training.program import Program
-from vgg_jax.training.sharding import make_mesh
 from vgg_jax.training.workdir import claim, is_finished, mark_finished
-from vgg_jax.training.writer import MetricWriter
 
 
 def climb(config: Config | Curriculum, workdir: Path) -> list[str]:
-    """As train.py does; the rungs that it trained, up to one that was stopped."""
+    """As train.py does; the runs that it trained, up to one that was stopped."""
     trained = []
-    for rung, folder in runs(config, workdir):
+    for run, folder in pending_runs(config, workdir):
         trained.append(folder.name)
-        if train(rung, folder) is not None:
+        if train(run, folder) is not None:
             break
     return trained
 
@@ -40,7 +40,7 @@ def ladder(tiny_config: Any) -> Curriculum:
     b = dataclasses.replace(tiny_config("vgg13"), init_from="vgg11")
     b_fine = dataclasses.replace(tiny_config("vgg13", rate=1e-3), init_from="vgg13")
     b_fine.data = dataclasses.replace(b_fine.data, scale_max=40)
-    return Curriculum(rungs={"vgg11": tiny_config(), "vgg13": b, "vgg13_fine": b_fine})
+    return Curriculum(runs={"vgg11": tiny_config(), "vgg13": b, "vgg13_fine": b_fine})
 
 
 @pytest.mark.usefixtures("one_device")
@@ -63,27 +63,27 @@ def test_a_ladder_stopped_midway_goes_on(
     assert is_finished(tmp_path / "vgg11") and not is_finished(tmp_path / "vgg13")
     printed, warnings = capsys.readouterr()
     assert warnings == ""
-    assert "rung 1 of 3: vgg11" in printed and "rung 2 of 3: vgg13" in printed
+    assert "run 1 of 3: vgg11" in printed and "run 2 of 3: vgg13" in printed
     assert "conv1_1, conv2_1, conv3_1, conv3_2, fc6, fc7, fc8; random" in printed
 
-    # The rung that it started from is not asked any more.
+    # The run that it started from is not asked any more.
     shutil.rmtree(tmp_path / "vgg11" / "checkpoints")
     assert climb(ladder, tmp_path) == ["vgg13", "vgg13_fine"]
     printed = capsys.readouterr().out
-    assert "rung 1 of 3: vgg11 is finished already" in printed
-    assert "from the start" in printed  # the third rung; the second goes on
+    assert "run 1 of 3: vgg11 is finished already" in printed
+    assert "from the start" in printed  # the third run; the second goes on
     assert printed.count("from the start") == 1
-    assert "all 3 rungs are finished" in printed
+    assert "all 3 runs are finished" in printed
     assert climb(ladder, tmp_path) == []
 
 
 @pytest.mark.parametrize(
     ("name", "source", "expected"),
     [
-        ("vgg13", "vgg11", PRE_INITIALISED),
-        ("vgg16_c", "vgg11", PRE_INITIALISED),
-        ("vgg16", "vgg11", PRE_INITIALISED),
-        ("vgg19", "vgg11", PRE_INITIALISED),
+        ("vgg13", "vgg11", PRE_INITIALIZED),
+        ("vgg16_c", "vgg11", PRE_INITIALIZED),
+        ("vgg16", "vgg11", PRE_INITIALIZED),
+        ("vgg19", "vgg11", PRE_INITIALIZED),
         ("vgg11", "vgg11", None),
         ("vgg16_bn", "vgg16_bn", None),
     ],
@@ -141,13 +141,13 @@ def test_the_best_weights_are_taken_and_the_rest_are_random(
     state = take_weights(fresh, config, tmp_path / "vgg13")
     assert set(state.params) == set(fresh.params)
     for name, variables in state.params.items():
-        there = best if name in PRE_INITIALISED else jax.device_get(fresh.params)
+        there = best if name in PRE_INITIALIZED else jax.device_get(fresh.params)
         chex.assert_trees_all_equal(jax.device_get(variables), there[name])
         sharding = fresh.params[name]["kernel"].sharding
         assert variables["kernel"].sharding == sharding
     printed = capsys.readouterr().out
     assert "from step 2 of" in printed
-    assert f"{', '.join(PRE_INITIALISED)}; random (he): conv1_2, conv2_2," in printed
+    assert f"{', '.join(PRE_INITIALIZED)}; random (he): conv1_2, conv2_2," in printed
 
 
 def test_a_run_that_is_not_there_or_not_finished_says_what_to_do(
@@ -178,33 +178,33 @@ def test_where_init_from_looks() -> None:
 def test_a_ladder_is_checked_before_its_first_rung(
     ladder: Curriculum, tmp_path: Path
 ) -> None:
-    swapped = Curriculum(rungs=dict(reversed(ladder.rungs.items())))
-    with pytest.raises(ValueError, match="expected a rung before it, one of none"):
-        next(runs(swapped, tmp_path))
-    ladder.rungs["vgg13_fine"].batch_size = 7
+    swapped = Curriculum(runs=dict(reversed(ladder.runs.items())))
+    with pytest.raises(ValueError, match="expected a run before it, one of none"):
+        next(pending_runs(swapped, tmp_path))
+    ladder.runs["vgg13_fine"].batch_size = 7
     with pytest.raises(ValueError, match="multiple of 8"):
-        next(runs(ladder, tmp_path))
+        next(pending_runs(ladder, tmp_path))
 
 
 def test_one_configuration_is_one_run_in_its_own_folder(
     tiny_config: Any, tmp_path: Path
 ) -> None:
     config = tiny_config()
-    assert list(runs(config, tmp_path)) == [(config, tmp_path)]
+    assert list(pending_runs(config, tmp_path)) == [(config, tmp_path)]
 
 
 def test_a_rung_is_skipped_if_it_finished_with_the_same_settings(
     ladder: Curriculum, tmp_path: Path
 ) -> None:
     def left() -> list[str]:
-        return [folder.name for _, folder in runs(ladder, tmp_path)]
+        return [folder.name for _, folder in pending_runs(ladder, tmp_path)]
 
     first = tmp_path / "vgg11"
-    claim(first, ladder.rungs["vgg11"])
+    claim(first, ladder.runs["vgg11"])
     assert left() == ["vgg11", "vgg13", "vgg13_fine"]
     mark_finished(first, True)
     assert left() == ["vgg13", "vgg13_fine"]
-    ladder.rungs["vgg11"].num_epochs = 99
+    ladder.runs["vgg11"].num_epochs = 99
     assert left() == ["vgg11", "vgg13", "vgg13_fine"]
     mark_finished(first, False)
     assert not is_finished(first)

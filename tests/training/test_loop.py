@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from vgg_jax.data.colour import computed_path
+from vgg_jax.data.color import computed_path
 from vgg_jax.training.loop import Trainer, train
-from vgg_jax.training.summary import TrainingDiverged
+from vgg_jax.training.metrics import TrainingDiverged
 from vgg_jax.training.workdir import WorkdirMismatch, is_finished
 
 
@@ -44,7 +44,7 @@ def test_a_run_does_not_go_on_with_other_data(
     shutil.copytree(shapes, pictures)
     config = tiny_config()
     config.data.data_dir = str(pictures)
-    config.data.colour_shift, config.data.colour_pca = 0.1, "computed"
+    config.data.color_shift, config.data.color_pca = 0.1, "computed"
     axes = computed_path(config.data)
     axes.write_text(json.dumps({"axes": [[30.0]]}))
     Trainer(config, run)

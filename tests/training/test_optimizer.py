@@ -1,4 +1,4 @@
-"""The optimiser against a hand-written loop, and the plateau's rules."""
+"""The optimizer against a hand-written loop, and the plateau's rules."""
 
 import chex
 import jax

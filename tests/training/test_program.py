@@ -15,14 +15,14 @@ from vgg_jax.config import (
     Config,
     DataConfig,
     EvaluationConfig,
-    LocalisationConfig,
+    LocalizationConfig,
     NiNConfig,
     VGGConfig,
 )
+from vgg_jax.distributed import make_mesh, shard_batch
 from vgg_jax.training.checkpoint import Checkpoints
 from vgg_jax.training.optimizer import Plateau
 from vgg_jax.training.program import Program
-from vgg_jax.training.sharding import make_mesh, shard_batch
 
 
 def config(crop: int = 32, **changes: Any) -> Config:
@@ -102,8 +102,8 @@ def test_the_train_step_compiles_without_data() -> None:
     assert collectives(program.train_step.lower(*program.arguments).compile().as_text())
 
 
-def test_the_batch_has_a_colour_shift_where_colours_are_shifted() -> None:
-    shifted = Program.of(config(colour_shift=0.1), make_mesh())
+def test_the_batch_has_a_color_shift_where_colors_are_shifted() -> None:
+    shifted = Program.of(config(color_shift=0.1), make_mesh())
     assert shifted.batch["shift"].shape == (16, 3)
     assert "shift" not in Program.of(config(), make_mesh()).batch
 
@@ -274,7 +274,7 @@ def test_a_checkpoint_goes_on_on_another_number_of_devices(
 
 def test_a_network_of_boxes_learns_from_boxes() -> None:
     boxes = config()
-    boxes.localisation = LocalisationConfig(regression="pcr")
+    boxes.localization = LocalizationConfig(regression="pcr")
     boxes.optimizer.metric = "box_error"
     boxes.model.num_classes = 40
     program = Program.of(boxes, make_mesh())

@@ -12,8 +12,10 @@ from flax import nnx
 
 from vgg_jax import ConvNet, create_model
 from vgg_jax.config import OptimizerConfig
+from vgg_jax.distributed import make_mesh, replicated, shard_batch
+from vgg_jax.preprocessing import Normalization
 from vgg_jax.training.optimizer import make_optimizer
-from vgg_jax.training.sharding import make_mesh, placement, replicated, shard_batch
+from vgg_jax.training.sharding import placement
 from vgg_jax.training.steps import (
     Forward,
     TrainState,
@@ -21,7 +23,6 @@ from vgg_jax.training.steps import (
     image_keys,
     init_state,
     jit_steps,
-    normalise,
     split,
     train_step,
 )
@@ -55,7 +56,11 @@ def start(create: Any = network) -> tuple[nnx.GraphDef, TrainState, Any]:
 
 def forward(graphdef: Any, **options: Any) -> Forward:
     place = placement(make_mesh(), shard_fc=False)
-    settings = {"mean": MEAN, "std": STD, "place": place, "remat": False}
+    settings = {
+        "normalization": Normalization(MEAN, STD),
+        "place": place,
+        "remat": False,
+    }
     return Forward(graphdef=graphdef, **settings | options)
 
 
@@ -70,9 +75,9 @@ def jitted(graphdef: Any, optimizer: Any) -> Any:
     )
 
 
-def test_normalise_subtracts_the_mean_of_each_channel() -> None:
+def test_normalize_subtracts_the_mean_of_each_channel() -> None:
     images = np.array([[[[10, 20, 30]]]], np.uint8)
-    got = normalise(jnp.asarray(images), (1.0, 2.0, 3.0), (1.0, 2.0, 3.0))
+    got = Normalization((1.0, 2.0, 3.0), (1.0, 2.0, 3.0))(jnp.asarray(images))
     np.testing.assert_allclose(got[0, 0, 0], [9, 9, 9])
 
 
@@ -131,7 +136,7 @@ def test_an_example_of_weight_zero_changes_nothing() -> None:
     )
 
 
-def test_eight_images_are_learnt_by_heart() -> None:
+def test_eight_images_are_learned_by_heart() -> None:
     graphdef, state, optimizer = start()
     step, data = jitted(graphdef, optimizer), batch(8)
     coarse = np.random.default_rng(1).integers(0, 256, (8, 4, 4, 1), np.uint8)
@@ -176,7 +181,7 @@ def test_batch_statistics_follow_the_batches() -> None:
     data = batch(8)
     after, _ = jitted(graphdef, optimizer)(state, data, KEY)
     model = nnx.merge(graphdef, state.params, state.batch_stats)
-    x = model.features(normalise(data["image"], MEAN, STD), ["conv1_1"])["conv1_1"]
+    x = model.features(Normalization(MEAN, STD)(data["image"]), ["conv1_1"])["conv1_1"]
     np.testing.assert_allclose(
         after.batch_stats["bn1_1"]["mean"],
         0.1 * x.mean((0, 1, 2)),

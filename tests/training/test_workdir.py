@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from vgg_jax import hosts
+from vgg_jax import distributed
 from vgg_jax.config import Config, DataConfig, NiNConfig, VGGConfig, from_dict, to_dict
+from vgg_jax.training.metrics import MetricWriter
 from vgg_jax.training.workdir import (
     WorkdirMismatch,
     check_class_names,
@@ -18,7 +19,6 @@ from vgg_jax.training.workdir import (
     write_class_names,
     write_data,
 )
-from vgg_jax.training.writer import MetricWriter
 
 
 def config(**changes: object) -> Config:
@@ -72,7 +72,7 @@ def test_no_run_says_what_to_type(tmp_path: Path) -> None:
         "3",
         "{}",
         '{"model": 1, "data": 2}',
-        '{"model": {"name": "vgg11", "colour": 1}, "data": {"dataset": "folder"}}',
+        '{"model": {"name": "vgg11", "color": 1}, "data": {"dataset": "folder"}}',
     ],
 )
 def test_a_damaged_configuration_is_named(damage: str, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_other_data_is_refused_and_shown(tmp_path: Path) -> None:
 def test_of_several_hosts_the_first_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hosts, "is_first", lambda: False)
+    monkeypatch.setattr(distributed, "is_first", lambda: False)
     claim(tmp_path, config())
     write_class_names(tmp_path, ("a", "b"))
     write_data(tmp_path, {"images": 3})

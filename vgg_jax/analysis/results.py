@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from vgg_jax.analysis.columns import format_columns
+from vgg_jax.console import format_columns
 
 PARAMETER_BYTES = 4  # parameters are float32 whatever the dtype of the computation
 MEBIBYTE = 2**20
@@ -29,7 +29,7 @@ class LayerSummary:
     layer: str
     kernel: int  # 1 for a layer that works on each cell alone
     stride: int
-    jump: int  # pixels between neighbouring cells
+    jump: int  # pixels between neighboring cells
     receptive_field: int
     start: int  # first pixel that cell 0 sees, negative in the padding
     output: tuple[int, int, int]  # height, width, channels

@@ -13,7 +13,7 @@ class Example(TypedDict):
     image: bytes  # an encoded JPEG or PNG
     label: int
     name: str  # for messages: says which file or record it is
-    # Where the object is: centre, width and height relative to the image, as
+    # Where the object is: center, width and height relative to the image, as
     # `vgg_jax.boxes` has them; upright, as the image is decoded.
     box: NotRequired[tuple[float, float, float, float]]
 

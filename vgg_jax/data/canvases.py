@@ -1,4 +1,4 @@
-"""A localisation set: items of Fashion-MNIST on larger canvases, with their boxes.
+"""A localization set: items of Fashion-MNIST on larger canvases, with their boxes.
 
 Every picture is made when it is asked for, from its number alone: the canvas's size and
 shape, the background, where the item lies and how large it is. As in cluttered MNIST
@@ -44,13 +44,13 @@ class Canvases:
         item = self._items[index]
         canvas = _background(random)
         short = min(canvas.shape[:2])
-        pixels = _grey(item)
+        pixels = _gray(item)
         height, width = pixels.shape
         longest = max(_tight(pixels).shape)
         scale = random.uniform(*SIZES) * short / longest
         for other in random.randint(len(self), size=PIECES):
             top, left = random.randint((height - PIECE, width - PIECE))
-            piece = _grey(self._items[int(other)])[top:, left:][:PIECE, :PIECE]
+            piece = _gray(self._items[int(other)])[top:, left:][:PIECE, :PIECE]
             _paste(canvas, piece, scale, random.uniform(size=2))
         # The mean of two draws: photographers put things near the middle.
         place = random.uniform(size=(2, 2)).mean(axis=0)
@@ -66,7 +66,7 @@ class Canvases:
 
 
 def open_fashion_mnist_boxes(data_dir: str, split: str) -> Canvases:
-    """The items of `open_fashion_mnist` on canvases: grey, 64 to 240 pixels a side.
+    """The items of `open_fashion_mnist` on canvases: gray, 64 to 240 pixels a side.
 
     Raises:
         FileNotFoundError: Fashion-MNIST is not there, and no way to get it.
@@ -85,7 +85,7 @@ def _background(random: np.random.RandomState) -> np.ndarray:
     return cv2.resize(clouds, (width, height)) + noise.reshape(height, width)
 
 
-def _grey(item: Example) -> np.ndarray:
+def _gray(item: Example) -> np.ndarray:
     return transforms.decode(item["image"], 1, item["name"])[..., 0]
 
 

@@ -59,7 +59,7 @@ class TrainCrops:
     scale_max: int
     crop: int
     flip: bool
-    shift_axes: np.ndarray | None  # [channels, channels], see `colour_shifts`
+    shift_axes: np.ndarray | None  # [channels, channels], see `color_shifts`
     seed: int
 
     def __call__(self, number: int, examples: np.ndarray) -> RawBatch:
@@ -73,7 +73,7 @@ class TrainCrops:
         shape = (self.crop, self.crop, self.decoder.channels)
         batch = stack(rows, count, shape)
         if self.shift_axes is not None:
-            batch["shift"] = colour_shifts(self.seed, position, count, self.shift_axes)
+            batch["shift"] = color_shifts(self.seed, position, count, self.shift_axes)
         return batch
 
     def _crop(
@@ -206,7 +206,7 @@ def stack_padded(rows: Sequence[Row], size: int, shape: tuple[int, ...]) -> RawB
     return batch
 
 
-def colour_shifts(seed: int, position: int, count: int, axes: np.ndarray) -> np.ndarray:
+def color_shifts(seed: int, position: int, count: int, axes: np.ndarray) -> np.ndarray:
     """What to add to each image's pixels, one number a channel: float32 [count, C].
 
     Sums of the rows of `axes`, each times a number from N(0, 1).

@@ -10,9 +10,9 @@ from typing import Any
 import cv2
 import tensorflow_datasets as tfds
 
-from vgg_jax.data import idx_files
-from vgg_jax.data.lock import lock
+from vgg_jax.data.prepare import idx_files
 from vgg_jax.data.records import Records
+from vgg_jax.files import lock
 
 VERSION = "3.0.1"  # as TFDS numbers these pictures
 CLASS_NAMES = (
@@ -30,7 +30,7 @@ CLASS_NAMES = (
 
 
 def open_fashion_mnist(data_dir: str, split: str) -> Records:
-    """The 60,000 "train" or 10,000 "test" pictures, grey 28x28 PNG; kept in memory.
+    """The 60,000 "train" or 10,000 "test" pictures, gray 28x28 PNG; kept in memory.
 
     Raises:
         FileNotFoundError: not prepared yet, and no way to get the files.

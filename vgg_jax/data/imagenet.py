@@ -10,11 +10,12 @@ from pathlib import Path
 import cv2
 from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder
 
-from vgg_jax.data import shards, tars, transforms
-from vgg_jax.data.lock import lock
+from vgg_jax.console import progress_bar
+from vgg_jax.data import transforms
+from vgg_jax.data.prepare import shards, tars
+from vgg_jax.data.prepare.tars import Member
 from vgg_jax.data.records import Records
-from vgg_jax.data.tars import Member
-from vgg_jax.progress_line import ProgressLine
+from vgg_jax.files import lock
 
 VERSION = "5.1.0"  # as TFDS numbers these pictures
 TARS = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.tar"}
@@ -83,14 +84,14 @@ def _build(folder: Path, final: Path, partial: bool) -> None:
     }
     _check_space(directory, splits)
     for split, files in splits.items():
-        progress = ProgressLine(f"ImageNet: writing {split}", len(members[split]))
+        progress = progress_bar(f"ImageNet: writing {split}", len(members[split]))
         with open(folder / TARS[split], "rb") as tar:
             whole = [shard for shard in files if shard.path.exists()]
-            progress.advance(sum(len(shard.members) for shard in whole))
+            progress.update(sum(len(shard.members) for shard in whole))
             for shard in files:
                 if not shard.path.exists():
                     for _ in shards.write(shard, _reader(tar.fileno())):
-                        progress.advance(1)
+                        progress.update(1)
         progress.close()
     shards.write_metadata(directory, "imagenet2012", VERSION, class_names(), splits)
     (directory / "tars.sha256").unlink()
@@ -101,15 +102,15 @@ def _members(folder: Path, partial: bool) -> dict[str, list[Member]]:
     """The pictures of both tar files, counted."""
     names = class_names()
     labels = [names.index(wnid) for wnid in _tfds_lines("validation_labels.txt")]
-    progress = ProgressLine(
-        "ImageNet: reading the index of train", len(names), "classes"
+    progress = progress_bar(
+        "ImageNet: reading the index of train", len(names), unit="classes"
     )
     members = {
         "validation": tars.validation_members(
             folder / TARS["validation"], labels, partial=partial
         ),
         "train": tars.train_members(
-            folder / TARS["train"], names, partial=partial, advance=progress.advance
+            folder / TARS["train"], names, partial=partial, advance=progress.update
         ),
     }
     progress.close()
@@ -183,7 +184,7 @@ def _reader(tar: int) -> Callable[[Member], bytes]:
         if member.name not in RECODED:
             return data
         image = transforms.decode(data, 3, member.name)
-        # Nothing but rounding may be lost: the default halves the colours' resolution.
+        # Nothing but rounding may be lost: the default halves the colors' resolution.
         full = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
         best = [cv2.IMWRITE_JPEG_QUALITY, 100, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, full]
         return cv2.imencode(".jpg", image[..., ::-1], best)[1].tobytes()

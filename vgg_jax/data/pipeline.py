@@ -11,7 +11,7 @@ import grain
 import numpy as np
 from absl import flags, logging
 
-from vgg_jax.config import DataConfig
+from vgg_jax.config import DataConfig, validate
 from vgg_jax.data import crops
 from vgg_jax.data.base import Source
 from vgg_jax.data.collate import (
@@ -24,8 +24,7 @@ from vgg_jax.data.collate import (
     WholeImages,
     stack_padded,
 )
-from vgg_jax.data.colour import load_axes
-from vgg_jax.data.sources import check_config
+from vgg_jax.data.color import load_axes
 from vgg_jax.data.transforms import CorruptImage
 
 Batch = dict[str, np.ndarray]
@@ -57,7 +56,7 @@ def train_batches(
 
     A batch is {"image": uint8 [b, crop, crop, channels] with pixels 0-255, "label":
     int32 [b], "weight": float32 [b]} with b = batch_size // process_count; weight 0
-    marks an image that could not be decoded. With `config.colour_shift` there is also
+    marks an image that could not be decoded. With `config.color_shift` there is also
     "shift": float32 [b, channels], to be added to the image's pixels; `with_boxes` also
     "box": float32 [b, 4], the object's box relative to the crop as `vgg_jax.boxes` has
     it, whether it lies in the crop or not.
@@ -69,7 +68,7 @@ def train_batches(
 
     Raises:
         ValueError: settings that cannot work.
-        FileNotFoundError: the axes of the colour shift are not computed yet.
+        FileNotFoundError: the axes of the color shift are not computed yet.
         CorruptImage: while iterating, unless `config.on_corrupt_image` is "skip".
     """
     _check(source, config, channels, batch_size, process_index, process_count)
@@ -78,14 +77,14 @@ def train_batches(
         raise ValueError(f"seed must be in [0, 2**32), found {seed}")
     if start_step < 0:
         raise ValueError(f"start_step cannot be negative, found {start_step}")
-    shifts = config.colour_shift > 0
+    shifts = config.color_shift > 0
     crops = TrainCrops(
         Decoder(source, channels),
         scale_min=config.scale_min,
         scale_max=config.scale_max,
         crop=config.crop,
         flip=config.flip,
-        shift_axes=config.colour_shift * load_axes(config) if shifts else None,
+        shift_axes=config.color_shift * load_axes(config) if shifts else None,
         seed=seed,
     )
     batches = (
@@ -289,9 +288,9 @@ def _check(
     process_index: int,
     process_count: int,
 ) -> None:
-    check_config(config)
+    validate(config)
     if channels not in (1, 3):
-        raise ValueError(f"expected 1 (grey) or 3 (RGB) channels, found {channels}")
+        raise ValueError(f"expected 1 (gray) or 3 (RGB) channels, found {channels}")
     if len(config.mean) != channels:
         raise ValueError(
             f"mean and std need one number a channel: expected {channels}, found "

@@ -28,9 +28,9 @@ class CorruptImage(ValueError):
 def decode(
     data: bytes, channels: int, name: str = "the image", short_side: int | None = None
 ) -> Image:
-    """Encoded JPEG or PNG -> uint8 [H, W, channels], RGB for 3 and grey for 1.
+    """Encoded JPEG or PNG -> uint8 [H, W, channels], RGB for 3 and gray for 1.
 
-    The EXIF orientation is applied; grey, palette, CMYK and 16-bit files are converted,
+    The EXIF orientation is applied; gray, palette, CMYK and 16-bit files are converted,
     and transparency is dropped. With `short_side`, to which the image will be rescaled,
     a JPEG is decoded at a half, a quarter or an eighth of its size where that leaves
     twice `short_side` or more.
@@ -40,7 +40,7 @@ def decode(
         ValueError: `channels` is neither 1 nor 3.
     """
     if channels not in (1, 3):
-        raise ValueError(f"expected 1 (grey) or 3 (RGB) channels, found {channels}")
+        raise ValueError(f"expected 1 (gray) or 3 (RGB) channels, found {channels}")
     mode = cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_GRAYSCALE
     image = None
     if data:
@@ -173,7 +173,7 @@ def _before_crop(
 ) -> tuple[tuple[int, int], int]:
     """The height and width of what `rescaled_crop` crops, and the crop's side there."""
     short = min(shape)
-    if short <= short_side:  # enlarged: a pixel's neighbours outside the crop matter
+    if short <= short_side:  # enlarged: a pixel's neighbors outside the crop matter
         return rescaled_shape(shape, short_side), size
     if short_side < size:
         raise ValueError(

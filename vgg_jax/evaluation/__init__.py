@@ -1,1 +1,1 @@
-"""Section 3.2: dense and centre-crop evaluation, its errors, tables and pictures."""
+"""Section 3.2: dense and center-crop evaluation, its errors, tables and pictures."""

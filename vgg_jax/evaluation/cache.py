@@ -15,9 +15,9 @@ import numpy as np
 
 from vgg_jax.config import Config, DataConfig, differences
 from vgg_jax.data.base import Source
-from vgg_jax.evaluation.arrays import load_arrays, save_arrays
 from vgg_jax.evaluation.predictions import Predictions
 from vgg_jax.evaluation.protocols import Piece
+from vgg_jax.files import load_arrays, save_arrays
 from vgg_jax.models import ConvNet
 from vgg_jax.training.steps import split
 

@@ -11,12 +11,12 @@ from flax import nnx
 from scipy.special import softmax
 
 from vgg_jax.config import BUCKET_RATIOS, IMAGENET_MEAN
+from vgg_jax.console import did_you_mean
 from vgg_jax.evaluation.padding import shapes, smallest_fitting
 from vgg_jax.evaluation.tiling import tiled_score_map
 from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import inside, output_sizes
-from vgg_jax.names import did_you_mean
-from vgg_jax.training.steps import normalise
+from vgg_jax.preprocessing import Normalization
 
 # Where the soft-max stands relative to the spatial mean, which the paper leaves open.
 AVERAGINGS = ("score_map", "posteriors")
@@ -76,7 +76,7 @@ def posteriors(
 
     Args:
         model: a classifier.
-        images: normalised as its weights expect.
+        images: normalized as its weights expect.
         averaging: one of `AVERAGINGS`.
         flip: average them with the posteriors of the images flipped left to right.
         sizes: int32 [N, 2], as `ConvNet.score_map` has them: the height and width of
@@ -106,7 +106,7 @@ def _compiled(
     averaging: str,
 ) -> jax.Array:
     model = nnx.merge(graphdef, state)
-    images = normalise(images, mean, std)
+    images = Normalization(mean, std)(images)
     return posteriors(model, images, averaging=averaging, flip=True, sizes=sizes)
 
 

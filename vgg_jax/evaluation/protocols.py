@@ -12,18 +12,17 @@ from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
 from vgg_jax.config import Config
+from vgg_jax.console import did_you_mean, progress_bar
 from vgg_jax.data import crops
 from vgg_jax.data.pipeline import eval_batches, whole_image_batches
 from vgg_jax.data.sources import Source
+from vgg_jax.distributed import make_mesh, replicate, shard_batch
 from vgg_jax.evaluation.dense import check_averaging, posteriors, tiled_posteriors
 from vgg_jax.evaluation.padding import shapes, smallest_fitting
 from vgg_jax.evaluation.predictions import Predictions, fuse
 from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import smallest_size
-from vgg_jax.names import did_you_mean
-from vgg_jax.progress_line import ProgressLine
-from vgg_jax.training.sharding import make_mesh, replicate, shard_batch
-from vgg_jax.training.steps import normalise
+from vgg_jax.preprocessing import Normalization
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,13 +46,13 @@ class Protocol:
 
 PROTOCOLS = {
     "center": Protocol(
-        description="the centre crop",
+        description="the center crop",
         rule=crops.center,
         flip=False,
         single_scale=True,
     ),
     "tencrop": Protocol(
-        description="four corners and the centre, mirrored (Krizhevsky et al., 2012)",
+        description="four corners and the center, mirrored (Krizhevsky et al., 2012)",
         rule=crops.corners_and_center,
         single_scale=True,
     ),
@@ -147,7 +146,7 @@ def evaluate(
     Args:
         model: a classifier of the source's classes.
         source: the images.
-        config: `data` says how they are cropped and normalised, `evaluation` the batch
+        config: `data` says how they are cropped and normalized, `evaluation` the batch
             size and the averaging order.
         protocol: a key of `PROTOCOLS`.
         scales: short sides Q, in pixels; soft-max posteriors are averaged over them.
@@ -169,7 +168,7 @@ def evaluate(
     graphdef, state = nnx.split(model)
     state = replicate(mesh, state)
     passes = pieces(protocol, scales)
-    line = ProgressLine(progress, len(source) * len(passes))
+    line = progress_bar(progress, len(source) * len(passes))
     statistics: dict[str, Any] = {
         "mean": tuple(config.data.mean),
         "std": tuple(config.data.std),
@@ -219,10 +218,10 @@ def evaluate(
             # The devices compute this batch while the host takes the last one's result
             # and prepares the next.
             if previous is not None:
-                line.advance(rows.put(*previous))
+                line.update(rows.put(*previous))
             previous = batch, found
         if previous is not None:
-            line.advance(rows.put(*previous))
+            line.update(rows.put(*previous))
         return rows.predictions()
 
     found = fuse([run(piece) for piece in passes])
@@ -252,7 +251,7 @@ def _posteriors(
     [N, 2], are the heights and widths of whole images.
     """
     model = nnx.merge(graphdef, state)
-    images = normalise(images, mean, std)
+    images = Normalization(mean, std)(images)
     found = posteriors(model, images, averaging=averaging, flip=flip, sizes=sizes)
     return found.reshape(-1, views, found.shape[-1]).mean(axis=1)
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vgg_jax.evaluation.metrics import ClassResult, Rate, per_class, top_k_error
+from vgg_jax.evaluation.errors import ClassResult, Rate, per_class, top_k_error
 from vgg_jax.evaluation.predictions import Predictions
-from vgg_jax.training.workdir import write_atomically
+from vgg_jax.files import write_text
 
 VERSION = 1  # of eval.json's layout
 
@@ -130,7 +130,7 @@ def write_per_class(path: Path, rows: Sequence[ClassResult]) -> None:
     writer = csv.DictWriter(text, fields, lineterminator="\n")
     writer.writeheader()
     writer.writerows(map(dataclasses.asdict, rows))
-    write_atomically(path, text.getvalue())
+    write_text(path, text.getvalue())
 
 
 def write_json(path: Path, results: Sequence[Result]) -> None:
@@ -147,7 +147,7 @@ def write_json(path: Path, results: Sequence[Result]) -> None:
         row = _as_json(result)
         rows[_key(row)] = row
     record = {"version": VERSION, "results": list(rows.values())}
-    write_atomically(path, json.dumps(record, indent=2) + "\n")
+    write_text(path, json.dumps(record, indent=2) + "\n")
 
 
 def read_json(path: Path) -> list[dict[str, Any]]:

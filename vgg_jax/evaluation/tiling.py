@@ -17,10 +17,10 @@ from flax import nnx
 
 from vgg_jax.analysis import receptive_field
 from vgg_jax.config import IMAGENET_MEAN
+from vgg_jax.console import progress_bar
 from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import check_size, output_size, smallest_size
-from vgg_jax.progress_line import ProgressLine
-from vgg_jax.training.steps import normalise
+from vgg_jax.preprocessing import Normalization
 
 TILE = 1024  # pixels; VGG-16 computes 2.6 times what it keeps at 1024, 1.5 at 2048
 
@@ -92,7 +92,7 @@ def _tile_scores(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> jax.Array:
-    images = normalise(pixels, mean, std)
+    images = Normalization(mean, std)(pixels)
     return nnx.merge(graphdef, state).score_map(images, sizes=sizes)
 
 
@@ -183,7 +183,7 @@ def tiled_score_map(
     graphdef, state = nnx.split(model)
     cells = rows[-1].cells.stop, columns[-1].cells.stop
     found = np.empty((*cells, model.num_classes or 0), np.float32)
-    line = ProgressLine(progress, len(rows) * len(columns), unit="tiles")
+    line = progress_bar(progress, len(rows) * len(columns), unit="tiles")
     for row, column in itertools.product(rows, columns):
         window = image[row.pixels, column.pixels]
         pixels = np.zeros((1, tile, tile, channels), np.uint8)
@@ -198,6 +198,6 @@ def tiled_score_map(
         )
         own = np.asarray(scores)[0, row.own_cells, column.own_cells]
         found[row.cells, column.cells] = own
-        line.advance(1)
+        line.update(1)
     line.close()
     return found

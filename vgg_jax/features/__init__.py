@@ -1,1 +1,1 @@
-"""Image descriptors and what is learnt from them: appendix B of arXiv:1409.1556."""
+"""Image descriptors and what is learned from them: appendix B of arXiv:1409.1556."""

@@ -13,14 +13,14 @@ import numpy as np
 from flax import nnx
 
 from vgg_jax.config import Config
+from vgg_jax.console import progress_bar
 from vgg_jax.data.base import Source, Subset
 from vgg_jax.data.pipeline import whole_image_batches
-from vgg_jax.evaluation.arrays import load_arrays, save_arrays
 from vgg_jax.evaluation.cache import Inputs, network_inputs
 from vgg_jax.evaluation.padding import shapes, smallest_fitting
 from vgg_jax.features.descriptors import pooled
+from vgg_jax.files import load_arrays, save_arrays
 from vgg_jax.models import ConvNet
-from vgg_jax.progress_line import ProgressLine
 
 # To be raised when the same files begin to give other values.
 VERSION = 1
@@ -93,7 +93,7 @@ def collect(
     Args:
         model: with such a layer.
         source: the images.
-        config: `data` says how they are normalised, `evaluation` the batch size.
+        config: `data` says how they are normalized, `evaluation` the batch size.
         workdir: the run of the network, where they are kept.
         step: of the network.
         scales: short sides Q, in pixels.
@@ -117,16 +117,16 @@ def collect(
     digests = [digest(example["image"]) for example in examples]
     labels = np.array([example["label"] for example in examples])
     del examples
-    line = ProgressLine(progress, len(source) * len(scales))
+    line = progress_bar(progress, len(source) * len(scales))
     collections = []
     for scale in scales:
         kept = Collection(workdir / "descriptors" / f"{layer}_q{scale}.npz", inputs)
         missing = np.array([i for i, d in enumerate(digests) if d not in kept], int)
-        line.advance(len(source) - len(missing))
+        line.update(len(source) - len(missing))
         unsaved = 0
         for index, values in _compute(model, source, config, missing, scale, layer):
             kept.update((digests[i], v) for i, v in zip(index, values, strict=True))
-            line.advance(len(index))
+            line.update(len(index))
             unsaved += len(index)
             if unsaved >= SAVE_EVERY:
                 kept.save()

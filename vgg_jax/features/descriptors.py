@@ -13,11 +13,11 @@ import numpy as np
 from flax import nnx
 
 from vgg_jax.config import IMAGENET_MEAN
+from vgg_jax.console import did_you_mean
 from vgg_jax.evaluation.dense import check_scales, mirror
 from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import Conv, Dropout, inside, output_sizes
-from vgg_jax.names import did_you_mean
-from vgg_jax.training.steps import normalise
+from vgg_jax.preprocessing import Normalization
 
 # How the descriptors of several scales become one.
 AGGREGATES = ("mean", "stack")
@@ -123,12 +123,12 @@ def pooled(
         sizes: int32 [N, 2], height and width of each image without its padding; None
             where there is none.
         layer: whose activations.
-        mean, std: as `normalise`.
+        mean, std: as `normalize`.
     """
     model = nnx.merge(graphdef, state)
     # A network that ends in this layer, whose map takes sizes as a score map does.
     model.layers = model.layers[: [row.name for row in model.layers].index(layer) + 1]
-    images = normalise(images, mean, std)
+    images = Normalization(mean, std)(images)
     cells = None if sizes is None else output_sizes(model.layers, sizes)
 
     def of(images: jax.Array) -> jax.Array:

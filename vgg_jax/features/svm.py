@@ -23,11 +23,11 @@ from vgg_jax.cli import scales as parse_scales
 from vgg_jax.compilation import cache_compilations
 from vgg_jax.config import Config
 from vgg_jax.data.folder import open_folder
-from vgg_jax.evaluation.metrics import wilson
+from vgg_jax.evaluation.errors import wilson
 from vgg_jax.features.collection import collect
 from vgg_jax.features.descriptors import AGGREGATES, check, combine
+from vgg_jax.files import write_text
 from vgg_jax.training.checkpoint import restore_model
-from vgg_jax.training.workdir import write_atomically
 
 COSTS = tuple(4.0**power for power in range(-4, 6))  # of the SVM, its C
 SPLITS = ("train", "validation", "test")
@@ -122,7 +122,7 @@ def run(request: Request) -> dict[str, Any]:
         "classes": classification_report(*by_class, output_dict=True, **table),
     }
     path = request.weights / "svm.json"
-    write_atomically(path, json.dumps(report, indent=2) + "\n")
+    write_text(path, json.dumps(report, indent=2) + "\n")
     print(f"written to {path}")
     return report
 

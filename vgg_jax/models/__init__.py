@@ -6,11 +6,11 @@ from typing import Any
 
 from flax import nnx
 
+from vgg_jax.console import did_you_mean
 from vgg_jax.models import nin
 from vgg_jax.models.network import ConvNet
 from vgg_jax.models.nin import NiN
 from vgg_jax.models.vgg import STAGES, VGG
-from vgg_jax.names import did_you_mean
 
 MODELS: dict[str, functools.partial[Any]] = {
     "vgg11": functools.partial(VGG, STAGES["A"]),

@@ -11,7 +11,7 @@ from flax.typing import Initializer
 
 from vgg_jax.kernels.cpu import conv_general_dilated
 from vgg_jax.models import layers as rows
-from vgg_jax.names import did_you_mean
+from vgg_jax.console import did_you_mean
 
 _init = jax.nn.initializers
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from flax import nnx
 
+from vgg_jax.console import did_you_mean
 from vgg_jax.models.layers import (
     BatchNorm,
     Conv,
@@ -16,7 +17,6 @@ from vgg_jax.models.layers import (
     Relu,
 )
 from vgg_jax.models.network import ConvNet
-from vgg_jax.names import did_you_mean
 
 Stages = tuple[tuple[int, ...], ...]
 

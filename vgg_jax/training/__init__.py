@@ -1,1 +1,1 @@
-"""Section 3.1: the optimiser, the sharded step, checkpoints and the loop."""
+"""Section 3.1: the optimizer, the sharded step, checkpoints and the loop."""

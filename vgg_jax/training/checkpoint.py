@@ -13,10 +13,10 @@ from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
 from vgg_jax.config import Config
+from vgg_jax.distributed import make_mesh, replicated
 from vgg_jax.models import ConvNet
 from vgg_jax.training.optimizer import Plateau
 from vgg_jax.training.program import abstract_model
-from vgg_jax.training.sharding import make_mesh, replicated
 from vgg_jax.training.steps import TrainState, split
 from vgg_jax.training.workdir import read_config
 
@@ -183,10 +183,10 @@ def open_run(workdir: Path) -> tuple[Checkpoints, Config]:
 
 def check_classifies(config: Config, workdir: Path | str) -> None:
     """Raises: ValueError: the run's network predicts boxes, not classes."""
-    if config.localisation is not None:
+    if config.localization is not None:
         raise ValueError(
             f"the network in {workdir} predicts boxes, not classes; evaluate it with "
-            f"`python -m vgg_jax.localisation {workdir} --classifier RUN`"
+            f"`python -m vgg_jax.localization {workdir} --classifier RUN`"
         )
 
 

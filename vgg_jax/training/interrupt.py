@@ -7,7 +7,7 @@ from typing import Any
 
 from jax.experimental import multihost_utils
 
-from vgg_jax import hosts
+from vgg_jax import distributed
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -24,13 +24,13 @@ class Interrupt:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Interrupt":
-        ours = (signal.SIGINT,) if hosts.several() else SIGNALS
+        ours = (signal.SIGINT,) if distributed.several() else SIGNALS
         self._before = {s: signal.signal(s, self._catch) for s in ours}
         return self
 
     def after(self, step: int) -> signal.Signals | None:
         """The signal to stop for after this step; to be asked after every step."""
-        if not hosts.several():
+        if not distributed.several():
             return self.signal
         stops = multihost_utils.reached_preemption_sync_point(step)
         return signal.SIGTERM if stops else None
@@ -48,6 +48,6 @@ class Interrupt:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
-        if hosts.several():
+        if distributed.several():
             os.kill(os.getpid(), signal.SIGTERM)
         print("\nstopping after this step; once more stops at once", flush=True)

@@ -11,28 +11,28 @@ from typing import Any
 
 import jax
 
-from vgg_jax import hosts
+from vgg_jax import distributed
 from vgg_jax.config import Config
-from vgg_jax.data.colour import load_axes
+from vgg_jax.console import Progress
+from vgg_jax.data.color import load_axes
 from vgg_jax.data.pipeline import eval_batches, train_batches
 from vgg_jax.data.sources import open_source
-from vgg_jax.metrics import Sums
-from vgg_jax.progress import Progress
+from vgg_jax.distributed import make_mesh, shard_batch
 from vgg_jax.training.checkpoint import Checkpoints, saved_steps
-from vgg_jax.training.doctor import StuckWatch, diagnosis
-from vgg_jax.training.initial import check_source, take_weights
+from vgg_jax.training.diagnosis import StuckWatch, diagnosis
+from vgg_jax.training.init_from import check_source, take_weights
 from vgg_jax.training.interrupt import Interrupt
+from vgg_jax.training.metrics import (
+    MetricWriter,
+    TrainingDiverged,
+    summarize_training,
+    summarize_validation,
+)
+from vgg_jax.training.objectives import Sums, task_of
 from vgg_jax.training.optimizer import Plateau, set_learning_rate
 from vgg_jax.training.program import Program
 from vgg_jax.training.schedule import Schedule
-from vgg_jax.training.sharding import make_mesh, shard_batch
 from vgg_jax.training.steps import TrainState
-from vgg_jax.training.summary import (
-    TrainingDiverged,
-    summarise_training,
-    summarise_validation,
-)
-from vgg_jax.training.task import task_of
 from vgg_jax.training.workdir import (
     check_class_names,
     check_data,
@@ -41,7 +41,6 @@ from vgg_jax.training.workdir import (
     write_class_names,
     write_data,
 )
-from vgg_jax.training.writer import MetricWriter
 
 
 def train(config: Config, workdir: Path) -> signal.Signals | None:
@@ -91,11 +90,11 @@ class Trainer:
         except (OSError, ValueError) as error:
             _warn(f"nothing for eval.py to test on: {error}")
         self.schedule = Schedule.of(config, len(self.training))
-        shifted = config.data.colour_shift > 0
+        shifted = config.data.color_shift > 0
         facts = {
             "images to train on": len(self.training),
             "images to validate with": len(self.validation),
-            "axes of the colour shift": (
+            "axes of the color shift": (
                 load_axes(config.data).tolist() if shifted else None
             ),
         }
@@ -141,7 +140,7 @@ class Trainer:
                     stopped = interrupt.after(step)  # once: it can come at any moment
                     saves = schedule.saves(step) or stopped is not None
                     if saves or schedule.logs(step):
-                        values = summarise_training(pending, step, schedule.batch_size)
+                        values = summarize_training(pending, step, schedule.batch_size)
                         values["epoch"] = schedule.epoch(step)
                         if watch.sees(len(pending), values["train_loss"]):
                             values["stuck"] = 1.0
@@ -221,7 +220,7 @@ class Trainer:
         )
 
     def _validate(self, state: TrainState, step: int) -> dict[str, float]:
-        """Loss and errors on the held-out images, centre crops."""
+        """Loss and errors on the held-out images, center crops."""
         size = self.config.evaluation.batch_size
         batches = eval_batches(
             self.validation,
@@ -241,7 +240,7 @@ class Trainer:
             sums.append(
                 self.program.eval_step(state.params, state.batch_stats, sharded)
             )
-        return summarise_validation(sums, step)
+        return summarize_validation(sums, step)
 
     def _print(
         self, step: int, values: dict[str, float], progress: Progress | None = None
@@ -265,7 +264,7 @@ class Trainer:
 
 
 def _warn(text: str) -> None:
-    if hosts.is_first():
+    if distributed.is_first():
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from vgg_jax.config import OptimizerConfig
-from vgg_jax.names import did_you_mean
+from vgg_jax.console import did_you_mean
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:

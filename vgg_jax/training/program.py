@@ -10,20 +10,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from vgg_jax.config import Config
+from vgg_jax.config import Config, NiNConfig, validate
+from vgg_jax.distributed import batch_sharding, replicated
 from vgg_jax.models import ConvNet, create_model
 from vgg_jax.models.layers import check_size
-from vgg_jax.training import settings
+from vgg_jax.preprocessing import Normalization
+from vgg_jax.training.objectives import task_of
 from vgg_jax.training.optimizer import make_optimizer
-from vgg_jax.training.sharding import (
-    FC_PARAMETERS,
-    batch_sharding,
-    placement,
-    replicated,
-    state_shardings,
-)
+from vgg_jax.training.sharding import FC_PARAMETERS, placement, state_shardings
 from vgg_jax.training.steps import Forward, TrainState, init_state, jit_steps, split
-from vgg_jax.training.task import task_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +54,9 @@ class Program:
         Raises:
             ValueError: settings that do not fit one another, or the mesh.
         """
-        settings.check(config, mesh.size)
+        validate(config)
+        validate_batch_size(config, mesh.size)
+        validate_kind(config)
         create = functools.partial(create_model, **dataclasses.asdict(config.model))
         model = abstract_model(config)
         check_size(model.layers, config.data.crop, config.data.crop)
@@ -78,8 +75,7 @@ class Program:
         shardings = state_shardings(mesh, shapes, shard_fc=config.shard_fc)
         forward = Forward(
             graphdef=split(model)[0],
-            mean=config.data.mean,
-            std=config.data.std,
+            normalization=Normalization(config.data.mean, config.data.std),
             place=placement(mesh, shard_fc=config.shard_fc),
             remat=config.remat,
         )
@@ -97,7 +93,7 @@ class Program:
             "label": ((size,), jnp.int32),
             "weight": ((size,), jnp.float32),
         }
-        if config.data.colour_shift:
+        if config.data.color_shift:
             fields["shift"] = ((size, channels), jnp.float32)
         if task_of(config).with_boxes:
             fields["box"] = ((size, 4), jnp.float32)
@@ -111,6 +107,34 @@ class Program:
                 for name, shape in fields.items()
             },
             key=key,
+        )
+
+
+def validate_batch_size(config: Config, devices: int) -> None:
+    """Checks that so many devices can share a batch.
+
+    Raises:
+        ValueError: they cannot; the message says what to use.
+    """
+    parts, steps = devices * config.accumulate_steps, config.accumulate_steps
+    if config.batch_size % parts:
+        raise ValueError(
+            f"expected a batch_size that {devices} devices can share"
+            + (f" in accumulate_steps={steps} parts" if steps > 1 else "")
+            + f", got {config.batch_size}; use a multiple of {parts}"
+        )
+
+
+def validate_kind(config: Config) -> None:
+    """Checks that the settings of the network are those of its family.
+
+    Raises:
+        ValueError: they are those of the other one.
+    """
+    if config.model.name.startswith("nin") != isinstance(config.model, NiNConfig):
+        raise ValueError(
+            f"{config.model.name} needs the other kind of settings than "
+            f"{type(config.model).__name__}; start from its own file in configs/"
         )
 
 

@@ -1,17 +1,15 @@
-"""One mesh of all devices, its axis "data": batches over it, and if wished the
-fully-connected layers, whose weights are 89% of VGG-16."""
+"""Where a training state lies: whole on every device, or its fully-connected layers,
+which are 89% of VGG-16's weights, shared out over the mesh's axis "data"."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vgg_jax.distributed import DATA, replicated
 from vgg_jax.models.layers import Layer
-
-DATA = "data"
 
 # Sharded fully-connected layers: each device has some outputs of fc6 and of fc7, and
 # the weights of fc8 from those of fc7. Gradients and momentum are where the weights
@@ -26,31 +24,13 @@ FC_PARAMETERS = {"fc6": _BY_OUTPUT, "fc7": _BY_OUTPUT, "fc8": _BY_INPUT}
 FC_INPUTS = {"fc6": (_ROWS, _WHOLE), "fc7": (_CHANNELS, _WHOLE), "fc8": (_CHANNELS,)}
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A one-axis mesh of these devices, by default all of every host."""
-    devices = jax.devices() if devices is None else list(devices)
-    return jax.make_mesh(
-        (len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices
-    )
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device."""
-    return NamedSharding(mesh, P())
-
-
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over the devices."""
-    return NamedSharding(mesh, P(DATA))
-
-
 def state_shardings(mesh: Mesh, state: Any, *, shard_fc: bool) -> Any:
     """Where each array of a state is: whole everywhere, or as `FC_PARAMETERS` says.
 
     Args:
         mesh: the devices.
         state: arrays or their shapes in a tree; the last two names of a path decide, so
-            that an optimiser's copy of a parameter lies where the parameter does.
+            that an optimizer's copy of a parameter lies where the parameter does.
         shard_fc: shard the fully-connected layers.
 
     Raises:
@@ -91,28 +71,3 @@ def placement(mesh: Mesh, *, shard_fc: bool) -> Placement:
         return x
 
     return place
-
-
-def replicate(mesh: Mesh, tree: Any) -> Any:
-    """The same arrays, whole on every device."""
-    return jax.device_put(tree, replicated(mesh))
-
-
-def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows of a batch as global arrays, rows over the devices.
-
-    Raises:
-        ValueError: the rows do not divide over this process's devices.
-    """
-    local = len(mesh.local_devices)
-    for name, rows in batch.items():
-        if len(rows) % local:
-            raise ValueError(
-                f"expected a batch that {local} devices can share, got {len(rows)} "
-                f"rows of {name!r}; make the batch size a multiple of {mesh.size}"
-            )
-    sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, np.asarray(rows))
-        for name, rows in batch.items()
-    }

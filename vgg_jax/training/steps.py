@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,12 +11,12 @@ import optax
 from flax import nnx, struct
 from jax import lax
 
-from vgg_jax.metrics import Sums
 from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import stages
 from vgg_jax.models.network import class_scores
+from vgg_jax.preprocessing import Normalization
+from vgg_jax.training.objectives import CLASSIFICATION, Objective, Sums
 from vgg_jax.training.sharding import Placement
-from vgg_jax.training.task import CLASSIFICATION, Objective
 
 Batch = dict[str, jax.Array]
 
@@ -27,7 +27,7 @@ class TrainState:
 
     step: jax.Array
     params: dict[str, Any]
-    batch_stats: dict[str, Any]  # running statistics; empty without batch normalisation
+    batch_stats: dict[str, Any]  # running statistics; empty without batch normalization
     opt_state: optax.OptState
 
 
@@ -36,23 +36,6 @@ def split(model: ConvNet) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]
     parts: Any = nnx.split(model, nnx.Param, nnx.BatchStat)
     graphdef, params, batch_stats = parts
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
-
-
-def normalise(
-    images: jax.Array,
-    mean: Sequence[float],
-    std: Sequence[float],
-    shift: jax.Array | None = None,
-) -> jax.Array:
-    """Pixels 0-255 minus the training set's mean, per channel: [N, H, W, C] float32.
-
-    `shift`, [N, C] in grey levels, is added first: the random colour shift of
-    section 3.1.
-    """
-    pixels = images.astype(jnp.float32)
-    if shift is not None:
-        pixels += shift[:, jnp.newaxis, jnp.newaxis]
-    return (pixels - jnp.asarray(mean)) / jnp.asarray(std)
 
 
 def init_state(
@@ -76,15 +59,14 @@ class Forward:
 
     Args:
         graphdef: of the network.
-        mean, std: of the training set, as `normalise`.
+        normalization: of the images.
         place: where each layer's input is, see `sharding.placement`.
         remat: keep the input of each stage only, and compute what is between again for
             the gradient.
     """
 
     graphdef: nnx.GraphDef
-    mean: Sequence[float]
-    std: Sequence[float]
+    normalization: Normalization
     place: Placement
     remat: bool
 
@@ -103,7 +85,7 @@ class Forward:
             batch: as `train_step` takes it; label and weight are not looked at.
             keys: [N], of each image's dropout; None evaluates.
         """
-        x = normalise(batch["image"], self.mean, self.std, batch.get("shift"))
+        x = self.normalization(batch["image"], batch.get("shift"))
         model: ConvNet = nnx.merge(self.graphdef, params, batch_stats)
         for layers in stages(model.layers):
 
@@ -141,14 +123,14 @@ def train_step(
     Args:
         state: before the step.
         batch: image uint8 [N, H, W, C], label int32 [N], weight float32 [N]; where
-            colours are shifted, shift float32 [N, C]; to learn boxes, box
+            colors are shifted, shift float32 [N, C]; to learn boxes, box
             float32 [N, 4].
         key: the run's, of dropout; see `image_keys`.
         forward: the network.
         optimizer: of the parameters.
         accumulate_steps: parts of the batch that follow one another, with the update of
-            the whole batch; batch normalisation takes the statistics of each part.
-        objective: what is to be learnt, see `Task`.
+            the whole batch; batch normalization takes the statistics of each part.
+        objective: what is to be learned, see `Task`.
 
     Returns:
         The state after it; the batch's sums of the `objective`, and "gradient_norm",

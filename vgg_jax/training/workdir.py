@@ -1,57 +1,23 @@
 """A run's folder: it belongs to one configuration."""
 
-import contextlib
 import itertools
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vgg_jax import hosts
-from vgg_jax.config import Config, differences, from_dict, to_dict
+from vgg_jax import distributed
+from vgg_jax.config import Config, differences, from_dict, settings, to_dict
+from vgg_jax.files import write_json
 
 CONFIG = "config.json"
 CLASS_NAMES = "class_names.json"
 DATA = "data.json"
 FINISHED = "finished"  # an empty file: the training came to its end
 
-# Settings that may change between a stop and a resume; steps stay as they were.
-FREE = (
-    "accumulate_steps",  # as the devices that a run goes on with need
-    "remat",
-    "shard_fc",
-    "num_epochs",
-    "log_every_steps",
-    "checkpoint_every_steps",
-    "data.data_dir",
-    "data.on_corrupt_image",
-    "data.num_workers",
-    "data.num_threads",
-    "evaluation.scales",
-    "evaluation.averaging",
-    "evaluation.batch_size",
-    "evaluation.bucket_ratios",
-    "localisation.merge_below",
-)
-
 
 class WorkdirMismatch(ValueError):
     """The folder holds a run of another configuration."""
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file to write, which then takes the place of `path`: the whole or nothing."""
-    partial = path.with_name(path.name + ".partial")
-    yield partial
-    os.replace(partial, path)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file or nothing: a reader never sees a part of it."""
-    with replacing(path) as partial:
-        partial.write_text(text)
 
 
 def claim(workdir: Path, config: Config) -> None:
@@ -65,10 +31,11 @@ def claim(workdir: Path, config: Config) -> None:
     path = workdir / CONFIG
     if path.exists():
         there = to_dict(read_config(workdir))
+        resumable = {name for name, one, _ in settings(config) if one.resumable}
         changed = [
             f"  {field}: {theirs!r} there, {ours!r} now"
             for field, ours, theirs in differences(to_dict(config), there)
-            if field not in FREE
+            if field not in resumable
         ]
         if changed:
             raise WorkdirMismatch(
@@ -76,8 +43,8 @@ def claim(workdir: Path, config: Config) -> None:
                 + "\n".join(changed)
                 + "\nuse the same settings, or another --workdir"
             )
-    if hosts.is_first():
-        write_atomically(path, json.dumps(to_dict(config), indent=2) + "\n")
+    if distributed.is_first():
+        write_json(path, to_dict(config))
 
 
 def read_config(workdir: Path) -> Config:
@@ -106,8 +73,8 @@ def read_config(workdir: Path) -> Config:
 
 def write_class_names(workdir: Path, names: Sequence[str]) -> None:
     """Keep the name of each label, to be known later without the data."""
-    if hosts.is_first():
-        write_atomically(workdir / CLASS_NAMES, json.dumps(list(names)) + "\n")
+    if distributed.is_first():
+        write_json(workdir / CLASS_NAMES, list(names))
 
 
 def read_class_names(workdir: Path) -> tuple[str, ...] | None:
@@ -148,8 +115,8 @@ def check_class_names(workdir: Path, names: Sequence[str]) -> None:
 
 def write_data(workdir: Path, facts: Mapping[str, Any]) -> None:
     """Keep what decides a run beside its settings: facts of its data, as JSON has."""
-    if hosts.is_first():
-        write_atomically(workdir / DATA, json.dumps(facts, indent=2) + "\n")
+    if distributed.is_first():
+        write_json(workdir / DATA, facts)
 
 
 def check_data(workdir: Path, facts: Mapping[str, Any]) -> None:

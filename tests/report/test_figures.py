@@ -1,0 +1,135 @@
+"""The curves and the sheet of predictions."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from vgg_jax.config import Config
+from vgg_jax.evaluation.predictions import Predictions
+from vgg_jax.models import ConvNet
+from vgg_jax.report.figures import (
+    curves,
+    draw_curves,
+    draw_predictions,
+    read_metrics,
+)
+from vgg_jax.report.gallery import choose_examples, make_gallery
+
+LINES = [
+    {
+        "step": i,
+        "epoch": i / 10,
+        "train_loss": 2 / i,
+        "train_top1_error": 0.9 / i,
+        "learning_rate": 1e-2 if i < 20 else 1e-3 if i < 30 else 1e-4,
+    }
+    for i in range(1, 41)
+] + [
+    {
+        "step": i,
+        "epoch": i / 10,
+        "validation_loss": 0.3 + abs(i - 20) / 20,
+        "validation_top1_error": 0.1 + abs(i - 20) / 100,
+        "validation_top5_error": 0.0,
+    }
+    for i in range(10, 41, 10)
+]
+
+
+def test_curves_show_the_numbers() -> None:
+    loss, error, rate = curves(LINES).axes
+    for axes, name in ((loss, "loss"), (error, "top1_error")):
+        training, validation = axes.lines[:2]
+        expected = [line for line in LINES if f"train_{name}" in line]
+        np.testing.assert_allclose(
+            training.get_ydata(), [line[f"train_{name}"] for line in expected]
+        )
+        np.testing.assert_allclose(validation.get_xdata(), [1, 2, 3, 4])
+    assert any("10.00% at epoch 2" in text.get_text() for text in error.texts)
+    assert rate.get_yscale() == "log"
+    # A line through every panel where the rate falls, and its value.
+    for axes in (loss, error, rate):
+        upright = [line for line in axes.lines if len(set(line.get_xdata())) == 1]
+        assert {2.0, 3.0} <= {float(line.get_xdata()[0]) for line in upright}
+    assert [text.get_text() for text in rate.texts] == ["0.01", "0.001", "0.0001"]
+
+
+def test_curves_of_boxes_show_the_error_of_boxes() -> None:
+    lines = [
+        {name.replace("top1_error", "box_error"): value for name, value in line.items()}
+        for line in LINES
+    ]
+    _, error, _ = curves(lines).axes
+    expected = [line["train_box_error"] for line in lines if "train_box_error" in line]
+    np.testing.assert_allclose(error.lines[0].get_ydata(), expected)
+    assert any("10.00% at epoch 2" in text.get_text() for text in error.texts)
+
+
+@pytest.mark.parametrize("lines", [LINES, LINES[:1], LINES[-1:]])
+def test_curves_of_a_run_of_any_length(tmp_path: Path, lines: list[dict]) -> None:
+    metrics, output = tmp_path / "metrics.jsonl", tmp_path / "curves.png"
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    draw_curves(metrics, output)
+    assert cv2.imread(str(output)).shape == (1425, 1500, 3)
+    assert sorted(tmp_path.iterdir()) == [output, metrics]
+
+
+def test_no_picture_of_nothing(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    draw_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    assert not (tmp_path / "curves.png").exists()
+
+
+@pytest.mark.parametrize("right", [0, 3, 5])
+def test_sheet_of_predictions(
+    model: ConvNet, config: Config, make_source: Callable, tmp_path: Path, right: int
+) -> None:
+    source = make_source([(40, 56)] * 5)
+    source.class_names = tuple(f"$_$ is not a formula, {i}" for i in range(7))
+    labels = np.array(source.labels)
+    shown = np.where(np.arange(5) < right, labels, (labels + 1) % 7)
+    predictions = Predictions(
+        posteriors=np.eye(7, dtype=np.float32)[shown] * 0.9,
+        labels=labels,
+        weights=np.ones(5, np.float32),
+    )
+    output = tmp_path / "predictions.png"
+    right_ones, wrong_ones = choose_examples(predictions, 24)
+    draw_predictions(
+        make_gallery(model, source, config, right_ones + wrong_ones, title="a row"),
+        output,
+    )
+    picture = cv2.imread(str(output))
+    assert picture.shape[1] == 1800
+    assert picture.std() > 20
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_matplotlib_is_used_without_its_global_state() -> None:
+    script = (
+        "import sys, vgg_jax.evaluation.evaluate; "
+        "print('matplotlib.figure' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["True", "False"]
+
+
+def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged in line 2"):
+        read_metrics(path)

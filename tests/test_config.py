@@ -1,0 +1,123 @@
+"""Settings that cannot be trained with are refused in a line that names them."""
+
+import math
+from typing import Any
+
+import pytest
+
+from vgg_jax.config import (
+    Config,
+    DataConfig,
+    LocalizationConfig,
+    NiNConfig,
+    VGGConfig,
+    settings,
+    validate,
+)
+from vgg_jax.training.program import validate_batch_size, validate_kind
+
+
+def config() -> Config:
+    return Config(model=VGGConfig(name="vgg11"), data=DataConfig(dataset="folder"))
+
+
+NUMBERS = [
+    name
+    for name, declared, value in settings(config())
+    if declared.interval and not isinstance(value, tuple)
+]
+WORDS = [name for name, declared, _ in settings(config()) if declared.choices]
+
+
+def changed(setting: str, value: Any) -> Config:
+    result: Any = config()
+    owner = result
+    *groups, name = setting.split(".")
+    for group in groups:
+        owner = getattr(owner, group)
+    setattr(owner, name, value)
+    return result
+
+
+def test_the_defaults_are_fine() -> None:
+    validate(config())
+
+
+@pytest.mark.parametrize("setting", NUMBERS)
+@pytest.mark.parametrize("value", [-1, math.inf, math.nan])
+def test_a_number_out_of_range_is_named(setting: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"expected {setting} in .*, got {value}"):
+        validate(changed(setting, value))
+
+
+@pytest.mark.parametrize(
+    ("setting", "inside", "outside"),
+    [
+        ("seed", 2**32 - 1, 2**32),
+        ("optimizer.momentum", 0, 1),
+        ("optimizer.plateau_factor", 1, 0),
+        ("optimizer.plateau_drops", 0, -1),
+        ("num_epochs", 0.1, 0),
+        ("log_every_steps", 1, 0),
+    ],
+)
+def test_the_ends_of_a_range(setting: str, inside: float, outside: float) -> None:
+    validate(changed(setting, inside))
+    with pytest.raises(ValueError, match=setting):
+        validate(changed(setting, outside))
+
+
+@pytest.mark.parametrize("setting", WORDS)
+def test_an_unknown_word_is_answered_with_those_that_there_are(setting: str) -> None:
+    with pytest.raises(ValueError, match=rf"unknown {setting} 'xyz'.*known are"):
+        validate(changed(setting, "xyz"))
+
+
+def test_boxes_and_classes_have_their_own_errors() -> None:
+    boxes = changed("localization", LocalizationConfig(regression="scr"))
+    with pytest.raises(ValueError, match=r"top5_error' is not measured .* box_error"):
+        validate(boxes)
+    boxes.optimizer.metric = "box_error"
+    validate(boxes)
+    with pytest.raises(ValueError, match=r"only top1_error, top5_error, loss"):
+        validate(changed("optimizer.metric", "box_error"))
+
+
+def test_an_unknown_regression_is_named() -> None:
+    with pytest.raises(ValueError, match=r"localization\.regression 'pcs'.*'pcr'"):
+        validate(changed("localization", LocalizationConfig(regression="pcs")))
+
+
+def test_a_batch_divides_over_the_devices() -> None:
+    with pytest.raises(ValueError, match=r"12 devices .* got 256; use a multiple of"):
+        validate_batch_size(config(), 12)
+
+
+def test_the_validation_crop_fits() -> None:
+    with pytest.raises(ValueError, match=r"center_scale .* 224, got 200"):
+        validate(changed("evaluation.center_scale", 200))
+
+
+def test_top5_error_needs_more_than_five_classes() -> None:
+    with pytest.raises(ValueError, match=r"set optimizer\.metric to top1_error"):
+        validate(changed("model.num_classes", 5))
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_channels_that_the_mean_or_the_images_have_not(channels: int) -> None:
+    with pytest.raises(
+        ValueError, match=rf"channel.*got {channels if channels == 2 else 3}"
+    ):
+        validate(changed("model.in_channels", channels))
+
+
+@pytest.mark.parametrize("std", [0.0, -1.0, math.nan])
+def test_pixels_are_not_divided_by(std: float) -> None:
+    with pytest.raises(ValueError, match=r"expected data\.std in \(0, inf\)"):
+        validate(changed("data.std", (1.0, 1.0, std)))
+
+
+def test_settings_of_the_other_kind_of_network() -> None:
+    # config.json would be read as the other kind, and the run could not go on.
+    with pytest.raises(ValueError, match="vgg11 needs the other kind"):
+        validate_kind(changed("model", NiNConfig(name="vgg11")))

@@ -1,0 +1,113 @@
+"""The classes of pictures from anywhere."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import vgg_jax
+from vgg_jax import predict as module
+from vgg_jax.config import Config, LocalizationConfig
+from vgg_jax.data.transforms import rescale
+from vgg_jax.models import ConvNet
+from vgg_jax.predict import Classifier, load_run, predict, predict_files
+from vgg_jax.training.workdir import write_class_names
+
+NAMES = tuple("abcdefg")
+
+
+@pytest.fixture
+def classifier(model: ConvNet, config: Config) -> Classifier:
+    return Classifier(
+        model=model,
+        class_names=NAMES,
+        crop=config.data.crop,
+        mean=config.data.mean,
+        std=config.data.std,
+        scales=(32, 48),
+        averaging="score_map",
+    )
+
+
+@pytest.fixture
+def picture(make_source: Callable) -> np.ndarray:
+    return make_source([(40, 56)]).images[0]
+
+
+def test_the_first_classes_and_their_map(
+    classifier: Classifier, picture: np.ndarray
+) -> None:
+    found = predict(classifier, picture, top=3)
+    expected = np.asarray(
+        vgg_jax.dense_posteriors(
+            classifier.model,
+            picture,
+            classifier.scales,
+            mean=classifier.mean,
+            std=classifier.std,
+        )
+    )
+    order = np.argsort(-expected)[:3]
+    assert found.classes == tuple(NAMES[i] for i in order)
+    np.testing.assert_allclose(found.posteriors, expected[order], rtol=1e-5)
+    assert min(found.heat.scores.shape) >= 7
+    assert found.heat.image.shape == (128, 179, 3)
+    pixels = (found.heat.image[None] - np.array(classifier.mean)) / classifier.std
+    scores = classifier.model.score_map(pixels.astype(np.float32))[0, ..., order[0]]
+    np.testing.assert_allclose(found.heat.scores, scores, atol=1e-4)
+    assert len(predict(classifier, picture, top=99).classes) == len(NAMES)
+
+
+def test_files(
+    classifier: Classifier,
+    picture: np.ndarray,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    for name in ("one.png", "b/one.png"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(path), picture[..., ::-1])
+    (tmp_path / "torn.png").write_bytes((tmp_path / "one.png").read_bytes()[:50])
+    files = [
+        tmp_path / name for name in ("one.png", "torn.png", "none.png", "b/one.png")
+    ]
+    assert predict_files(classifier, [*files, files[0]], tmp_path / "maps", top=2) == 2
+    output = capsys.readouterr()
+    assert "torn.png" in output.err and "none.png" in output.err
+    expected = predict(classifier, picture, top=2)
+    line = f"{expected.posteriors[0]:7.2%}  {expected.classes[0]}"
+    assert output.out.count(line) == 2
+    maps = sorted(path.name for path in (tmp_path / "maps").iterdir())
+    assert maps == ["b_one.png.heat.png", f"{tmp_path.name}_one.png.heat.png"]
+    drawn = cv2.imread(str(tmp_path / "maps" / maps[0]))[..., ::-1]
+    assert drawn.shape == (224, 313, 3)  # a map of 128x179, large enough to look at
+    np.testing.assert_array_equal(drawn, rescale(module.overlay(expected.heat), 224))
+
+
+def test_a_run(
+    model: ConvNet,
+    config: Config,
+    make_source: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(module, "restore_model", lambda workdir: (model, config, 7))
+    write_class_names(tmp_path, NAMES)
+    found = load_run(tmp_path)  # the data, /nowhere, is not needed
+    assert found.class_names == NAMES
+    assert (found.mean, found.scales) == (config.data.mean, config.evaluation.scales)
+    # A run from before the names were kept asks its data.
+    (tmp_path / "class_names.json").unlink()
+    source = dataclasses.replace(make_source([(8, 8)]), class_names=("x",) * 7)
+    monkeypatch.setattr(module, "open_source", lambda data, split: source)
+    assert load_run(tmp_path).class_names == ("x",) * 7
+    write_class_names(tmp_path, NAMES[:3])
+    with pytest.raises(ValueError, match=r"names of 7 classes .* got 3"):
+        load_run(tmp_path)
+    config.localization = LocalizationConfig()
+    with pytest.raises(ValueError, match=r"predicts boxes.* vgg_jax\.localization"):
+        load_run(tmp_path)

@@ -1,0 +1,114 @@
+"""The command line: python -m vgg_jax.tools.tpu_check."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vgg_jax.config import Config, DataConfig, VGGConfig
+from vgg_jax.tools.tpu_check import advice, topology_mesh
+
+ROOT = Path(__file__).parents[2]
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu is not installed: pip install -r requirements-tpu.txt",
+)
+
+
+def config(**settings: object) -> Config:
+    return Config(
+        model=VGGConfig(name="vgg16"),
+        data=DataConfig(dataset="imagenet2012"),
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vgg_jax.tools.tpu_check", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": ""},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("topology", ["h100:8", "v5:2x4", "2x4"])
+def test_a_name_that_is_no_tpu(topology: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown TPU .* in topology '{topology}'"):
+        topology_mesh(topology)
+
+
+def test_without_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install -r requirements-tpu\.txt"):
+        topology_mesh("v5e:2x4")
+
+
+def test_advice_names_what_is_not_done_yet() -> None:
+    assert list(advice(config(), "train_step", 8)) == [
+        "--config.model.dtype=bfloat16",
+        "--config.remat=True",
+        "--config.shard_fc=True",
+        "--config.accumulate_steps=2, or more",
+        "--config.batch_size=128, or smaller, or more chips",
+    ]
+    done = config(remat=True, shard_fc=True, accumulate_steps=32)
+    done.model.dtype = "bfloat16"
+    assert list(advice(done, "train_step", 8)) == [
+        "--config.batch_size=128, or smaller, or more chips"
+    ]
+    assert list(advice(done, "dense", 8)) == [
+        "--config.evaluation.batch_size=32, or smaller"
+    ]
+
+
+TINY = [
+    "--config=configs/vgg11.py",
+    "--config.model.width=0.0625",
+    "--config.model.num_classes=10",
+    "--config.model.fc_features=256",
+    "--config.model.fc_kernel=1",
+    "--config.data.crop=32",
+    "--config.evaluation.scales=(64,)",
+]
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_the_compiler_on_a_tiny_network(tmp_path: Path) -> None:
+    file = tmp_path / "check.json"
+    settings = ["--config.accumulate_steps=4", "--config.shard_fc=True"]
+    done = run(*TINY, *settings, "--topology=v5e:2x4", f"--json={file}")
+    assert done.returncode == 0, done.stderr
+    train, dense = json.loads(file.read_text())
+    assert train["program"] == "train_step" and train["chips"] == 8
+    kinds = {c["kind"] for c in train["costs"]["collectives"]}
+    assert "all-reduce" in kinds and "all-gather" in kinds
+    assert train["costs"]["unknown_loops"] == 0
+    assert any(o["executions"] == 4 for o in train["costs"]["operations"])
+    assert any("conv" in o["source"] for o in train["costs"]["operations"])
+    assert 0 < train["utilization"] < 1
+    assert dense["costs"]["cycles"] > 0 and dense["costs"]["collectives"] == []
+    assert "train_step on v5e:2x4: 8 chips, 32 images a chip" in done.stdout
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_errors_are_one_line() -> None:
+    for arguments, code, message in (
+        (["--topology=v5e:3x5"], 1, "expected a topology such as v5e:2x4"),
+        (["--topology=v5e"], 1, "expected a topology such as v5e:2x4"),
+        (["--programs=trian_step"], 2, "did you mean 'train_step'"),
+        (["--config.batch_size=100"], 1, "batch_size that 8 devices can share"),
+    ):
+        done = run(*TINY, *arguments)
+        assert done.returncode == code, done.stderr
+        assert done.stdout == ""
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr

@@ -1,0 +1,153 @@
+"""What a terminal shows: progress of long work, aligned tables, the nearest names."""
+
+import difflib
+import itertools
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+# Seconds between two updates: a terminal rewrites its line, a log file gets a new one.
+ON_TERMINAL = 0.2
+IN_LOG = 10.0
+
+
+class _LogLines(tqdm):
+    """A progress bar for a file: every update is a line of its own."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Print the bar's text."""
+        print(msg or str(self), file=sys.stderr, flush=True)
+
+
+def progress_bar(
+    description: str | None, total: int, *, done: int = 0, unit: str = "images"
+) -> tqdm:
+    """A progress bar on stderr with the rate and the time left.
+
+    Args:
+        description: the name of the work; None shows nothing.
+        total: units of work in all.
+        done: units that need not be done, because an earlier call has done them.
+        unit: what is counted, in the plural.
+
+    Returns:
+        The bar, a context manager; `bar.update(n)` counts n more units.
+    """
+    on_terminal = sys.stderr.isatty()
+    return (tqdm if on_terminal else _LogLines)(
+        desc=description,
+        total=total,
+        initial=done,
+        unit=f" {unit}",
+        file=sys.stderr,
+        disable=description is None,
+        mininterval=ON_TERMINAL if on_terminal else IN_LOG,
+        bar_format="{desc}  {n:,}/{total:,}{unit}  "
+        + ("|{bar}|  " if on_terminal else "")
+        + "{rate_fmt}  {remaining} left",
+        dynamic_ncols=True,
+    )
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration such as "2d03h", "1h02m", "3m05s" or "45s"."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days}d{h:02}h"
+    if hours:
+        return f"{hours}h{m:02}m"
+    return f"{m}m{s:02}s" if minutes else f"{s}s"
+
+
+class Progress:
+    """Counts units of work from `done` to `total`; pauses do not count as time."""
+
+    def __init__(self, total: int, done: int = 0):
+        self.total = total
+        self.done = done
+        self._start = done
+        self._counted = 0
+        self._seconds = 0.0
+        self._since = time.monotonic()
+
+    @property
+    def starting(self) -> bool:
+        """Whether nothing was counted or skipped yet."""
+        return self.done == self._start
+
+    def advance(self, units: int) -> float:
+        """Count units done since the last call; returns their rate a second."""
+        now = time.monotonic()
+        seconds = now - self._since
+        self._since = now
+        self._seconds += seconds
+        self._counted += units
+        self.done += units
+        return units / seconds if seconds > 0 else float("inf")
+
+    def resume(self) -> None:
+        """Leave out the time since the last call: a compilation, a validation."""
+        self._since = time.monotonic()
+
+    def skip(self, units: int) -> None:
+        """Count units, but not the time that they took."""
+        self.done += units
+        self.resume()
+
+    def time_left(self) -> str:
+        """Such as "1h02m" or "45s", at the mean rate so far."""
+        if not self._counted:
+            return "?"
+        return format_seconds(
+            self._seconds / self._counted * max(0, self.total - self.done)
+        )
+
+
+def format_columns(
+    headings: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    total: Sequence[str] | None = None,
+) -> str:
+    """Lines of aligned columns: the first to the left, the others to the right."""
+    lines = [headings, *cells, *([] if total is None else [total])]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+
+    def line(texts: Sequence[str]) -> str:
+        first, *rest = (
+            text.rjust(width) if i else text.ljust(width)
+            for i, (text, width) in enumerate(zip(texts, widths, strict=True))
+        )
+        return "  ".join([first, *rest]).rstrip()
+
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    body = [line(headings), rule, *map(line, cells)]
+    return "\n".join(body if total is None else [*body, rule, line(total)])
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: the nearest known names, else all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3)
+    if near:
+        return "did you mean " + " or ".join(map(repr, near)) + "?"
+    return "known are " + ", ".join(known)
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Names of folders or files, with as many parents as tell them apart.
+
+    Raises:
+        ValueError: the same path twice.
+    """
+    if len(set(paths)) < len(paths):
+        raise ValueError("expected different paths, got the same one twice")
+    for parts in itertools.count(1):
+        names = ["/".join(path.parts[-parts:]) for path in paths]
+        if len(set(names)) == len(names):
+            break
+    return names

@@ -1,0 +1,1 @@
+"""Writes data sets to disk once, in the format of TensorFlow Datasets."""

@@ -1,0 +1,92 @@
+"""Files that are written whole or not at all, and read without running code."""
+
+import contextlib
+import fcntl
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a file to write, which takes the place of `path` when the block ends.
+
+    A reader sees the old file or the whole new one. An error in the block leaves the
+    old one.
+    """
+    partial = path.with_name(path.name + ".partial")
+    yield partial
+    os.replace(partial, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_text(text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads what a JSON file holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not JSON; the message names it.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: it is not JSON ({error})") from error
+
+
+def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Writes named arrays as npz, whole or not at all."""
+    with replacing(path) as partial, open(partial, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def load_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The arrays of these names.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged, or of another kind; the message names it.
+    """
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            return {name: stored[name] for name in names}
+    except FileNotFoundError:
+        raise
+    except (
+        *(AttributeError, EOFError, IndexError, KeyError, OSError),
+        *(RuntimeError, TypeError, ValueError, zipfile.BadZipFile, zlib.error),
+    ) as error:
+        raise ValueError(
+            f"{path} is damaged or of another version ({type(error).__name__}: "
+            f"{error}); delete it and run eval.py, which writes it anew"
+        ) from error
+
+
+@contextlib.contextmanager
+def lock(path: Path, report: Callable[[str], None]) -> Iterator[None]:
+    """Holds a lock file that one process of this machine has at a time.
+
+    A process that dies gives it back. One that has to wait reports that it does.
+    """
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report("waiting for another process that prepares it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,138 @@
+"""What `python -m vgg_jax.localization` does: from networks to errors and a picture."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vgg_jax.config import Config
+from vgg_jax.console import short_names
+from vgg_jax.data.sources import open_source
+from vgg_jax.evaluation import protocols
+from vgg_jax.evaluation.errors import Rate, top_k_error
+from vgg_jax.files import write_text
+from vgg_jax.localization import localize as evaluate
+from vgg_jax.localization.figure import draw_boxes
+from vgg_jax.localization.localize import baseline, columns, error
+from vgg_jax.models import ConvNet
+from vgg_jax.training.checkpoint import restore_model
+
+TOP = 5  # classes, each with a box, that ILSVRC allows for an image
+
+
+def run_localization(
+    workdirs: Sequence[Path], classifier_dir: Path, scales: Sequence[int] = ()
+) -> dict[str, Rate]:
+    """Both testing protocols of appendix A on the test set.
+
+    Prints the table; writes localization.json and boxes.png into the first workdir.
+
+    Args:
+        workdirs: of localization networks; their boxes are merged together.
+        classifier_dir: of a classifier that was trained on crops of the same size.
+        scales: short sides Q, in pixels, in place of the first network's configuration.
+
+    Returns:
+        The errors, by name.
+
+    Raises:
+        FileNotFoundError: no run or no checkpoint in a workdir.
+        ValueError: networks that do not fit one another, or the same one twice.
+    """
+    localizers, configs = zip(*map(_restore, workdirs), strict=True)
+    classifier, classified = _restore(classifier_dir)
+    config = configs[0]
+    _check(dict(zip(workdirs, configs, strict=True)), classifier_dir, classified)
+    assert config.localization is not None  # else `_check` has complained
+    scales = tuple(scales) or tuple(config.evaluation.scales)
+    source = open_source(config.data, "test")
+    names = short_names([workdir.resolve() for workdir in workdirs])
+    together = " + ".join(names)
+
+    errors: dict[str, Rate] = {}
+    for run, model, own in zip(names, localizers, configs, strict=True):
+        name = f"{run}, center crop"
+        found = evaluate.center_crop(model, source, own, progress=name)
+        errors["true class, mean box, center crop"] = error(baseline(found))
+        errors[f"true class, {name}"] = error(found)
+    predictions = protocols.evaluate(
+        classifier,
+        source,
+        dataclasses.replace(classified, data=config.data),
+        protocol="dense",
+        scales=scales,
+        progress=f"{classifier_dir.resolve().name}, dense",
+    )
+    likeliest = np.argsort(-predictions.posteriors, kind="stable")[:, :TOP]
+    found = evaluate.dense(
+        localizers,
+        classifier,
+        source,
+        config,
+        np.column_stack([predictions.labels, likeliest]),
+        scales=scales,
+        merge_below=config.localization.merge_below,
+        progress=f"{together}, dense",
+    )
+    best = columns(found, slice(1, None))
+    errors |= {
+        f"true class, {together}, dense": error(columns(found, slice(1))),
+        f"top-{TOP} classes, mean box": error(baseline(best)),
+        f"top-{TOP} classes, {together}, dense": error(best),
+        f"top-1 class, {together}, dense": error(columns(best, slice(1))),
+        f"top-{TOP} classes, whatever the box": top_k_error(predictions, TOP),
+        "top-1 class, whatever the box": top_k_error(predictions, 1),
+    }
+    print(format_table(errors, scales))
+    record = {
+        "scales": scales,
+        "errors": {name: dataclasses.asdict(rate) for name, rate in errors.items()},
+    }
+    write_text(workdirs[0] / "localization.json", json.dumps(record, indent=2) + "\n")
+    draw_boxes(best, source, localizers[0].in_channels, workdirs[0] / "boxes.png")
+    return errors
+
+
+def format_table(errors: Mapping[str, Rate], scales: Sequence[int]) -> str:
+    """A line for each error: text of several lines."""
+    width = max(map(len, errors))
+    images = next(iter(errors.values())).count
+    lines = [
+        f"{name:<{width}}  {100 * rate.value:6.2f} +- {100 * rate.half_width:.2f}"
+        for name, rate in errors.items()
+    ]
+    rule = "-" * max(map(len, lines))
+    return "\n".join(
+        [
+            f"localization error %, {images:,} images; dense at short sides "
+            f"{', '.join(map(str, scales))}",
+            *(rule, *lines, rule),
+            "+-: half of the 95% interval (Wilson)",
+        ]
+    )
+
+
+def _restore(workdir: Path) -> tuple[ConvNet, Config]:
+    model, config, _ = restore_model(workdir)
+    return model, config
+
+
+def _check(
+    localizers: Mapping[Path, Config], classifier_dir: Path, classifier: Config
+) -> None:
+    if classifier.localization is not None:
+        raise ValueError(f"expected a classifier in {classifier_dir}, got one of boxes")
+    for workdir, config in localizers.items():
+        if config.localization is None:
+            raise ValueError(
+                f"expected a network that predicts boxes in {workdir}, got a classifier"
+            )
+        for field in ("dataset", "crop", "mean", "std"):
+            ours, theirs = getattr(config.data, field), getattr(classifier.data, field)
+            if ours != theirs:
+                raise ValueError(
+                    f"{workdir} and {classifier_dir} were trained with another data."
+                    f"{field}, {ours!r} and {theirs!r}; they must be the same"
+                )

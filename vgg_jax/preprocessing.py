@@ -1,0 +1,60 @@
+"""From pixels to what a network takes: a mean subtracted, a deviation divided by."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vgg_jax.config import IMAGENET_MEAN
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalization:
+    """Subtracts a mean from pixels 0-255 and divides by a standard deviation.
+
+    Args:
+        mean: subtracted, one number a channel, in gray levels.
+        std: divides what is left, one number a channel.
+
+    Raises:
+        ValueError: the numbers of channels differ, or a deviation is not above 0.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Makes tuples of other sequences, so that a value can be hashed."""
+        for name in ("mean", "std"):
+            values = tuple(float(value) for value in getattr(self, name))
+            object.__setattr__(self, name, values)
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                "expected a mean and a std of as many channels, got "
+                f"{len(self.mean)} and {len(self.std)}"
+            )
+        if not all(0 < value < np.inf for value in self.std):
+            raise ValueError(f"expected deviations above 0, got std={self.std}")
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of the images."""
+        return len(self.mean)
+
+    def __call__(self, images: jax.Array, shift: jax.Array | None = None) -> jax.Array:
+        """Normalizes images: [N, H, W, C] with pixels 0-255 -> float32 [N, H, W, C].
+
+        Args:
+            images: of any number type.
+            shift: [N, C] in gray levels, added to the pixels first: the random color
+                shift of section 3.1 of arXiv:1409.1556.
+        """
+        pixels = images.astype(jnp.float32)
+        if shift is not None:
+            pixels += shift[:, jnp.newaxis, jnp.newaxis]
+        return (pixels - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+
+
+# The paper does not divide (section 2.1).
+IMAGENET = Normalization(mean=IMAGENET_MEAN, std=(1.0, 1.0, 1.0))

@@ -1,0 +1,1 @@
+"""Offline commands: tables of a network, what it costs, what the TPU compiler says."""

@@ -1,0 +1,221 @@
+"""Crops against the dense pass, in pictures.
+
+python -m vgg_jax.tools.crop_vs_dense --image FILE --output DIR
+
+One cell of VGG's score map sees one 224x224 window of the image. Given that window as a
+crop, every layer pads its border with zeros; in the dense pass it sees the neighbors
+there (section 3.2). The command draws where that matters and how much, for a network
+with random weights.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from vgg_jax.analysis import receptive_field
+from vgg_jax.config import IMAGENET_MEAN
+from vgg_jax.console import did_you_mean
+from vgg_jax.models import MODELS, ConvNet, create_model
+from vgg_jax.models.layers import MaxPool, output_size
+
+PADDINGS = ("neighbors", "zero")
+
+
+def window_score_map(
+    model: ConvNet,
+    images: jax.Array,
+    *,
+    window: int = 224,
+    window_padding: str = "zero",
+) -> jax.Array:
+    """Class scores of every window at the network's stride, 32 pixels (section 3.2).
+
+    [N, H, W, in_channels] -> float32 [N, h, w, num_classes]. With "zero" the border of
+    each window is padded with zeros in every layer: cell (i, j) is what `model` says of
+    the crop that begins at pixel (32 i, 32 j). With "neighbors" it is the dense pass.
+    They are the same for a network without padding.
+
+    "zero" runs the network on every window, one after another in one program. Windows
+    share no work, for what the border changes reaches nearly all of the last stage: at
+    384 it computes 12 times what the dense pass does.
+
+    Args:
+        model: a classifier.
+        images: normalized as its weights expect.
+        window: side in pixels; the training crop.
+        window_padding: one of `PADDINGS`.
+
+    Raises:
+        ValueError: an unknown padding, or a window that is larger than the images or
+            too small for the network.
+    """
+    if window_padding not in PADDINGS:
+        raise ValueError(
+            f"unknown window_padding {window_padding!r}: "
+            f"{did_you_mean(window_padding, PADDINGS)}"
+        )
+    if window > min(images.shape[1:3]):
+        raise ValueError(
+            f"expected images of at least the window's {window}x{window} pixels, got "
+            f"{images.shape[1]}x{images.shape[2]}"
+        )
+    stride = receptive_field(model, window)[-1].jump
+    rows, columns = ((side - window) // stride + 1 for side in images.shape[1:3])
+    if window_padding == "neighbors":
+        cells = output_size(model.layers, window)
+        sums = lax.reduce_window(
+            model.score_map(images),
+            0.0,
+            lax.add,
+            (1, cells, cells, 1),
+            (1,) * 4,
+            "VALID",
+        )
+        return sums[:, :rows, :columns] / cells**2
+
+    def scores(corner: jax.Array) -> jax.Array:
+        size = (len(images), window, window, images.shape[-1])
+        return model(lax.dynamic_slice(images, (0, corner[0], corner[1], 0), size))
+
+    corners = stride * np.indices((rows, columns)).reshape(2, -1).T
+    found = lax.map(scores, jnp.asarray(corners, jnp.int32))
+    return found.reshape(rows, columns, len(images), -1).transpose(2, 0, 1, 3)
+
+
+def relative_difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of each cell: |a - b| over the root mean square of |b|, [h, w, C] -> [h, w]."""
+    size = np.sqrt(np.mean(np.sum(np.square(b), axis=-1)))
+    return np.linalg.norm(a - b, axis=-1) / size
+
+
+def draw(model: ConvNet, name: str, image: np.ndarray, output: Path) -> str:
+    """Two pictures into the folder `output`, and the table of their numbers.
+
+    Args:
+        model: a classifier with 224x224 windows.
+        name: the model's, for the titles.
+        image: uint8 [384, 384, 3].
+        output: gets `windows.png` and `windows_stages.png`.
+    """
+    from matplotlib.figure import Figure
+
+    from vgg_jax.report import style
+
+    graphdef, state = nnx.split(model)
+    pixels = image[None] - np.asarray(IMAGENET_MEAN, np.float32)
+
+    @jax.jit
+    def compute(state: nnx.State, x: jax.Array) -> tuple:
+        model = nnx.merge(graphdef, state)
+        stages = [
+            before.name
+            for before, layer in zip(model.layers, model.layers[1:], strict=False)
+            if isinstance(layer, MaxPool)
+        ]
+        middle = x[:, 64:288, 64:288]  # window (2, 2)
+        return (
+            *(window_score_map(model, x, window_padding=p)[0] for p in PADDINGS),
+            model.features(x, stages),
+            model.features(middle, stages),
+        )
+
+    dense, crops, seen, alone = jax.device_get(compute(state, pixels))
+    difference = relative_difference(dense, crops)
+    first = jax.device_get(
+        jax.jit(lambda s, x: nnx.merge(graphdef, s)(x))(
+            state, pixels[:, 32:256, 64:288]
+        )
+    )
+    lines = [f"{name}, image {image.shape[0]}x{image.shape[1]}, windows of 224x224"]
+    lines.append("relative difference of a window's scores, dense against crop:")
+    lines += ["  " + "  ".join(f"{d:6.1%}" for d in row) for row in difference]
+    exact = relative_difference(crops[1:2, 2:3], first[None])
+    lines.append(f"zero padding against the crop at (32, 64): {exact.max():.1e}")
+
+    figure = Figure(figsize=(10, 4.6), dpi=150, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.imshow(image)
+    for at, color in ((0, style.TRAIN), (64, style.VALIDATION), (160, style.RIGHT)):
+        box = {"fill": False, "linewidth": 2.5, "edgecolor": color}
+        left.add_patch(_rectangle((at - 0.5, at - 0.5), 224, 224, **box))
+    left.set_title("windows (0, 0), (2, 2) and (5, 5)", color=style.INK, fontsize=11)
+    shown = right.imshow(100 * difference, cmap=style.HEAT, vmin=0)
+    for (i, j), value in np.ndenumerate(difference):
+        ink = "white" if value < 0.7 * difference.max() else style.INK
+        right.text(
+            j, i, f"{value:.1%}", ha="center", va="center", color=ink, fontsize=9
+        )
+    right.set_title(
+        f"{name}: scores, dense against crop, difference %",
+        color=style.INK,
+        fontsize=11,
+    )
+    figure.colorbar(shown, ax=right, shrink=0.9)
+    for axes in (left, right):
+        axes.set_xticks([])
+        axes.set_yticks([])
+    output.mkdir(parents=True, exist_ok=True)
+    style.save(figure, output / "windows.png")
+
+    figure = Figure(figsize=(12, 3.1), dpi=150, layout="constrained")
+    lines.append("in window (2, 2), by stage: difference at the border, in the middle")
+    for axes, stage in zip(figure.subplots(1, len(seen)), seen, strict=True):
+        side = alone[stage].shape[1]
+        start = 2 * side // 7  # 64 of 224 pixels
+        part = seen[stage][0, start : start + side, start : start + side]
+        found = relative_difference(part, alone[stage][0])
+        shown = axes.imshow(100 * found, cmap=style.HEAT, vmin=0)
+        figure.colorbar(shown, ax=axes, shrink=0.75)
+        axes.set_title(f"{stage}, {side} x {side}, %", color=style.INK, fontsize=11)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        border = np.concatenate([found[0], found[-1], found[1:-1, 0], found[1:-1, -1]])
+        center = found[side // 2 - 1 : side // 2 + 1, side // 2 - 1 : side // 2 + 1]
+        lines.append(f"  {stage:8} {border.mean():6.1%} {center.mean():6.1%}")
+    style.save(figure, output / "windows_stages.png")
+    return "\n".join(lines)
+
+
+def _rectangle(*args: object, **options: object):  # type: ignore[no-untyped-def]
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(*args, **options)  # type: ignore[arg-type]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw what the command line asks for; 0, or 2 after an error's one line."""
+    from vgg_jax.data.transforms import center_crop, decode, rescale
+
+    parser = argparse.ArgumentParser(
+        prog="python -m vgg_jax.tools.crop_vs_dense",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    vggs = [name for name in MODELS if name.startswith("vgg")]
+    parser.add_argument("--network", default="vgg16", choices=vggs)
+    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--image", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    options = parser.parse_args(arguments)
+    try:
+        data = options.image.read_bytes()
+        image = center_crop(rescale(decode(data, 3, str(options.image)), 384), 384)
+        model = create_model(
+            options.network, width=options.width, init="he", rngs=nnx.Rngs(0)
+        )
+        print(draw(model, options.network, image, options.output))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""What an initialization does, before any training and without data.
+
+python -m vgg_jax.tools.init_check --config configs/vgg16.py [--config.model.init=he]
+
+Eight smooth random images, normalized as the configuration's data are, go through its
+network once for each init scheme. Prints which schemes will not start to learn and why,
+and the layers under the configuration's own.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from absl import flags
+
+from vgg_jax import cli
+from vgg_jax.config import Config
+from vgg_jax.console import format_columns
+from vgg_jax.distributed import make_mesh
+from vgg_jax.models.network import INITS
+from vgg_jax.training.diagnosis import IMAGES, Signal, finding, measure
+from vgg_jax.training.program import Program
+from vgg_jax.training.steps import Batch
+
+GRAIN = 8  # random colors a side, from which the images are drawn smoothly
+
+
+def random_batch(config: Config) -> Batch:
+    """Smooth images, for neighboring pixels of photographs are alike.
+
+    uint8 [IMAGES, crop, crop, C], and a label for each.
+    """
+    channels, crop = config.model.in_channels, config.data.crop
+    shape = (IMAGES, GRAIN, GRAIN, channels)
+    colors = np.random.default_rng(0).uniform(0, 255, shape)
+    images = jax.image.resize(colors, (IMAGES, crop, crop, channels), "linear")
+    labels = jax.numpy.arange(IMAGES) % config.model.num_classes
+    return {"image": images.astype(np.uint8), "label": labels}
+
+
+def preview(config: Config) -> tuple[float, list[Signal]]:
+    """The loss and the layers with the weights that training would begin with.
+
+    See `training.doctor.measure`.
+    """
+    init = Program.of(config, make_mesh(jax.local_devices()[:1])).init
+    state = init(jax.random.split(jax.random.key(config.seed))[0])
+    rate = config.optimizer.learning_rate
+    batch = random_batch(config)
+    return measure(config, state.params, state.batch_stats, batch, rate=rate)
+
+
+def report(config: Config) -> str:
+    """The verdict on each scheme, and the layers under the configuration's own."""
+    chance = math.log(config.model.num_classes)
+    rate = config.optimizer.learning_rate
+    lines = [
+        f"{config.model.name} at rate {rate:g}, where a loss of {chance:.4g} is chance:"
+    ]
+    rows: list[Sequence[str]] = []
+    for scheme in INITS:
+        model = dataclasses.replace(config.model, init=scheme)
+        loss, signals = preview(dataclasses.replace(config, model=model))
+        wrong = finding(signals)
+        verdict = f"will not start: {wrong}" if wrong else "starts"
+        lines.append(f"{scheme:<9}  loss {loss:<9.4g}  {verdict}")
+        if scheme == config.model.init:
+            for signal in signals:
+                name, *numbers = dataclasses.astuple(signal)
+                rows.append((name, *(f"{number:.2g}" for number in numbers)))
+    headings = ("layer", "activation", "gradient", "step", "dead")
+    return "\n".join(
+        (
+            *lines,
+            "",
+            f"With {config.model.init}: standard deviations, the length of one step "
+            "over the weights', the share of dead channels",
+            format_columns(headings, rows),
+        )
+    )
+
+
+def main(values: flags.FlagValues) -> int:
+    """Print the report; 0."""
+    print(report(values.config))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, cli.new_flags())

@@ -1,0 +1,224 @@
+"""What a run needs on a TPU, without one: asks the TPU compiler.
+
+    pip install -r requirements-tpu.txt
+    python -m vgg_jax.tools.tpu_check --config configs/vgg16.py --topology v5e:2x4
+
+Compiles the training step and the dense evaluator of a configuration for chips that
+need not be there, minutes each on two CPU cores. Prints memory, FLOPs, communication
+and the compiler's estimate of the time. Any setting can follow, such as
+--config.batch_size=512. Exits with 1 where a program does not fit into a chip's memory.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from flax import nnx
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from vgg_jax import cli
+from vgg_jax.analysis.measure import summary
+from vgg_jax.config import Config
+from vgg_jax.console import did_you_mean
+from vgg_jax.distributed import batch_sharding, make_mesh, replicated
+from vgg_jax.evaluation.dense import posteriors
+from vgg_jax.evaluation.padding import Shape, shapes
+from vgg_jax.preprocessing import Normalization
+from vgg_jax.tools.chips import CHIPS
+from vgg_jax.tools.hlo import costs
+from vgg_jax.tools.tpu_report import Memory, Report, format_growth
+from vgg_jax.training.program import Program, abstract_model
+from vgg_jax.training.steps import split
+
+PROGRAMS = ("train_step", "dense")
+
+# The compiler asks for no chip and no metadata server, and several may run at once.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # any: only keeps it from complaining
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
+
+def main(argv: list[str]) -> int:
+    """Check as the flags say; 0, or 1 where a program does not fit."""
+    values = _new_flags()
+    cli.parse(argv, values)
+    for name in values.programs:
+        if name not in PROGRAMS:
+            raise cli.UsageError(
+                f"unknown program {name!r}: {did_you_mean(name, PROGRAMS)}"
+            )
+    config = values.config
+    meshes = {name: topology_mesh(name) for name in values.topology}
+    reports: list[Report] = []
+    for program in values.programs:
+        for topology, mesh in meshes.items():
+            print(f"compiling {program} for {topology}", file=sys.stderr, flush=True)
+            start = time.monotonic()
+            reports.append(check(config, program, topology, mesh))
+            print(f"took {time.monotonic() - start:.0f} s", file=sys.stderr)
+            print(f"{reports[-1]}\n", flush=True)
+    if len(meshes) > 1:
+        print(format_growth(reports))
+    if values.json:
+        text = json.dumps([report.to_dict() for report in reports], indent=1)
+        Path(values.json).write_text(text + "\n")
+    return 0 if all(report.fits for report in reports) else 1
+
+
+def topology_mesh(topology: str) -> Mesh:
+    """A mesh of all chips of a topology such as "v5e:2x4", for the compiler alone.
+
+    Raises:
+        ValueError: no such TPU or arrangement of chips.
+        ImportError: the compiler is not installed.
+    """
+    kind = topology.partition(":")[0]
+    if kind not in CHIPS:
+        raise ValueError(
+            f"unknown TPU {kind!r} in topology {topology!r}: "
+            f"{did_you_mean(kind, CHIPS)}"
+        )
+    if importlib.util.find_spec("libtpu") is None:
+        raise ImportError(
+            "the TPU compiler, libtpu, is not installed: "
+            "pip install -r requirements-tpu.txt (needs no TPU)"
+        )
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        found = topologies.get_topology_desc(topology, "tpu", **CHIPS[kind].options)
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(
+            f"expected a topology such as {kind}:2x4 (v5e, v6e) or {kind}:2x2x1 (v4, "
+            f"v5p), got {topology!r}; the compiler: {_first_line(error)}"
+        ) from error
+    return make_mesh(found.devices)
+
+
+def check(config: Config, program: str, topology: str, mesh: Mesh) -> Report:
+    """Compile one of `PROGRAMS` for the chips of a topology.
+
+    Raises:
+        ValueError: settings that do not fit one another, or the chips.
+    """
+    options = dataclasses.asdict(config.model)
+    if program == "train_step":
+        train = Program.of(config, mesh)
+        lowered = train.train_step.lower(*train.arguments)
+        shape, batch_size, passes = (config.data.crop,) * 2, config.batch_size, 3
+    else:
+        # The largest that images are padded to: it needs the most memory.
+        shape = shapes(config.evaluation.bucket_ratios, max(config.evaluation.scales))[
+            -1
+        ]
+        batch_size = -(-config.evaluation.batch_size // mesh.size) * mesh.size
+        lowered, passes = _lower_dense(config, mesh, shape, batch_size), 2
+    multiply_adds = summary(options.pop("name"), shape, **options).multiply_adds
+    report = functools.partial(
+        Report,
+        program=program,
+        topology=topology,
+        chips=mesh.size,
+        batch_size=batch_size,
+        model_flops=2.0 * passes * multiply_adds * batch_size,
+        advice=tuple(advice(config, program, mesh.size)),
+    )
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return report(refusal=_first_line(error))
+    counted, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    return report(
+        memory=Memory(
+            arguments=memory.argument_size_in_bytes,
+            outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+            temporaries=memory.temp_size_in_bytes,
+            code=memory.generated_code_size_in_bytes,
+        ),
+        costs=costs(compiled.as_text()),
+        flops=counted["flops"],
+        bytes_accessed=counted["bytes accessed"],
+    )
+
+
+def _lower_dense(config: Config, mesh: Mesh, shape: Shape, batch_size: int) -> Any:
+    """The dense evaluation of a batch of images padded to one shape, with the flip."""
+    graphdef, *arrays = split(abstract_model(config))
+    mean, std, averaging = (
+        config.data.mean,
+        config.data.std,
+        config.evaluation.averaging,
+    )
+
+    @jax.jit
+    def dense(params: Any, statistics: Any, images: Any, sizes: Any) -> jax.Array:
+        model = nnx.merge(graphdef, params, statistics)
+        images = Normalization(mean, std)(images)
+        return posteriors(model, images, averaging=averaging, flip=True, sizes=sizes)
+
+    whole = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(mesh)),
+        arrays,
+    )
+    rows = functools.partial(jax.ShapeDtypeStruct, sharding=batch_sharding(mesh))
+    images = rows((batch_size, *shape, config.model.in_channels), jnp.uint8)
+    return dense.lower(*whole, images, rows((batch_size, 2), jnp.int32))
+
+
+def advice(config: Config, program: str, chips: int) -> Iterator[str]:
+    """Settings that would need less memory, those that change least first."""
+    if config.model.dtype == "float32":
+        yield "--config.model.dtype=bfloat16"
+    if program == "dense":
+        smaller = config.evaluation.batch_size // 2
+        yield f"--config.evaluation.batch_size={smaller}, or smaller"
+        return
+    if not config.remat:
+        yield "--config.remat=True"
+    if not config.shard_fc and chips > 1:
+        yield "--config.shard_fc=True"
+    parts = 2 * config.accumulate_steps
+    if config.batch_size % (parts * chips) == 0:
+        yield f"--config.accumulate_steps={parts}, or more"
+    yield f"--config.batch_size={config.batch_size // 2}, or smaller, or more chips"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _new_flags() -> flags.FlagValues:
+    values = cli.new_flags()
+    flags.DEFINE_list(
+        "topology",
+        ["v5e:2x4"],
+        f"chips and their arrangement; several compare: {', '.join(CHIPS)}",
+        flag_values=values,
+    )
+    flags.DEFINE_list("programs", [*PROGRAMS], "which to check", flag_values=values)
+    flags.DEFINE_string("json", None, "a file for every number", flag_values=values)
+    return values
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")  # leaves a TPU that is there alone
+    # A program for chips that are not there cannot be read back.
+    jax.config.update("jax_enable_compilation_cache", False)
+    # Not `cli.run`, which waits for the other hosts of a pod.
+    cli.finish(functools.partial(main, sys.argv))

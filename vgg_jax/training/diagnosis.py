@@ -1,0 +1,204 @@
+"""Why a network does not start to learn: what its layers do to signal and gradient."""
+
+import dataclasses
+import functools
+import math
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vgg_jax.config import Config
+from vgg_jax.models import create_model
+from vgg_jax.models.layers import Conv, Relu
+from vgg_jax.preprocessing import Normalization
+from vgg_jax.training.objectives import classification_sums
+from vgg_jax.training.optimizer import learning_rate
+from vgg_jax.training.program import abstract_model
+from vgg_jax.training.schedule import Schedule
+from vgg_jax.training.steps import Batch, TrainState
+
+IMAGES = 8  # of a batch are enough to see what the layers do
+
+# Lengths of the first update over that of the weights. The paper trains for 370K steps:
+# at less than a millionth each the weights stay what they were, and the L2 penalty
+# (5e-6 a step at its rate) is stronger. At their own length each, nothing stays.
+SHORTEST_STEP = 1e-6
+LONGEST_STEP = 1.0
+
+# A loss this near to that of equal posteriors, for an epoch and so many steps at least,
+# is no slow start.
+BAND = 0.01
+LONG_ENOUGH = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Signal:
+    """One layer with weights, seen on a few images."""
+
+    layer: str
+    activation: float  # standard deviation of its output
+    gradient: float  # of the loss by its kernel: standard deviation
+    step: float  # length of one update by the gradient over that of the kernel
+    dead: float  # share of its channels that the ReLU leaves at 0 wherever it looks
+
+
+def measure(
+    config: Config,
+    params: dict[str, Any],
+    batch_stats: dict[str, Any],
+    batch: Batch,
+    *,
+    rate: float,
+) -> tuple[float, list[Signal]]:
+    """The loss, and the layers from the input on, in training mode.
+
+    Args:
+        batch: as `train_step` takes it; the first `IMAGES` are looked at.
+        rate: the learning rate, of which `Signal.step` is a multiple.
+    """
+    # The scheme made the weights and has no part in this: one program for all of them.
+    options = dataclasses.asdict(config.model) | {"init": "glorot"}
+    loss, found = jax.device_get(
+        _look(
+            params,
+            batch_stats,
+            {"image": batch["image"], "label": batch["label"]},
+            options=tuple(options.items()),
+            mean=config.data.mean,
+            std=config.data.std,
+        )
+    )
+    signals = []
+    for layer in abstract_model(config).layers:
+        if layer.name in found:
+            seen = {key: float(value) for key, value in found[layer.name].items()}
+            seen["step"] *= rate
+            signals.append(Signal(layer.name, **seen))
+    return float(loss), signals
+
+
+@functools.partial(jax.jit, static_argnames=("options", "mean", "std"))
+def _look(
+    params: dict[str, Any],
+    batch_stats: dict[str, Any],
+    batch: Batch,
+    *,
+    options: tuple[tuple[str, Any], ...],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> tuple[jax.Array, dict[str, dict[str, jax.Array]]]:
+    """Layer -> the fields of its `Signal`, with a rate of 1."""
+    graphdef = nnx.graphdef(create_model(**dict(options), rngs=nnx.Rngs(0)))
+    images = Normalization(mean, std)(batch["image"][:IMAGES])
+    labels = batch["label"][:IMAGES]
+
+    def loss_fn(params: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
+        model = nnx.merge(graphdef, params, batch_stats)
+        maps: dict[str, jax.Array] = {}
+        rngs = nnx.Rngs(dropout=0)
+        model.run(images, model.layers, train=True, rngs=rngs, collect=maps)
+        found: dict[str, dict[str, jax.Array]] = {}
+        for layer in model.layers:
+            x = maps[layer.name].astype(jnp.float32)
+            if isinstance(layer, Conv):
+                seen = {"activation": x.std(), "dead": jnp.zeros(())}
+                found[layer.name] = seen
+            elif isinstance(layer, Relu):
+                seen["dead"] = (x <= 0).all((0, 1, 2)).mean()
+        sums = classification_sums(x.mean((1, 2)), labels, jnp.ones(len(labels)))
+        return sums["loss"] / len(labels), found
+
+    (loss, found), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    for name, seen in found.items():
+        kernel, gradient = params[name]["kernel"], gradients[name]["kernel"]
+        seen["gradient"] = gradient.std()
+        seen["step"] = jnp.linalg.norm(gradient) / jnp.linalg.norm(kernel)
+    return loss, found
+
+
+def finding(signals: list[Signal]) -> str | None:
+    """What is wrong with the layers, in a sentence; None if nothing is."""
+    steps = [signal.step for signal in signals]
+    widest = max(signals, key=lambda s: s.step)
+    if not all(map(math.isfinite, steps)) or widest.step > LONGEST_STEP:
+        return (
+            "the signal grows from layer to layer: one step would change "
+            f"{widest.layer} by {widest.step:.2g} times its weights' length"
+        )
+    dead = [signal.layer for signal in signals if signal.dead == 1.0]
+    if dead:
+        return (
+            f"the ReLU after {dead[0]} gives 0 for every image: no gradient passes it"
+        )
+    if statistics.median(steps) < SHORTEST_STEP:
+        return (
+            "the signal fades from layer to layer, to a deviation of "
+            f"{signals[-1].activation:.2g} at {signals[-1].layer}: one step changes "
+            f"the weights by {statistics.median(steps):.2g} of their length"
+        )
+    return None
+
+
+# What may be changed, and for which configurations that is worth saying.
+REMEDIES: tuple[tuple[Callable[[Config], bool], str], ...] = (
+    (
+        lambda config: config.model.init in ("caffe_001", "paper"),
+        "model.init=glorot or he (the deviation of caffe_001 is too small for deep "
+        "networks, that of paper too large), or init_from a trained shallower network",
+    ),
+    (
+        lambda config: config.model.init == "he" and max(config.data.std) == 1,
+        "model.init=glorot, or data.std of about 60, for pixels are 0-255",
+    ),
+    (
+        lambda config: config.model.name == "nin_tutorial",
+        "another seed: its ReLU on the scores can leave classes without a gradient",
+    ),
+    (
+        lambda config: config.model.name.startswith("nin"),
+        "optimizer.learning_rate=0.01: NiN often stays put at 0.1",
+    ),
+    (lambda config: True, "a tenth of optimizer.learning_rate"),
+)
+
+
+class StuckWatch:
+    """Sees a loss that stays at ln(num_classes), that of equal posteriors."""
+
+    def __init__(self, config: Config, schedule: Schedule):
+        self.chance = math.log(config.model.num_classes)
+        epoch = math.ceil(schedule.examples / schedule.batch_size)
+        self.patience = max(LONG_ENOUGH, epoch)
+        self._stuck = 0
+
+    def sees(self, steps: int, loss: float) -> bool:
+        """Takes the mean loss of so many steps; True when it has lasted long enough.
+
+        It then waits as long again before it says so once more.
+        """
+        near = abs(loss - self.chance) < BAND * self.chance
+        self._stuck = self._stuck + steps if near else 0
+        if self._stuck < self.patience:
+            return False
+        self._stuck = 0
+        return True
+
+
+def diagnosis(
+    config: Config, watch: StuckWatch, state: TrainState, batch: Batch
+) -> str:
+    """What to say of a run that `watch` saw stuck: what is seen, and what to change."""
+    rate = float(learning_rate(state.opt_state))
+    _, signals = measure(config, state.params, state.batch_stats, batch, rate=rate)
+    return (
+        f"the loss has stayed at ln({config.model.num_classes}) = "
+        f"{watch.chance:.4g}, that of equal posteriors, for {watch.patience:,} steps: "
+        "the network has not started to learn. "
+        + (f"Here {seen}. " if (seen := finding(signals)) else "")
+        + "Try, in a new --workdir: "
+        + "; ".join(text for applies, text in REMEDIES if applies(config))
+    )

@@ -1,0 +1,130 @@
+"""The losses and errors of the two tasks: classification and localization.
+
+Section 3.1 and appendix A of arXiv:1409.1556. Both are sums with weights: add them up
+over batches and devices, and divide once.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vgg_jax import boxes
+from vgg_jax.boxes import RIGHT_IOU, class_boxes
+from vgg_jax.config import Config
+
+Sums = dict[str, jax.Array]
+
+
+def classification_sums(
+    logits: jax.Array, labels: jax.Array, weights: jax.Array
+) -> Sums:
+    """Weighted sums of cross-entropy (nats), top-1 and top-5 errors, and weights.
+
+    logits [N, num_classes], labels int [N], weights [N] (0 leaves an example out) ->
+    four float32 scalars: "loss", "top1_error", "top5_error", "weight".
+
+    An example's rank is the number of classes that score at least as much as its own:
+    ties count against the network, so constant scores are never right. A score that is
+    not a number is an error.
+    """
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
+    rank = jnp.sum(~(logits < own), axis=1)
+    return {
+        "loss": jnp.sum(jnp.where(weights > 0, loss * weights, 0.0)),
+        "top1_error": jnp.sum(weights * (rank > 1)),
+        "top5_error": jnp.sum(weights * (rank > 5)),
+        "weight": jnp.sum(weights),
+    }
+
+
+def localization_sums(
+    outputs: jax.Array, labels: jax.Array, targets: jax.Array, weights: jax.Array
+) -> Sums:
+    """Weighted sums of the Euclidean loss, of boxes that are wrong, and of weights.
+
+    Appendix A of arXiv:1409.1556. outputs [N, 4 * classes] or [N, 4], labels int [N],
+    targets [N, 4] relative to the crop (`vgg_jax.boxes`), weights [N] -> three float32
+    scalars: "loss", "box_error", "weight".
+
+    Only the box of an image's own class counts. The loss is half the squared distance,
+    as Caffe's, and leaves out objects of which the crop shows less than half, as
+    OverFeat does (arXiv:1312.6229, section 4.2).
+    """
+    found = class_boxes(outputs, labels[:, None])[:, 0]
+    window = jnp.array([0.0, 0, 1, 1])
+    seen = boxes.intersection(targets, window) >= boxes.area(targets) / 2
+    loss = jnp.sum(jnp.square(found - targets), axis=1) / 2
+    wrong = ~(boxes.iou(found, targets) > RIGHT_IOU)
+    return {
+        "loss": jnp.sum(jnp.where(seen & (weights > 0), loss * weights, 0.0)),
+        "box_error": jnp.sum(weights * wrong),
+        "weight": jnp.sum(weights),
+    }
+
+
+def means(sums: Sums) -> dict[str, float]:
+    """Sums as above, added over batches, as means per example."""
+    weight = float(sums["weight"])
+    return {
+        name: float(total) / weight if weight else float("nan")
+        for name, total in sums.items()
+        if name != "weight"
+    }
+
+
+Objective = Callable[[jax.Array, Mapping[str, jax.Array]], Sums]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """What the loop has to know of it.
+
+    Args:
+        objective: (the network's outputs, batch) -> sums with "loss", which training
+            lowers, each of `errors`, and "weight".
+        errors: fractions among the sums with how to print them, the main one first.
+        outputs: of the network, from the number of the data's classes.
+        with_boxes: whether a batch holds boxes.
+    """
+
+    objective: Objective
+    errors: Mapping[str, str]
+    outputs: Callable[[int], int]
+    with_boxes: bool
+
+
+def _classes(outputs: jax.Array, batch: Mapping[str, jax.Array]) -> Sums:
+    return classification_sums(outputs, batch["label"], batch["weight"])
+
+
+def _boxes(outputs: jax.Array, batch: Mapping[str, jax.Array]) -> Sums:
+    return localization_sums(outputs, batch["label"], batch["box"], batch["weight"])
+
+
+CLASSIFICATION = Task(
+    objective=_classes,
+    errors={"top1_error": "top-1 error", "top5_error": "top-5 error"},
+    outputs=lambda classes: classes,
+    with_boxes=False,
+)
+_PER_CLASS = Task(
+    objective=_boxes,
+    errors={"box_error": "box error"},
+    outputs=lambda classes: 4 * classes,
+    with_boxes=True,
+)
+LOCALIZATION = {
+    "pcr": _PER_CLASS,
+    "scr": dataclasses.replace(_PER_CLASS, outputs=lambda classes: 4),
+}
+
+
+def task_of(config: Config) -> Task:
+    """The task that a configuration's `localization` says; `config.validate` before."""
+    if config.localization is None:
+        return CLASSIFICATION
+    return LOCALIZATION[config.localization.regression]
