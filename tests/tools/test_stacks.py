@@ -2,7 +2,7 @@
 
 import pytest
 
-from vgg_jax.analysis import compare_stacks, format_stacks
+from vgg_jax.tools.stacks import compare_stacks, format_stacks
 
 
 def test_the_papers_comparison() -> None:

@@ -1,4 +1,4 @@
-"""The command line: python -m vgg_jax.analysis."""
+"""The command line: python -m vgg_jax.tools.summary."""
 
 import json
 import subprocess
@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from vgg_jax.analysis import compare_stacks, format_stacks, summary
 from vgg_jax.models import MODELS
+from vgg_jax.models.measure import summary
+from vgg_jax.tools.stacks import compare_stacks, format_stacks
 from vgg_jax.tools.summary import main
 
 Capture = pytest.CaptureFixture[str]
@@ -91,8 +92,8 @@ def test_the_module_runs_on_light_dependencies() -> None:
         "import runpy, sys\n"
         "heavy = ('tensorflow_datasets', 'grain', 'orbax', 'matplotlib', 'cv2')\n"
         "for name in heavy: sys.modules[name] = None\n"  # importing one now fails
-        "sys.argv = ['vgg_jax.analysis', 'vgg16', '--size', '256']\n"
-        "runpy.run_module('vgg_jax.analysis', run_name='__main__')\n"
+        "sys.argv = ['vgg_jax.tools.summary', 'vgg16', '--size', '256']\n"
+        "runpy.run_module('vgg_jax.tools.summary', run_name='__main__')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

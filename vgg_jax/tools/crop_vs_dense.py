@@ -19,11 +19,11 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from vgg_jax.analysis import receptive_field
 from vgg_jax.config import IMAGENET_MEAN
 from vgg_jax.console import did_you_mean
 from vgg_jax.models import MODELS, ConvNet, create_model
 from vgg_jax.models.layers import MaxPool, output_size
+from vgg_jax.models.measure import receptive_field
 
 PADDINGS = ("neighbors", "zero")
 

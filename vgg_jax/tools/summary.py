@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vgg_jax.analysis.measure import summary
 from vgg_jax.models import MODELS
+from vgg_jax.models.measure import summary
 from vgg_jax.tools.stacks import compare_stacks, format_stacks
 
 

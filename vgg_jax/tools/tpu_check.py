@@ -28,12 +28,12 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from vgg_jax import cli
-from vgg_jax.analysis.measure import summary
 from vgg_jax.config import Config
 from vgg_jax.console import did_you_mean
 from vgg_jax.distributed import batch_sharding, make_mesh, replicated
 from vgg_jax.evaluation.dense import posteriors
 from vgg_jax.evaluation.padding import Shape, shapes
+from vgg_jax.models.measure import summary
 from vgg_jax.preprocessing import Normalization
 from vgg_jax.tools.chips import CHIPS
 from vgg_jax.tools.hlo import costs
