@@ -12,19 +12,22 @@ import sys
 
 from absl import flags
 
-from vgg_jax import cli
+from vgg_jax import cli, distributed
 
 
 def main(values: flags.FlagValues) -> int:
     """Evaluate what the flags say; 0."""
     from vgg_jax.evaluation.evaluate import run_evaluation
+    from vgg_jax.report.artifacts import write_artifacts
 
-    run_evaluation(
+    evaluation = run_evaluation(
         values.workdir or [f"runs/{cli.config_name(sys.argv)}"],
         values.config,
         values.protocol,
         cli.scales(values.scales),
     )
+    if distributed.is_first():
+        write_artifacts(evaluation)
     return 0
 
 

@@ -11,13 +11,11 @@ many programs as there are shapes. Prints one JSON object a line.
 
 import argparse
 import dataclasses
-import functools
 import json
 import time
 from pathlib import Path
 
 import cv2
-import jax
 import numpy as np
 from flax import nnx
 
@@ -26,8 +24,8 @@ from vgg_jax import ConvNet, create_model
 from vgg_jax.config import Config, DataConfig, EvaluationConfig, VGGConfig
 from vgg_jax.data.sources import Source, open_source
 from vgg_jax.data.transforms import decode, rescale
-from vgg_jax.evaluation import protocols, tiling
-from vgg_jax.evaluation.dense import posteriors
+from vgg_jax.evaluation import protocols
+from vgg_jax.inference.forward import Network, Posteriors, apply
 from vgg_jax.preprocessing import Normalization
 from vgg_jax.tools.bucket_cost import ILSVRC, read_sizes
 
@@ -65,25 +63,13 @@ class Photographs:
         return {"image": self._files[index], "label": 0, "name": f"photograph {index}"}
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "mean", "std"))
-def _unmasked(
-    state: nnx.State,
-    images: jax.Array,
-    *,
-    graphdef: nnx.GraphDef,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> jax.Array:
-    model = nnx.merge(graphdef, state)
-    images = Normalization(mean, std)(images)
-    return posteriors(model, images, averaging="score_map", flip=True)
-
-
 def one_program_a_shape(
     model: ConvNet, source: Source, config: Config, scale: int
 ) -> np.ndarray:
     """Posteriors [N, num_classes], from batches of one shape each and no padding."""
-    graphdef, state = nnx.split(model)
+    network = Network.from_model(
+        model, Normalization(config.data.mean, config.data.std)
+    )
     images = [
         rescale(decode(source[i]["image"], model.in_channels, short_side=scale), scale)
         for i in range(len(source))
@@ -98,13 +84,7 @@ def one_program_a_shape(
             rows = indices[start : start + size]
             batch = np.zeros((size, *shape), np.uint8)
             batch[: len(rows)] = [images[i] for i in rows]
-            scores = _unmasked(
-                state,
-                batch,
-                graphdef=graphdef,
-                mean=tuple(config.data.mean),
-                std=tuple(config.data.std),
-            )
+            scores = network.run(Posteriors(), batch)
             found[rows] = np.asarray(scores)[: len(rows)]
     return found
 
@@ -121,9 +101,9 @@ def compare(
 ) -> None:
     """Both evaluators twice; prints seconds, programs and the largest difference."""
     found = {}
-    for evaluator, programs in (
-        (one_program_a_shape, [_unmasked]),
-        (buckets, [protocols._posteriors, tiling._tile_scores]),
+    for evaluator in (
+        one_program_a_shape,
+        buckets,
     ):
         seconds = []
         for _ in range(2):
@@ -135,13 +115,12 @@ def compare(
             "count": len(source),
             "scale": scale,
             "evaluator": evaluator.__name__,
-            "programs": sum(program._cache_size() for program in programs),
+            "programs": apply._cache_size(),
             "with_compilation_s": round(seconds[0], 1),
             "steady_s": round(seconds[1], 1),
         }
         print(json.dumps(result), flush=True)
-        for program in programs:
-            program.clear_cache()
+        apply.clear_cache()
     difference = np.abs(found[buckets] - found[one_program_a_shape]).max()
     print(json.dumps({"images": name, "largest_difference": float(difference)}))
 

@@ -1,8 +1,8 @@
 """VGG and Network in Network in JAX: the networks, their training, their evaluation."""
 
-from vgg_jax.evaluation.dense import dense_posteriors
-from vgg_jax.evaluation.tiling import tiled_score_map
 from vgg_jax.features.descriptors import descriptor
+from vgg_jax.inference.dense import dense_posteriors
+from vgg_jax.inference.tiling import tiled_score_map
 from vgg_jax.models import MODELS, VGG, ConvNet, NiN, create_model, nin, vgg
 from vgg_jax.models.measure import receptive_field, summary
 

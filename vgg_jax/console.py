@@ -14,12 +14,16 @@ ON_TERMINAL = 0.2
 IN_LOG = 10.0
 
 
-class _LogLines(tqdm):
-    """A progress bar for a file: every update is a line of its own."""
+class _LogStream:
+    """Stderr for a progress bar that goes to a file: each update is a line."""
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Print the bar's text."""
-        print(msg or str(self), file=sys.stderr, flush=True)
+    def write(self, text: str) -> None:
+        """Print the bar's text without what moves a terminal's cursor."""
+        if line := text.strip("\r\n "):
+            print(line, file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        """Do nothing: lines are flushed as they are printed."""
 
 
 def progress_bar(
@@ -37,12 +41,12 @@ def progress_bar(
         The bar, a context manager; `bar.update(n)` counts n more units.
     """
     on_terminal = sys.stderr.isatty()
-    return (tqdm if on_terminal else _LogLines)(
+    return tqdm(
         desc=description,
         total=total,
         initial=done,
         unit=f" {unit}",
-        file=sys.stderr,
+        file=sys.stderr if on_terminal else _LogStream(),
         disable=description is None,
         mininterval=ON_TERMINAL if on_terminal else IN_LOG,
         bar_format="{desc}  {n:,}/{total:,}{unit}  "

@@ -11,8 +11,8 @@ import numpy as np
 from vgg_jax.console import short_names
 from vgg_jax.data.sources import open_source
 from vgg_jax.data.transforms import CorruptImage, decode, rescale
-from vgg_jax.evaluation.dense import dense_posteriors
 from vgg_jax.files import replacing
+from vgg_jax.inference.dense import dense_posteriors
 from vgg_jax.models import ConvNet
 from vgg_jax.report.heat import ScoreMap, map_side, overlay, score_map
 from vgg_jax.training.checkpoint import check_classifies, restore_model

@@ -1,6 +1,7 @@
 """From pixels to what a network takes: a mean subtracted, a deviation divided by."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,8 @@ class Normalization:
         ValueError: the numbers of channels differ, or a deviation is not above 0.
     """
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: Sequence[float]
+    std: Sequence[float]
 
     def __post_init__(self) -> None:
         """Makes tuples of other sequences, so that a value can be hashed."""
@@ -31,7 +32,7 @@ class Normalization:
             object.__setattr__(self, name, values)
         if len(self.mean) != len(self.std):
             raise ValueError(
-                "expected a mean and a std of as many channels, got "
+                "expected as many values of mean as of std, one a channel, got "
                 f"{len(self.mean)} and {len(self.std)}"
             )
         if not all(0 < value < np.inf for value in self.std):

@@ -15,7 +15,7 @@ from tests.models.drawn import network
 from vgg_jax.config import Config
 from vgg_jax.evaluation import cache
 from vgg_jax.evaluation.predictions import Predictions
-from vgg_jax.evaluation.protocols import Piece
+from vgg_jax.evaluation.protocols import Pass
 
 INPUTS = {"step": 3, "images": 4, "class_names": ["a", "b"], "mean": [1.0, 2.0]}
 
@@ -32,7 +32,7 @@ def predictions() -> Predictions:
 
 @pytest.fixture
 def path(tmp_path: Path, predictions: Predictions) -> Path:
-    path = cache.cache_path(tmp_path, Piece("dense", 256), "score_map")
+    path = cache.cache_path(tmp_path, Pass("dense", 256), "score_map")
     cache.save(path, INPUTS, predictions)
     return path
 
@@ -126,14 +126,14 @@ def test_the_network_is_its_layers_and_its_weights(make_model: Callable) -> None
 def test_what_the_posteriors_depend_on(
     config: Config, make_source: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    piece = Piece("dense", 48)
+    one_pass = Pass("dense", 48)
     source = make_source([(40, 40)] * 40)
 
-    def inputs(source=source, piece=piece, split="test", **data: object) -> dict:
+    def inputs(source=source, one_pass=one_pass, split="test", **data: object) -> dict:
         changed = dataclasses.replace(config.data, **data)
         its_config = dataclasses.replace(config, data=changed)
         known = cache.data_inputs(changed, split, source)
-        return cache.all_inputs({"network": "x"}, known, its_config, piece)
+        return cache.all_inputs({"network": "x"}, known, its_config, one_pass)
 
     known = inputs()
     assert json.loads(json.dumps(known)) == known == inputs(num_threads=3)
@@ -144,8 +144,8 @@ def test_what_the_posteriors_depend_on(
     redrawn = make_source([(40, 40)] * 40)
     redrawn.images[-1] = 255 - redrawn.images[-1]
     for other in (
-        inputs(piece=Piece("dense", 32)),
-        inputs(piece=Piece("multicrop", 48)),
+        inputs(one_pass=Pass("dense", 32)),
+        inputs(one_pass=Pass("multicrop", 48)),
         inputs(crop=24),
         inputs(mean=(0.0, 0.0, 0.0)),
         inputs(std=(1.0, 1.0, 1.0)),

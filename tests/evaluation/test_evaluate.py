@@ -12,15 +12,28 @@ from flax import nnx
 from vgg_jax.config import Config, LocalizationConfig
 from vgg_jax.evaluation import evaluate as run
 from vgg_jax.evaluation.errors import confusion_matrix, top_k_error
-from vgg_jax.evaluation.evaluate import contender, planned_rows, run_evaluation
+from vgg_jax.evaluation.evaluate import candidate, planned_rows, run_evaluation
 from vgg_jax.evaluation.predictions import fuse
 from vgg_jax.evaluation.protocols import evaluate
+from vgg_jax.evaluation.results import Result
 from vgg_jax.models import ConvNet, create_model
+from vgg_jax.report.artifacts import write_artifacts
 from vgg_jax.report.confusion import read_csv
 from vgg_jax.report.gallery import choose_examples, load_gallery
 from vgg_jax.training.workdir import write_class_names
 
 SHAPES = [(40, 56), (48, 48)] * 6
+
+
+def results_of(*arguments) -> list[Result]:
+    return run_evaluation(*arguments).results
+
+
+def evaluate_and_show(*arguments) -> list[Result]:
+    """As eval.py does."""
+    evaluation = run_evaluation(*arguments)
+    write_artifacts(evaluation)
+    return evaluation.results
 
 
 def test_rows_of_the_table(config: Config) -> None:
@@ -93,7 +106,7 @@ def test_one_network(
     config.data.on_corrupt_image = "skip"
     metrics = {"step": 1, "epoch": 0.1, "train_loss": 1.0, "train_top1_error": 0.5}
     (workdirs[0] / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
-    results = run_evaluation(workdirs[:1], config)
+    results = evaluate_and_show(workdirs[:1], config)
     # Each scale is run once; the last row averages what is there.
     assert done == [
         ("center", (48,)),
@@ -142,7 +155,7 @@ def test_one_network(
 
 def test_several_networks_are_fused(workdirs: list[Path], config: Config) -> None:
     config.data.on_corrupt_image = "skip"
-    results = run_evaluation(workdirs, config, ("center",), (40,))
+    results = evaluate_and_show(workdirs, config, ("center",), (40,))
     runs = [[network.run for network in result.networks] for result in results]
     assert runs == [["one"], ["two"], ["one", "two"]]
     source = run.open_source(config.data, "test")
@@ -173,16 +186,16 @@ def test_several_networks_are_fused(workdirs: list[Path], config: Config) -> Non
 
 def test_what_is_refused(workdirs: list[Path], config: Config) -> None:
     with pytest.raises(ValueError, match="at least one workdir"):
-        run_evaluation([], config)
+        results_of([], config)
     with pytest.raises(ValueError, match=r"scale 20 .* smallest that fits is 32"):
-        run_evaluation(workdirs, config, ("center", "dense"), (20, 40))
+        results_of(workdirs, config, ("center", "dense"), (20, 40))
     elsewhere = dataclasses.replace(
         config, data=dataclasses.replace(config.data, dataset="fashion_mnist")
     )
     with pytest.raises(ValueError, match=r"trained on 'folder'.* 'fashion_mnist'"):
-        run_evaluation(workdirs, elsewhere)
+        results_of(workdirs, elsewhere)
     with pytest.raises(ValueError, match="same one twice"):
-        run_evaluation([workdirs[0], workdirs[0]], config)
+        results_of([workdirs[0], workdirs[0]], config)
     assert not (workdirs[0] / "eval.json").exists()
 
 
@@ -191,7 +204,7 @@ def test_an_eval_json_of_something_else_is_refused_before_the_work(
 ) -> None:
     (workdirs[0] / "eval.json").write_text("{}")
     with pytest.raises(ValueError, match="move it away"):
-        run_evaluation(workdirs, config)
+        results_of(workdirs, config)
     assert not passes
 
 
@@ -200,7 +213,7 @@ def test_data_of_other_classes_are_refused(
 ) -> None:
     write_class_names(workdirs[1], [f"class {i + 1}" for i in range(7)])
     with pytest.raises(ValueError, match="number 1 is 'class 1' there, 'class 0' in"):
-        run_evaluation(workdirs, config)
+        results_of(workdirs, config)
 
 
 def test_runs_of_one_name_are_told_apart(
@@ -209,7 +222,7 @@ def test_runs_of_one_name_are_told_apart(
     config.data.on_corrupt_image = "skip"
     (tmp_path / "b").mkdir()
     again = workdirs[0].rename(tmp_path / "b" / "two")
-    results = run_evaluation([again, workdirs[1]], config, ("center",))
+    results = results_of([again, workdirs[1]], config, ("center",))
     runs = [network.run for network in results[-1].networks]
     assert runs == ["b/two", f"{tmp_path.name}/two"]
     assert len(json.loads((again / "eval.json").read_text())["results"]) == 3
@@ -217,11 +230,7 @@ def test_runs_of_one_name_are_told_apart(
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """(protocol, scale) of each pass over the images that is really made.
-
-    Without the pictures, which take most of the time.
-    """
-    monkeypatch.setattr(run, "write_details", lambda *_: None)
+    """(protocol, scale) of each pass over the images that is really made."""
     made = []
     real = run.protocols.evaluate
 
@@ -241,25 +250,25 @@ def test_posteriors_are_kept_for_combining_and_fusing(
 ) -> None:
     config.data.on_corrupt_image = "skip"
     config.evaluation.scales = (32, 48)
-    (before,) = run_evaluation(workdirs[:1], config, ("dense",))
-    (combined,) = run_evaluation(workdirs[:1], config, ("combined",), (48,))
+    (before,) = results_of(workdirs[:1], config, ("dense",))
+    (combined,) = results_of(workdirs[:1], config, ("combined",), (48,))
     assert passes == [("dense", 32), ("dense", 48), ("multicrop", 48)]
     assert combined.protocol == "combined" and combined.scales == (48,)
     passes.clear()
-    results = run_evaluation(workdirs, config, ("dense",))
+    results = results_of(workdirs, config, ("dense",))
     assert passes == [("dense", 32), ("dense", 48)]  # of the second network
     assert results[0] == before
     passes.clear()
-    assert run_evaluation(workdirs, config, ("dense",)) == results
+    assert results_of(workdirs, config, ("dense",)) == results
     assert passes == []
     # The order is another key of the table, not of what was computed.
-    again = run_evaluation(workdirs[::-1], config, ("dense",))
+    again = results_of(workdirs[::-1], config, ("dense",))
     assert passes == []
     assert again[-1].top1_error == results[-1].top1_error
     # Another checkpoint has other posteriors, and the line says so.
     capsys.readouterr()
     run.restore_model(workdirs[0])[0].fc8.bias[...] += 1
-    run_evaluation(workdirs[:1], config, ("dense",), (48,))
+    results_of(workdirs[:1], config, ("dense",), (48,))
     assert passes == [("dense", 48)]
     output = capsys.readouterr().err
     assert "dense_q48_score_map.npz is not used: it is of another network" in output
@@ -282,9 +291,9 @@ def test_an_evaluation_that_was_stopped_goes_on(
     with monkeypatch.context() as context:
         context.setattr(run.protocols, "evaluate", stopped)
         with pytest.raises(KeyboardInterrupt):
-            run_evaluation(workdirs[:1], config, ("dense",))
+            results_of(workdirs[:1], config, ("dense",))
     assert passes == [("dense", 32)]
-    run_evaluation(workdirs[:1], config, ("dense",))
+    results_of(workdirs[:1], config, ("dense",))
     assert passes == [("dense", 32), ("dense", 48), ("dense", 64)]
 
 
@@ -295,13 +304,13 @@ def test_a_damaged_file_is_made_again(
     capsys: pytest.CaptureFixture,
 ) -> None:
     config.data.on_corrupt_image = "skip"
-    (before,) = run_evaluation(workdirs[:1], config, ("center",))
+    (before,) = results_of(workdirs[:1], config, ("center",))
     (kept,) = (workdirs[0] / "predictions").iterdir()
     kept.write_bytes(kept.read_bytes()[:-40])
-    assert run_evaluation(workdirs[:1], config, ("center",)) == [before]
+    assert results_of(workdirs[:1], config, ("center",)) == [before]
     assert passes == [("center", 48)] * 2
     assert "is not used: it is damaged" in capsys.readouterr().err
-    assert run_evaluation(workdirs[:1], config, ("center",)) == [before]
+    assert results_of(workdirs[:1], config, ("center",)) == [before]
     assert passes == [("center", 48)] * 2
 
 
@@ -310,7 +319,7 @@ def test_a_folder_that_cannot_be_written_is_evaluated(
 ) -> None:
     config.data.on_corrupt_image = "skip"
     (workdirs[1] / "predictions").touch()  # not a folder, even to root
-    results = run_evaluation(workdirs, config, ("center",))
+    results = results_of(workdirs, config, ("center",))
     assert len(results) == 3
     assert "is not kept" in capsys.readouterr().err
 
@@ -325,7 +334,7 @@ def test_scales_go_with_those_of_training(
     theirs.evaluation = dataclasses.replace(
         theirs.evaluation, scales=(40, 64), center_scale=40
     )
-    results = run_evaluation(workdirs, config, ("dense", "center"))
+    results = results_of(workdirs, config, ("dense", "center"))
     assert passes == [
         ("dense", 48), ("dense", 56), ("center", 48),
         ("dense", 40), ("dense", 64), ("center", 40),
@@ -333,7 +342,7 @@ def test_scales_go_with_those_of_training(
     assert results[-2].scales == (48, 56, 40, 64)
     theirs.evaluation.scales = (40,)
     with pytest.raises(ValueError, match=r"as many scales for two as for one"):
-        run_evaluation(workdirs, config)
+        results_of(workdirs, config)
 
 
 @pytest.mark.parametrize("size", ["crop", "scale_min", "scale_max"])
@@ -345,11 +354,11 @@ def test_a_network_sees_images_as_in_its_training(
         config.evaluation, scales=(40,), center_scale=40, batch_size=3
     )
     theirs = dataclasses.replace(config, data=data, evaluation=evaluation)
-    same = contender(model, theirs, config, 1, "run", tmp_path).config
+    same = candidate(model, theirs, config, 1, "run", tmp_path).config
     assert same.data == data
     assert same.evaluation == config.evaluation
     setattr(data, size, 40)
-    found = contender(model, theirs, config, 1, "run", tmp_path).config
+    found = candidate(model, theirs, config, 1, "run", tmp_path).config
     assert found.data.crop == data.crop
     assert (found.evaluation.scales, found.evaluation.center_scale) == ((40,), 40)
     assert found.evaluation.batch_size == config.evaluation.batch_size
@@ -363,4 +372,4 @@ def test_a_network_of_boxes_is_sent_to_its_own_command(
         lambda: create_model(**dataclasses.asdict(config.model), rngs=nnx.Rngs(0))
     )
     with pytest.raises(ValueError, match=r"predicts boxes.* vgg_jax\.localization"):
-        contender(model, boxes, config, 1, "run", tmp_path)
+        candidate(model, boxes, config, 1, "run", tmp_path)

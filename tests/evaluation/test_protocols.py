@@ -16,9 +16,10 @@ from flax import nnx
 from vgg_jax.config import Config
 from vgg_jax.data.transforms import rescale
 from vgg_jax.distributed import make_mesh
-from vgg_jax.evaluation import protocols
 from vgg_jax.evaluation.predictions import Predictions
-from vgg_jax.evaluation.protocols import check, default_scales, evaluate
+from vgg_jax.evaluation.protocols import default_scales, evaluate, validate_protocol
+from vgg_jax.inference import passes
+from vgg_jax.inference.forward import apply
 from vgg_jax.models import ConvNet
 
 # Portrait, landscape, square; 11 pictures are not a multiple of any batch here.
@@ -145,7 +146,7 @@ def test_one_compilation_a_shape(
 ) -> None:
     shapes = []
     score_map = ConvNet.score_map
-    protocols._posteriors.clear_cache()
+    apply.clear_cache()
 
     def spy(self: ConvNet, images: jax.Array, **options: jax.Array) -> jax.Array:
         shapes.append(images.shape)
@@ -210,13 +211,13 @@ def test_an_example_lost_or_doubled_by_the_pipeline_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
     times: int,
 ) -> None:
-    real = protocols.eval_batches
+    real = passes.eval_batches
 
     def wrong(*args, **kwargs):
         first, *rest = real(*args, **kwargs)
         return iter([first] * times + rest)
 
-    monkeypatch.setattr(protocols, "eval_batches", wrong)
+    monkeypatch.setattr(passes, "eval_batches", wrong)
     with pytest.raises(RuntimeError, match=f"every example once.* {times} times"):
         evaluate(model, make_source(SHAPES), config, protocol="center", scales=(32,))
 
@@ -260,10 +261,10 @@ def test_settings_that_do_not_fit(model: ConvNet, config: Config) -> None:
         evaluate(model, few, config, protocol="center", scales=(32,))
     config.data.crop = 24
     with pytest.raises(ValueError, match=r"data\.crop=24 .* smallest that fits is 32"):
-        check(model, config, "center", (32,))
+        validate_protocol(model, config, "center", (32,))
     config.evaluation.averaging = "scoremap"
     with pytest.raises(ValueError, match="'score_map'"):
-        check(model, config, "dense", (32,))
+        validate_protocol(model, config, "dense", (32,))
 
 
 def test_default_scales(config: Config) -> None:
@@ -272,7 +273,7 @@ def test_default_scales(config: Config) -> None:
     for several in ("dense", "multicrop", "combined"):
         assert default_scales(several, config) == (32, 48, 64)
     with pytest.raises(ValueError, match="'center'"):
-        default_scales("center", config)
+        default_scales("centre", config)
 
 
 class Terminal(io.StringIO):

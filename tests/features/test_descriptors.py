@@ -8,8 +8,10 @@ from flax import nnx
 import vgg_jax
 from tests.models import drawn
 from vgg_jax.data.transforms import rescale
-from vgg_jax.features.descriptors import combine, last_hidden, pooled
+from vgg_jax.features.descriptors import combine, last_hidden
+from vgg_jax.inference.forward import Network, Pooled
 from vgg_jax.models import ConvNet
+from vgg_jax.preprocessing import Normalization
 
 MEAN, STD = (120.0, 110.0, 100.0), (60.0, 50.0, 40.0)
 IMAGE = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
@@ -92,16 +94,8 @@ def test_padding_changes_nothing() -> None:
     height, width = image.shape[:2]
     padded = np.full((1, 96, 128, 3), 255, np.uint8)
     padded[0, :height, :width] = image
-    graphdef, state = nnx.split(model)
-    found = pooled(
-        state,
-        padded,
-        np.int32([[height, width]]),
-        graphdef=graphdef,
-        layer="relu7",
-        mean=MEAN,
-        std=STD,
-    )
+    described = Network.from_model(model, Normalization(MEAN, STD))
+    found = described.run(Pooled(layer="relu7"), padded, np.int32([[height, width]]))
     expected = by_hand(model, 64, "relu7")
     np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-5)
 

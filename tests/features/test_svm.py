@@ -78,13 +78,13 @@ def test_a_report_of_a_folder(tmp_path, network, pictures, capsys, monkeypatch):
 
     # Nothing is computed again, but for a picture that is new.
     asked = []
-    compute = collection._compute
+    run_pass = collection.over_source
 
-    def watched(model, source, config, index, scale, layer):
-        asked.extend(source[int(i)]["name"] for i in index)
-        return compute(model, source, config, index, scale, layer)
+    def watched(network, head, source, *arguments, **options):
+        asked.extend(source[i]["name"] for i in range(len(source)))
+        return run_pass(network, head, source, *arguments, **options)
 
-    monkeypatch.setattr(collection, "_compute", watched)
+    monkeypatch.setattr(collection, "over_source", watched)
     assert svm.main(command(tmp_path, pictures, fraction)) == 0
     assert [Path(name).name for name in asked] == ["00.png"]  # the torn one, again
     again = json.loads((tmp_path / "svm.json").read_text())

@@ -8,9 +8,9 @@ from flax import nnx
 
 from vgg_jax import boxes, create_model
 from vgg_jax.localization.cell_boxes import (
+    CellBoxes,
+    CellRatings,
     cell_windows,
-    dense_boxes,
-    dense_ratings,
     stride,
 )
 from vgg_jax.models import ConvNet
@@ -29,7 +29,7 @@ def network(outputs: int, **options) -> ConvNet:
 def test_what_cells_see():
     layers = network(4).layers
     assert stride(layers) == 32
-    windows = cell_windows(layers, CROP, 96, 144)
+    windows = cell_windows(layers, CROP, 3 - 1, 4 - 1)  # fc6 takes 2x2
     assert windows.shape == (2, 3, 4)  # pool5 is 3x4
     np.testing.assert_array_equal(windows[0, 0], [32, 32, 64, 64])
     np.testing.assert_array_equal(windows[1, 2], boxes.window(32, 64, CROP, CROP))
@@ -37,7 +37,7 @@ def test_what_cells_see():
 
 def test_a_network_of_several_boxes_a_crop_is_refused():
     with pytest.raises(ValueError, match=r"one box for a crop of 64x64, got 2x2"):
-        cell_windows(network(4, head="global_pool").layers, CROP, 96, 96)
+        cell_windows(network(4, head="global_pool").layers, CROP, 3, 3)
 
 
 def unpadded(outputs: int) -> ConvNet:
@@ -68,7 +68,9 @@ def test_a_cells_box_is_its_crops(outputs):
     padded = np.full((2, 40, 56, 1), 9, np.float32)
     padded[:, :height, :width] = images
     sizes = jnp.array([[height, width]] * 2)
-    found = dense_boxes(model, jnp.asarray(padded), sizes, classes, 16)
+    found = CellBoxes(crop=16)(model, jnp.asarray(padded), sizes, {"classes": classes})[
+        :, :4, :6
+    ]
     assert found.shape == (2, 4, 6, 2, 4)
     whole = boxes.window(0, 0, height, width)
     for i, j in np.ndindex(2, 4):
@@ -89,7 +91,7 @@ def test_ratings_are_the_posteriors_of_the_cells():
     images = np.random.default_rng(1).normal(size=(2, 24, 24, 1)).astype(np.float32)
     sizes = jnp.array([[24, 24], [24, 16]])
     classes = jnp.array([[2, 0], [1, 1]])
-    found = dense_ratings(model, jnp.asarray(images), sizes, classes)
+    found = CellRatings()(model, jnp.asarray(images), sizes, {"classes": classes})
     assert found.shape == (2, 2, 2, 2)
     outside = np.zeros((2, 2, 2), bool)
     outside[1, :, 1] = True  # the second image is a cell narrower

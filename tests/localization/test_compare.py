@@ -108,7 +108,7 @@ def test_one_class_and_five(tmp_path, few, monkeypatch, place, top_1, top_5):
             weights=np.ones(12),
         )
 
-    monkeypatch.setattr(evaluate, "dense", right_boxes)
+    monkeypatch.setattr(evaluate, "dense_boxes", right_boxes)
     save_run(tmp_path / "classes", CLASSES)
     save_run(tmp_path / "boxes", boxes("scr"))
     errors = run.run_localization([tmp_path / "boxes"], tmp_path / "classes")

@@ -12,8 +12,14 @@ from flax import nnx
 from vgg_jax import boxes
 from vgg_jax.config import Config, DataConfig, EvaluationConfig, VGGConfig
 from vgg_jax.evaluation.errors import wilson
-from vgg_jax.localization import localize as evaluate
-from vgg_jax.localization.localize import Localizations, baseline, columns, error
+from vgg_jax.localization.localize import (
+    Localizations,
+    center_crop_boxes,
+    dense_boxes,
+    localization_error,
+    mean_box_baseline,
+    select_boxes,
+)
 from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import AveragePool, FullyConnected
 
@@ -46,20 +52,20 @@ def test_an_image_is_right_when_one_box_has_its_class_and_place():
         labels=[3] * 6,
         weights=[1, 1, 1, 1, 1, 0],
     )
-    assert error(found) == wilson(3, 5)
-    assert error(columns(found, slice(1))) == wilson(4, 5)
+    assert localization_error(found) == wilson(3, 5)
+    assert localization_error(select_boxes(found, slice(1))) == wilson(4, 5)
 
 
 def test_a_half_is_not_enough():
     half = (0.0, 0.0, 0.4, 0.2)  # exactly half of the target
     rows = [[(0, half)], [(0, (0.0, 0.0, 0.4, 0.201))]]
-    assert error(localizations(rows, [0, 0], [1, 1])) == wilson(1, 2)
+    assert localization_error(localizations(rows, [0, 0], [1, 1])) == wilson(1, 2)
 
 
 def test_the_baseline_is_the_mean_of_the_true_boxes():
     found = localizations([[(0, FAR), (1, FAR)]] * 3, [0, 1, 0], [1, 1, 0])
     targets = np.array([[0.0, 0, 0.2, 0.2], [0.2, 0.4, 0.4, 0.2], [9, 9, 9, 9]])
-    same = baseline(dataclasses.replace(found, targets=targets))
+    same = mean_box_baseline(dataclasses.replace(found, targets=targets))
     np.testing.assert_allclose(same.boxes[1, 1], [0.1, 0.2, 0.3, 0.2])
     np.testing.assert_array_equal(same.classes, found.classes)
 
@@ -154,7 +160,7 @@ CONFIG = Config(
 
 
 def test_center_crop_takes_the_box_of_the_true_class():
-    found = evaluate.center_crop(Oracle(off=0.25), Spots(), CONFIG)
+    found = center_crop_boxes(Oracle(off=0.25), Spots(), CONFIG)
     assert found.weights.tolist() == [1, 1, 1, 1, 1, 0, 1]
     np.testing.assert_array_equal(found.classes[:, 0], found.labels)
     # Wide pictures are of class 0. Their crop begins at column 8 and shows half of a
@@ -168,7 +174,7 @@ def test_center_crop_takes_the_box_of_the_true_class():
 @pytest.mark.parametrize("networks", [1, 2])
 def test_dense_boxes_are_right_wherever_the_square_is(networks):
     source = Spots()
-    found = evaluate.dense(
+    found = dense_boxes(
         [Oracle(off=0.5)] * networks,
         Oracle(rates=True),
         source,
@@ -185,7 +191,7 @@ def test_dense_boxes_are_right_wherever_the_square_is(networks):
     widths = np.where(found.labels == 0, 48, 32)[there]
     np.testing.assert_allclose(moved[:, 0], 16 / widths, atol=1e-6)
     np.testing.assert_allclose(moved[:, 1:], 0, atol=1e-6)
-    assert error(found) == wilson(int(found.labels[there].sum()), 6)
+    assert localization_error(found) == wilson(int(found.labels[there].sum()), 6)
 
 
 class Short(Oracle):
@@ -197,7 +203,7 @@ class Short(Oracle):
 
 def test_networks_of_different_maps_are_refused():
     with pytest.raises(ValueError, match=r"cells, got .* of boxes and \[1, \d+\] of"):
-        evaluate.dense(
+        dense_boxes(
             [Oracle()],
             Short(rates=True),
             Spots(),

@@ -12,7 +12,7 @@ from flax import nnx
 from vgg_jax import create_model
 from vgg_jax.config import BUCKET_RATIOS
 from vgg_jax.data import transforms
-from vgg_jax.evaluation.padding import shapes, smallest_fitting
+from vgg_jax.inference.padding import padded_shapes, smallest_fitting
 from vgg_jax.models import ConvNet
 from vgg_jax.models.measure import summary
 from vgg_jax.tools.bucket_cost import (
@@ -33,7 +33,7 @@ def vgg16() -> ConvNet:
 
 
 def test_shapes_of_a_scale() -> None:
-    found = shapes((0.66, 1.0, 1.5, 2.0), 256)
+    found = padded_shapes((0.66, 1.0, 1.5, 2.0), 256)
     assert found == ((256, 256), (256, 384), (388, 256), (256, 512))
     assert smallest_fitting(found, 256, 256) == (256, 256)
     assert smallest_fitting(found, 256, 257) == (256, 384)
@@ -45,8 +45,10 @@ def test_shapes_of_a_scale() -> None:
 def test_a_bucket_holds_every_image_up_to_its_ratio(scale: int) -> None:
     for height, width in itertools.product(range(200, 501, 7), repeat=2):
         size = transforms.rescaled_shape((height, width), scale)
-        bucket = smallest_fitting(shapes((0.4, width / height, 2.5), scale), *size)
-        assert bucket in shapes((width / height,), scale)
+        bucket = smallest_fitting(
+            padded_shapes((0.4, width / height, 2.5), scale), *size
+        )
+        assert bucket in padded_shapes((width / height,), scale)
 
 
 def test_the_promise_for_imagenet(vgg16: ConvNet) -> None:

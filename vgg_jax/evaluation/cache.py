@@ -16,7 +16,7 @@ import numpy as np
 from vgg_jax.config import Config, DataConfig, differences
 from vgg_jax.data.base import Source
 from vgg_jax.evaluation.predictions import Predictions
-from vgg_jax.evaluation.protocols import Piece
+from vgg_jax.evaluation.protocols import Pass
 from vgg_jax.files import load_arrays, save_arrays
 from vgg_jax.models import ConvNet
 from vgg_jax.training.steps import split
@@ -34,9 +34,9 @@ class Unusable(ValueError):
     """Kept posteriors that must not be used; the message says why."""
 
 
-def cache_path(workdir: Path, piece: Piece, averaging: str) -> Path:
+def cache_path(workdir: Path, one_pass: Pass, averaging: str) -> Path:
     """Where a network's posteriors of one pass are kept."""
-    name = f"{piece.protocol}_q{piece.scale}_{averaging}.npz"
+    name = f"{one_pass.protocol}_q{one_pass.scale}_{averaging}.npz"
     return workdir / "predictions" / name
 
 
@@ -72,14 +72,14 @@ def data_inputs(config: DataConfig, split: str, source: Source) -> Inputs:
     }
 
 
-def all_inputs(network: Inputs, data: Inputs, config: Config, piece: Piece) -> Inputs:
+def all_inputs(network: Inputs, data: Inputs, config: Config, one_pass: Pass) -> Inputs:
     """What the posteriors of one pass depend on, but for rounding."""
     return {
         "version": VERSION,
         **network,
         **data,
-        "protocol": piece.protocol,
-        "scale": piece.scale,
+        "protocol": one_pass.protocol,
+        "scale": one_pass.scale,
         "averaging": config.evaluation.averaging,
         "crop": config.data.crop,
         "mean": list(config.data.mean),
@@ -111,22 +111,22 @@ def load(path: Path, inputs: Inputs) -> Predictions:
         raise Unusable(f"it is damaged ({error.__cause__ or error})") from error
     if not isinstance(theirs, dict):
         raise Unusable("it is damaged (its inputs have no names)")
-    found = Predictions(**stored)
+    predictions = Predictions(**stored)
     changed = [field for field, _, _ in differences(inputs, theirs)]
     if changed:
         raise Unusable(f"it is of another {', '.join(changed)}")
-    _check(found, inputs["images"], len(inputs["class_names"]))
-    return found
+    _validate_arrays(predictions, inputs["images"], len(inputs["class_names"]))
+    return predictions
 
 
-def _check(found: Predictions, images: int, classes: int) -> None:
+def _validate_arrays(predictions: Predictions, images: int, classes: int) -> None:
     expected = {
         "posteriors": ((images, classes), np.float32),
         "labels": ((images,), np.int32),
         "weights": ((images,), np.float32),
     }
     for name, (shape, dtype) in expected.items():
-        array = getattr(found, name)
+        array = getattr(predictions, name)
         if array.shape != shape or array.dtype != dtype:
             raise Unusable(
                 f"it is damaged (expected {name} {np.dtype(dtype)} {list(shape)}, got "

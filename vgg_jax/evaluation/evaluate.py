@@ -1,4 +1,4 @@
-"""What eval.py does: networks and protocols to a table, eval.json and pictures."""
+"""Evaluates trained networks by protocols: the table and eval.json."""
 
 import dataclasses
 import sys
@@ -20,7 +20,6 @@ from vgg_jax.evaluation.results import (
     write_json,
 )
 from vgg_jax.models import ConvNet
-from vgg_jax.report.artifacts import write_details
 from vgg_jax.training.checkpoint import check_classifies, restore_model
 from vgg_jax.training.workdir import check_class_names
 
@@ -28,7 +27,7 @@ Row = tuple[str, tuple[int, ...]]  # protocol and short sides Q
 
 
 @dataclasses.dataclass(frozen=True)
-class Contender:
+class Candidate:
     """A network to evaluate; `config` says how it sees an image, and its scales Q.
 
     Its posteriors are kept in `workdir`.
@@ -38,6 +37,21 @@ class Contender:
     config: Config
     trained: TrainedNetwork
     workdir: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Everything that was evaluated, and the predictions of the table's last row.
+
+    `model`, `config` and `workdir` are those of the first network.
+    """
+
+    results: list[Result]
+    model: ConvNet
+    config: Config
+    workdir: Path
+    source: Source
+    predictions: Predictions
 
 
 def planned_rows(
@@ -69,13 +83,11 @@ def run_evaluation(
     config: Config,
     names: Sequence[str] = (),
     scales: Sequence[int] = (),
-) -> list[Result]:
-    """Evaluate trained networks on the test set (section 3.2), alone and fused.
+) -> Evaluation:
+    """Evaluates trained networks on the test set (section 3.2), alone and fused.
 
     Prints the table. Keeps each network's posteriors in `predictions/` of its workdir,
-    and uses those that are there. Writes into the first workdir: eval.json; of the last
-    row predictions.png, examples.npz, confusion.csv and .png and per_class.csv;
-    curves.png from metrics.jsonl.
+    and uses those that are there. Writes eval.json into the first workdir.
 
     Args:
         workdirs: of the runs; with several, rows with their posteriors averaged follow
@@ -94,25 +106,25 @@ def run_evaluation(
         raise ValueError("expected at least one workdir, got none")
     planned_rows(config, names, scales)  # a wrong name is known before a slow restore
     paths = [Path(workdir).resolve() for workdir in workdirs]
-    contenders = []
+    candidates = []
     for path, name in zip(paths, short_names(paths), strict=True):
         model, trained_with, step = restore_model(path)
-        contenders.append(contender(model, trained_with, config, step, name, path))
-    rows = [planned_rows(one.config, names, scales) for one in contenders]
+        candidates.append(candidate(model, trained_with, config, step, name, path))
+    rows = [planned_rows(one.config, names, scales) for one in candidates]
     source = open_source(config.data, "test")
     for path in paths:
         check_class_names(path, source.class_names)
-    return evaluate_contenders(contenders, source, rows)
+    return evaluate_candidates(candidates, source, rows)
 
 
-def contender(
+def candidate(
     model: ConvNet,
     trained_with: Config,
     config: Config,
     step: int,
     run: str,
     workdir: Path,
-) -> Contender:
+) -> Candidate:
     """A restored network, to be evaluated as `config` says on what it was trained on.
 
     Raises:
@@ -136,7 +148,7 @@ def contender(
             center_scale=trained_with.evaluation.center_scale,
             scales=trained_with.evaluation.scales,
         )
-    return Contender(
+    return Candidate(
         model=model,
         config=dataclasses.replace(
             config, model=trained_with.model, data=data, evaluation=evaluation
@@ -151,26 +163,26 @@ def contender(
     )
 
 
-def evaluate_contenders(
-    contenders: Sequence[Contender], source: Source, rows: Sequence[Sequence[Row]]
-) -> list[Result]:
+def evaluate_candidates(
+    candidates: Sequence[Candidate], source: Source, rows: Sequence[Sequence[Row]]
+) -> Evaluation:
     """`run_evaluation` on networks and images at hand; `rows` are each network's."""
-    for one, its_rows in zip(contenders, rows, strict=True):
+    for one, its_rows in zip(candidates, rows, strict=True):
         if len(its_rows) != len(rows[0]):
             raise ValueError(
                 f"expected as many scales for {one.trained.run} as for "
-                f"{contenders[0].trained.run}, whose posteriors are averaged row by "
+                f"{candidates[0].trained.run}, whose posteriors are averaged row by "
                 "row; say which --protocol, for one row each"
             )
         for protocol, scales in its_rows:
-            protocols.check(one.model, one.config, protocol, scales)
-    first = contenders[0]
+            protocols.validate_protocol(one.model, one.config, protocol, scales)
+    first = candidates[0]
     table = first.workdir / "eval.json"
     read_json(table)  # what is no such file is refused before the work
     results: list[Result] = []
 
     def record(
-        networks: Sequence[Contender], row: Sequence[Row], predictions: Predictions
+        networks: Sequence[Candidate], row: Sequence[Row], predictions: Predictions
     ) -> None:
         results.append(
             make_result(
@@ -186,52 +198,51 @@ def evaluate_contenders(
         if distributed.is_first():
             write_json(table, results[-1:])
 
-    found: list[list[Predictions]] = []  # by network, fused last; then by row
-    for one, its_rows in zip(contenders, rows, strict=True):
-        found.append([])
+    by_network: list[list[Predictions]] = []  # fused last; then by row
+    for one, its_rows in zip(candidates, rows, strict=True):
+        by_network.append([])
         for one_row, predictions in zip(
             its_rows, _evaluate_rows(one, source, its_rows), strict=True
         ):
             record([one], [one_row], predictions)
-            found[-1].append(predictions)
-    if len(contenders) > 1:
-        found.append([fuse(alone) for alone in zip(*found, strict=True)])
-        for row, predictions in zip(zip(*rows, strict=True), found[-1], strict=True):
-            record(contenders, row, predictions)
+            by_network[-1].append(predictions)
+    if len(candidates) > 1:
+        by_network.append([fuse(alone) for alone in zip(*by_network, strict=True)])
+        fused_rows = zip(*rows, strict=True)
+        for row, predictions in zip(fused_rows, by_network[-1], strict=True):
+            record(candidates, row, predictions)
     print(format_table(results))
-    if distributed.is_first():
-        write_details(
-            first.workdir,
-            first.model,
-            source,
-            first.config,
-            results[-1],
-            found[-1][-1],
-        )
-    return results
+    return Evaluation(
+        results=results,
+        model=first.model,
+        config=first.config,
+        workdir=first.workdir,
+        source=source,
+        predictions=by_network[-1][-1],
+    )
 
 
 def _evaluate_rows(
-    one: Contender, source: Source, rows: Sequence[Row]
+    one: Candidate, source: Source, rows: Sequence[Row]
 ) -> Iterator[Predictions]:
     """Predictions of one row after another; a pass that several share is run once."""
     network = cache.network_inputs(one.model, one.trained.step)
     data = cache.data_inputs(one.config.data, "test", source)
-    found: dict[protocols.Piece, Predictions] = {}
+    done: dict[protocols.Pass, Predictions] = {}
     for protocol, scales in rows:
-        passes = protocols.pieces(protocol, scales)
-        for piece in passes:
-            if piece not in found:
-                inputs = cache.all_inputs(network, data, one.config, piece)
-                found[piece] = _kept_or_run(one, source, piece, inputs)
-        yield fuse([found[piece] for piece in passes])
+        passes = protocols.passes_of(protocol, scales)
+        for one_pass in passes:
+            if one_pass not in done:
+                inputs = cache.all_inputs(network, data, one.config, one_pass)
+                done[one_pass] = _kept_or_run(one, source, one_pass, inputs)
+        yield fuse([done[one_pass] for one_pass in passes])
 
 
 def _kept_or_run(
-    one: Contender, source: Source, piece: protocols.Piece, inputs: cache.Inputs
+    one: Candidate, source: Source, one_pass: protocols.Pass, inputs: cache.Inputs
 ) -> Predictions:
-    name = f"{one.trained.run}  {piece.protocol}  Q={piece.scale}"
-    path = cache.cache_path(one.workdir, piece, one.config.evaluation.averaging)
+    name = f"{one.trained.run}  {one_pass.protocol}  Q={one_pass.scale}"
+    path = cache.cache_path(one.workdir, one_pass, one.config.evaluation.averaging)
     try:
         kept = cache.load(path, inputs)
         print(f"{name}  kept in {path}", file=sys.stderr)
@@ -240,17 +251,17 @@ def _kept_or_run(
         pass
     except cache.Unusable as reason:
         print(f"{path} is not used: {reason}", file=sys.stderr)
-    found = protocols.evaluate(
+    predictions = protocols.evaluate(
         one.model,
         source,
         one.config,
-        protocol=piece.protocol,
-        scales=(piece.scale,),
+        protocol=one_pass.protocol,
+        scales=(one_pass.scale,),
         progress=name if distributed.is_first() else None,
     )
     try:
         if distributed.is_first():
-            cache.save(path, inputs, found)
+            cache.save(path, inputs, predictions)
     except OSError as error:  # the folder can be someone else's
         print(f"{path} is not kept: {error}", file=sys.stderr)
-    return found
+    return predictions

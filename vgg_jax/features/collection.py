@@ -6,21 +6,21 @@ activations averaged over space and flips, and `inputs`: JSON of what these depe
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from flax import nnx
 
+from vgg_jax import distributed
 from vgg_jax.config import Config
 from vgg_jax.console import progress_bar
 from vgg_jax.data.base import Source, Subset
-from vgg_jax.data.pipeline import whole_image_batches
 from vgg_jax.evaluation.cache import Inputs, network_inputs
-from vgg_jax.evaluation.padding import shapes, smallest_fitting
-from vgg_jax.features.descriptors import pooled
 from vgg_jax.files import load_arrays, save_arrays
+from vgg_jax.inference.forward import Network, Pooled
+from vgg_jax.inference.passes import View, over_source
 from vgg_jax.models import ConvNet
+from vgg_jax.preprocessing import Normalization
 
 # To be raised when the same files begin to give other values.
 VERSION = 1
@@ -34,18 +34,18 @@ class Collection:
     def __init__(self, path: Path, inputs: Inputs):
         self._path = path
         self._inputs = inputs
-        self._found: dict[bytes, np.ndarray] = {}
+        self._values: dict[bytes, np.ndarray] = {}
         self._load()
 
     def __contains__(self, digest: bytes) -> bool:
-        return digest in self._found
+        return digest in self._values
 
     def __getitem__(self, digest: bytes) -> np.ndarray:
-        return self._found[digest]
+        return self._values[digest]
 
-    def update(self, found: Iterable[tuple[bytes, np.ndarray]]) -> None:
+    def update(self, values: Iterable[tuple[bytes, np.ndarray]]) -> None:
         """Take in values by digest."""
-        self._found.update(found)
+        self._values.update(values)
 
     def save(self) -> None:
         """Write all of it, in place of what was there."""
@@ -53,8 +53,8 @@ class Collection:
         save_arrays(
             self._path,
             {
-                "digests": np.array([list(d) for d in self._found], np.uint8),
-                "values": np.stack(list(self._found.values())),
+                "digests": np.array([list(d) for d in self._values], np.uint8),
+                "values": np.stack(list(self._values.values())),
                 "inputs": np.array(json.dumps(self._inputs)),
             },
         )
@@ -65,7 +65,7 @@ class Collection:
             stored = load_arrays(self._path, ("digests", "values", "inputs"))
             if json.loads(str(stored["inputs"])) == self._inputs:
                 digests = map(bytes, stored["digests"])
-                self._found = dict(zip(digests, stored["values"], strict=True))
+                self._values = dict(zip(digests, stored["values"], strict=True))
         except FileNotFoundError:
             pass
         except ValueError:
@@ -113,68 +113,40 @@ def collect(
         "mean": list(config.data.mean),
         "std": list(config.data.std),
     }
-    examples = [source[i] for i in range(len(source))]
-    digests = [digest(example["image"]) for example in examples]
-    labels = np.array([example["label"] for example in examples])
-    del examples
-    line = progress_bar(progress, len(source) * len(scales))
+    digests, labels = [], []
+    for i in range(len(source)):
+        example = source[i]
+        digests.append(digest(example["image"]))
+        labels.append(example["label"])
+    network = Network.from_model(
+        model, Normalization(config.data.mean, config.data.std)
+    )
     collections = []
-    for scale in scales:
-        kept = Collection(workdir / "descriptors" / f"{layer}_q{scale}.npz", inputs)
-        missing = np.array([i for i, d in enumerate(digests) if d not in kept], int)
-        line.update(len(source) - len(missing))
-        unsaved = 0
-        for index, values in _compute(model, source, config, missing, scale, layer):
-            kept.update((digests[i], v) for i, v in zip(index, values, strict=True))
-            line.update(len(index))
-            unsaved += len(index)
-            if unsaved >= SAVE_EVERY:
-                kept.save()
-                unsaved = 0
-        if unsaved:
-            kept.save()
-        collections.append(kept)
-    line.close()
-    there = [i for i, d in enumerate(digests) if all(d in kept for kept in collections)]
-    if not there:
+    with progress_bar(progress, len(source) * len(scales)) as bar:
+        for scale in scales:
+            path = workdir / "descriptors" / f"{layer}_q{scale}.npz"
+            kept = Collection(path, inputs)
+            missing = np.array([i for i, d in enumerate(digests) if d not in kept], int)
+            bar.update(len(source) - len(missing))
+            for start in range(0, len(missing), SAVE_EVERY):
+                numbers = missing[start : start + SAVE_EVERY]
+                rows = over_source(
+                    network,
+                    Pooled(layer=layer),
+                    Subset(source, numbers),
+                    config,
+                    View(scale),
+                    bar=bar,
+                )
+                is_decoded = rows["weight"] > 0
+                values = rows["output"][is_decoded]
+                names = [digests[i] for i in numbers[is_decoded]]
+                kept.update(zip(names, values, strict=True))
+                if distributed.is_first():
+                    kept.save()
+            collections.append(kept)
+    whole = [i for i, d in enumerate(digests) if all(d in kept for kept in collections)]
+    if not whole:
         raise ValueError(f"none of {len(source)} pictures could be decoded")
-    found = [np.stack([kept[digests[i]] for i in there]) for kept in collections]
-    return found, labels[there]
-
-
-def _compute(
-    model: ConvNet,
-    source: Source,
-    config: Config,
-    index: np.ndarray,
-    scale: int,
-    layer: str,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(numbers, activations) of the examples `index` that can be decoded, batchwise."""
-    if not len(index):
-        return
-    graphdef, state = nnx.split(model)
-    buckets = shapes(config.evaluation.bucket_ratios, scale)
-
-    def bucket(height: int, width: int) -> tuple[int, int]:
-        return smallest_fitting(buckets, height, width) or (height, width)
-
-    for batch in whole_image_batches(
-        Subset(source, index),
-        config.data,
-        channels=model.in_channels,
-        scale=scale,
-        bucket=bucket,
-        batch_size=config.evaluation.batch_size,
-    ):
-        values = pooled(
-            state,
-            batch["image"],
-            batch["size"],
-            graphdef=graphdef,
-            layer=layer,
-            mean=tuple(config.data.mean),
-            std=tuple(config.data.std),
-        )
-        decoded = batch["weight"] > 0
-        yield index[batch["index"][decoded]], np.asarray(values)[decoded]
+    activations = [np.stack([kept[digests[i]] for i in whole]) for kept in collections]
+    return activations, np.array(labels)[whole]

@@ -25,7 +25,7 @@ from vgg_jax.config import Config
 from vgg_jax.data.folder import open_folder
 from vgg_jax.evaluation.errors import wilson
 from vgg_jax.features.collection import collect
-from vgg_jax.features.descriptors import AGGREGATES, check, combine
+from vgg_jax.features.descriptors import AGGREGATES, combine, validate_request
 from vgg_jax.files import write_text
 from vgg_jax.training.checkpoint import restore_model
 
@@ -65,7 +65,7 @@ def run(request: Request) -> dict[str, Any]:
         ) from error
     model, trained_with, step = restore_model(request.weights)
     scales = request.scales or tuple(trained_with.evaluation.scales)
-    check(model, scales, request.aggregate, request.layer)
+    validate_request(model, scales, request.aggregate, request.layer)
     config = _with_folder(trained_with, request)
     sources = {
         split: open_folder(request.data_dir, split, request.validation_fraction)

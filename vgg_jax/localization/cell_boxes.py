@@ -4,21 +4,18 @@ A localization network's score map has a box in each cell, relative to what the 
 sees: cell (i, j) of a VGG sees the training crop at (32 i, 32 j).
 """
 
+import dataclasses
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vgg_jax import boxes
 from vgg_jax.boxes import class_boxes
-from vgg_jax.models import ConvNet
-from vgg_jax.models.layers import (
-    Conv,
-    Layer,
-    Pool,
-    fill_outside,
-    output_size,
-    output_sizes,
-)
+from vgg_jax.inference.forward import Extras, MapHead
+from vgg_jax.models.layers import Conv, Layer, Pool, fill_outside, output_size
+from vgg_jax.models.network import class_scores
 
 
 def stride(layers: tuple[Layer, ...]) -> int:
@@ -28,14 +25,14 @@ def stride(layers: tuple[Layer, ...]) -> int:
 
 
 def cell_windows(
-    layers: tuple[Layer, ...], crop: int, height: int, width: int
+    layers: tuple[Layer, ...], crop: int, rows: int, columns: int
 ) -> np.ndarray:
-    """What each cell of the map sees of an image, in its pixels: boxes [h, w, 4].
+    """What each cell of a map sees of an image, in pixels: boxes [rows, columns, 4].
 
     Args:
         layers: of the network.
         crop: side of its training crop, in pixels.
-        height, width: of the image, in pixels.
+        rows, columns: of the map.
 
     Raises:
         ValueError: the map of a training crop is not one cell.
@@ -47,7 +44,6 @@ def cell_windows(
             f"{cells}x{cells}; for VGG take head='paper' with fc_kernel={crop} // 32"
         )
     step = stride(layers)
-    rows, columns = (output_size(layers, side) for side in (height, width))
     windows = np.empty((rows, columns, 4))
     windows[..., 0] = step * np.arange(columns) + crop / 2
     windows[..., 1] = step * np.arange(rows)[:, None] + crop / 2
@@ -55,51 +51,79 @@ def cell_windows(
     return windows
 
 
-def dense_boxes(
-    localizer: ConvNet,
-    images: jax.Array,
-    sizes: jax.Array,
-    classes: jax.Array,
-    crop: int,
-) -> jax.Array:
-    """Boxes of classes from every cell: [N, H, W, C], int [N, k] -> [N, h, w, k, 4].
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CenterBoxes(MapHead):
+    """The box of each image's own class, of the whole map: [N, 1, 4].
+
+    Takes "label", int [N]. Boxes are relative to the image.
+    """
+
+    extras: ClassVar[tuple[str, ...]] = ("label",)
+
+    def reduce(
+        self,
+        maps: jax.Array,
+        layers: tuple[Layer, ...],
+        sizes: jax.Array | None,
+        extras: Extras,
+    ) -> jax.Array:
+        """The box of the label."""
+        return class_boxes(class_scores(maps), extras["label"][:, None])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CellBoxes(MapHead):
+    """The boxes of some classes from every cell of the map: [N, h, w, k, 4].
+
+    Takes "classes", int [N, k]. Boxes are relative to the image without its padding.
 
     Args:
-        localizer: predicts boxes.
-        images: normalized as its weights expect.
-        sizes: int [N, 2], height and width of each image without its padding.
-        classes: k of each image.
-        crop: side of its training crop, in pixels.
-
-    Returns:
-        Boxes relative to the image without its padding.
+        crop: side of the network's training crop, in pixels.
 
     Raises:
-        ValueError: as `cell_windows`, or images that do not fit the network.
+        ValueError: as `cell_windows`.
     """
-    windows = cell_windows(localizer.layers, crop, *images.shape[1:3])
-    outputs = localizer.score_map(images, sizes=sizes)
-    found = class_boxes(outputs, classes[:, None, None])
-    sides = jnp.float32(sizes[:, ::-1])
-    whole = jnp.concatenate([sides / 2, sides], axis=-1)[:, None, None, None]
-    in_pixels = boxes.seen_from(jnp.float32(windows)[:, :, None], found)
-    return boxes.relative_to(whole, in_pixels)
+
+    extras: ClassVar[tuple[str, ...]] = ("classes",)
+    crop: int
+
+    def reduce(
+        self,
+        maps: jax.Array,
+        layers: tuple[Layer, ...],
+        sizes: jax.Array | None,
+        extras: Extras,
+    ) -> jax.Array:
+        """What each cell says of its window, in units of the image."""
+        assert sizes is not None
+        windows = cell_windows(layers, self.crop, *maps.shape[1:3])
+        in_window = class_boxes(maps, extras["classes"][:, None, None])
+        sides = jnp.float32(sizes[:, ::-1])
+        whole = jnp.concatenate([sides / 2, sides], axis=-1)[:, None, None, None]
+        in_pixels = boxes.seen_from(jnp.float32(windows)[:, :, None], in_window)
+        return boxes.relative_to(whole, in_pixels)
 
 
-def dense_ratings(
-    classifier: ConvNet, images: jax.Array, sizes: jax.Array, classes: jax.Array
-) -> jax.Array:
-    """Posteriors of classes in every cell: [N, H, W, C], int [N, k] -> [N, h, w, k].
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CellRatings(MapHead):
+    """Posteriors of some classes in every cell of the map: [N, h, w, k].
 
-    Cells outside an image's own map, because of its padding, have -1.
-
-    Args:
-        classifier: a classifier.
-        images, sizes, classes: as `dense_boxes`.
-
-    Raises:
-        ValueError: images that do not fit the network.
+    Takes "classes", int [N, k]. Cells outside an image's own map, because of its
+    padding, have -1.
     """
-    posteriors = jax.nn.softmax(classifier.score_map(images, sizes=sizes))
-    found = jnp.take_along_axis(posteriors, classes[:, None, None], axis=-1)
-    return fill_outside(found, output_sizes(classifier.layers, sizes), -1.0)
+
+    extras: ClassVar[tuple[str, ...]] = ("classes",)
+
+    def reduce(
+        self,
+        maps: jax.Array,
+        layers: tuple[Layer, ...],
+        sizes: jax.Array | None,
+        extras: Extras,
+    ) -> jax.Array:
+        """The soft-max of each cell, at these classes."""
+        posteriors = jax.nn.softmax(maps)
+        classes = extras["classes"][:, None, None]
+        ratings = jnp.take_along_axis(posteriors, classes, axis=-1)
+        cells = self.cells(layers, sizes)
+        return ratings if cells is None else fill_outside(ratings, cells, -1.0)

@@ -1,21 +1,25 @@
 """What `python -m vgg_jax.localization` does: from networks to errors and a picture."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from vgg_jax import distributed
 from vgg_jax.config import Config
 from vgg_jax.console import short_names
 from vgg_jax.data.sources import open_source
 from vgg_jax.evaluation import protocols
 from vgg_jax.evaluation.errors import Rate, top_k_error
-from vgg_jax.files import write_text
-from vgg_jax.localization import localize as evaluate
+from vgg_jax.files import write_json
+from vgg_jax.localization import localize
 from vgg_jax.localization.figure import draw_boxes
-from vgg_jax.localization.localize import baseline, columns, error
+from vgg_jax.localization.localize import (
+    localization_error,
+    mean_box_baseline,
+    select_boxes,
+)
 from vgg_jax.models import ConvNet
 from vgg_jax.training.checkpoint import restore_model
 
@@ -44,8 +48,8 @@ def run_localization(
     localizers, configs = zip(*map(_restore, workdirs), strict=True)
     classifier, classified = _restore(classifier_dir)
     config = configs[0]
-    _check(dict(zip(workdirs, configs, strict=True)), classifier_dir, classified)
-    assert config.localization is not None  # else `_check` has complained
+    _validate(dict(zip(workdirs, configs, strict=True)), classifier_dir, classified)
+    assert config.localization is not None  # else `_validate` has complained
     scales = tuple(scales) or tuple(config.evaluation.scales)
     source = open_source(config.data, "test")
     names = short_names([workdir.resolve() for workdir in workdirs])
@@ -54,9 +58,10 @@ def run_localization(
     errors: dict[str, Rate] = {}
     for run, model, own in zip(names, localizers, configs, strict=True):
         name = f"{run}, center crop"
-        found = evaluate.center_crop(model, source, own, progress=name)
-        errors["true class, mean box, center crop"] = error(baseline(found))
-        errors[f"true class, {name}"] = error(found)
+        centered = localize.center_crop_boxes(model, source, own, progress=name)
+        mean_box = mean_box_baseline(centered)
+        errors["true class, mean box, center crop"] = localization_error(mean_box)
+        errors[f"true class, {name}"] = localization_error(centered)
     predictions = protocols.evaluate(
         classifier,
         source,
@@ -66,7 +71,7 @@ def run_localization(
         progress=f"{classifier_dir.resolve().name}, dense",
     )
     likeliest = np.argsort(-predictions.posteriors, kind="stable")[:, :TOP]
-    found = evaluate.dense(
+    dense = localize.dense_boxes(
         localizers,
         classifier,
         source,
@@ -76,12 +81,13 @@ def run_localization(
         merge_below=config.localization.merge_below,
         progress=f"{together}, dense",
     )
-    best = columns(found, slice(1, None))
+    own, best = (select_boxes(dense, part) for part in (slice(1), slice(1, None)))
+    first = select_boxes(best, slice(1))
     errors |= {
-        f"true class, {together}, dense": error(columns(found, slice(1))),
-        f"top-{TOP} classes, mean box": error(baseline(best)),
-        f"top-{TOP} classes, {together}, dense": error(best),
-        f"top-1 class, {together}, dense": error(columns(best, slice(1))),
+        f"true class, {together}, dense": localization_error(own),
+        f"top-{TOP} classes, mean box": localization_error(mean_box_baseline(best)),
+        f"top-{TOP} classes, {together}, dense": localization_error(best),
+        f"top-1 class, {together}, dense": localization_error(first),
         f"top-{TOP} classes, whatever the box": top_k_error(predictions, TOP),
         "top-1 class, whatever the box": top_k_error(predictions, 1),
     }
@@ -90,8 +96,9 @@ def run_localization(
         "scales": scales,
         "errors": {name: dataclasses.asdict(rate) for name, rate in errors.items()},
     }
-    write_text(workdirs[0] / "localization.json", json.dumps(record, indent=2) + "\n")
-    draw_boxes(best, source, localizers[0].in_channels, workdirs[0] / "boxes.png")
+    if distributed.is_first():
+        write_json(workdirs[0] / "localization.json", record)
+        draw_boxes(best, source, localizers[0].in_channels, workdirs[0] / "boxes.png")
     return errors
 
 
@@ -119,7 +126,7 @@ def _restore(workdir: Path) -> tuple[ConvNet, Config]:
     return model, config
 
 
-def _check(
+def _validate(
     localizers: Mapping[Path, Config], classifier_dir: Path, classifier: Config
 ) -> None:
     if classifier.localization is not None:

@@ -16,12 +16,12 @@ ROWS, COLUMNS = 4, 6
 
 
 def draw_boxes(
-    found: Localizations, source: Source, channels: int, output: Path
+    localizations: Localizations, source: Source, channels: int, output: Path
 ) -> None:
     """The first images of a set with their first box, and the true one: a PNG.
 
     Args:
-        found: as `evaluate.dense` gives it, the likeliest class first.
+        localizations: as `evaluate.dense` gives it, the likeliest class first.
         source: the images.
         channels: of the images, 1 or 3.
         output: the file to write.
@@ -32,8 +32,8 @@ def draw_boxes(
     figure.suptitle(
         "first box of each image; true boxes are dashed", color=style.INK, fontsize=12
     )
-    right = right_boxes(found)[:, 0]
-    shown = np.flatnonzero(found.weights > 0)[: ROWS * COLUMNS]
+    right = right_boxes(localizations)[:, 0]
+    shown = np.flatnonzero(localizations.weights > 0)[: ROWS * COLUMNS]
     panels = figure.subplots(ROWS, COLUMNS).flat
     for axes in panels:
         axes.set_axis_off()
@@ -44,8 +44,8 @@ def draw_boxes(
         color = style.RIGHT if right[i] else style.WRONG
         whole = boxes.window(0, 0, *image.shape[:2])
         for box, edge, dashes in (
-            (found.targets[i], "white", "--"),
-            (found.boxes[i, 0], color, "-"),
+            (localizations.targets[i], "white", "--"),
+            (localizations.boxes[i, 0], color, "-"),
         ):
             x, y, width, height = boxes.seen_from(whole, box)
             # imshow has the center of the first pixel at 0.
@@ -53,6 +53,6 @@ def draw_boxes(
             axes.add_patch(
                 Rectangle(corner, width, height, fill=False, ec=edge, ls=dashes, lw=1.8)
             )
-        name = source.class_names[found.classes[i, 0]]
+        name = source.class_names[localizations.classes[i, 0]]
         axes.set_title(name, color=color, fontsize=10)
     style.save(figure, output)

@@ -26,7 +26,7 @@ def match_score(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def merge(
-    found: np.ndarray, ratings: np.ndarray, below: float
+    boxes_of_cells: np.ndarray, ratings: np.ndarray, below: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Merge the two boxes that match best, until none match `below`.
 
@@ -34,22 +34,23 @@ def merge(
     coordinates of all boxes in it, and its rating their sum: OverFeat's "cumulatively
     adding the detection class outputs".
     """
-    found, ratings = found.astype(np.float64), ratings.astype(np.float64)
-    members = np.ones(len(found))
-    scores = match_score(found[:, None], found[None])
+    merged = boxes_of_cells.astype(np.float64)
+    ratings = ratings.astype(np.float64)
+    members = np.ones(len(merged))
+    scores = match_score(merged[:, None], merged[None])
     np.fill_diagonal(scores, np.inf)
-    while len(found):
+    while len(merged):
         i, j = np.unravel_index(scores.argmin(), scores.shape)
         if not scores[i, j] < below:
             break
         both = members[i] + members[j]
-        found[i] = (members[i] * found[i] + members[j] * found[j]) / both
+        merged[i] = (members[i] * merged[i] + members[j] * merged[j]) / both
         ratings[i] += ratings[j]
         members[i], members[j] = both, 0
         scores[i] = scores[:, i] = np.where(
-            members > 0, match_score(found[i], found), np.inf
+            members > 0, match_score(merged[i], merged), np.inf
         )
         scores[i, i] = scores[j] = scores[:, j] = np.inf
     order = np.argsort(-ratings, kind="stable")
     order = order[members[order] > 0]
-    return found[order], ratings[order]
+    return merged[order], ratings[order]

@@ -5,17 +5,16 @@ activation map of the last block, and nothing is different here.
 """
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from scipy import ndimage
 
-from vgg_jax.evaluation.tiling import TILE, tiled_score_map
+from vgg_jax.inference.forward import Network
+from vgg_jax.inference.forward import ScoreMap as ScoreMapHead
+from vgg_jax.inference.tiling import TILE, tiled_map
 from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import Conv, Layer, Pool, output_size
 from vgg_jax.preprocessing import Normalization
@@ -88,32 +87,16 @@ def score_map(
     Raises:
         ValueError: the image is too small for the network.
     """
-    statistics: dict[str, Any] = {"mean": tuple(mean), "std": tuple(std)}
+    network = Network.from_model(model, Normalization(mean, std))
     height, width = image.shape[:2]
     scores: jax.Array | np.ndarray
     if height * width > TILE**2:
-        scores = tiled_score_map(model, image, **statistics)
+        scores = tiled_map(network, ScoreMapHead(), image)
     else:
-        graphdef, state = nnx.split(model)
-        scores = _scores(state, image, graphdef=graphdef, **statistics)
+        scores = network.run(ScoreMapHead(), image[None])[0]
     top, bottom = map_interval(model.layers, height)
     left, right = map_interval(model.layers, width)
     return ScoreMap(image, np.asarray(scores)[..., label], (left, right, bottom, top))
-
-
-@functools.partial(jax.jit, static_argnames=("graphdef", "mean", "std"))
-def _scores(
-    state: nnx.State,
-    image: jax.Array,
-    *,
-    graphdef: nnx.GraphDef,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> jax.Array:
-    """[H, W, C] -> [h, w, num_classes]."""
-    return nnx.merge(graphdef, state).score_map(Normalization(mean, std)(image[None]))[
-        0
-    ]
 
 
 def overlay(found: ScoreMap) -> np.ndarray:

@@ -19,8 +19,8 @@ from flax import nnx
 from vgg_jax.config import BUCKET_RATIOS
 from vgg_jax.console import progress_bar
 from vgg_jax.data.transforms import rescaled_shape
-from vgg_jax.evaluation.padding import Shape, shapes, smallest_fitting
-from vgg_jax.evaluation.tiling import TILE, spans
+from vgg_jax.inference.padding import Shape, padded_shapes, smallest_fitting
+from vgg_jax.inference.tiling import TILE, spans
 from vgg_jax.models import MODELS, ConvNet, create_model
 from vgg_jax.models.measure import summary
 
@@ -52,7 +52,7 @@ def measure(
     model: ConvNet, sizes: Counter[Shape], ratios: Sequence[float], scale: int
 ) -> Cost:
     """What `ratios` cost for images of these sizes, {(height, width): how many}."""
-    buckets = shapes(ratios, scale)
+    buckets = padded_shapes(ratios, scale)
     needed: Counter[Shape] = Counter()
     for size, count in sizes.items():
         needed[rescaled_shape(size, scale)] += count
@@ -60,7 +60,7 @@ def measure(
     used = {shape: smallest_fitting(buckets, *shape) for shape in needed}
     tile_cost = summary(model, TILE).multiply_adds
     tiles = {
-        shape: math.prod(len(spans(model, side, TILE)) for side in shape)
+        shape: math.prod(len(spans(model.layers, side, TILE)) for side in shape)
         for shape, bucket in used.items()
         if bucket is None
     }
@@ -106,7 +106,7 @@ def best_ratios(
     def options(side: Counter[float]) -> list[tuple[float, tuple[float, ...]]]:
         ratios = sorted(side, key=lambda ratio: max(ratio, 1 / ratio))
         cost = [
-            sum(summary(model, shapes([r], q)[0]).multiply_adds for q in scales)
+            sum(summary(model, padded_shapes([r], q)[0]).multiply_adds for q in scales)
             for r in ratios
         ]
         return [

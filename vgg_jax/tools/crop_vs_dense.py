@@ -9,9 +9,11 @@ with random weights.
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +21,12 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from vgg_jax.config import IMAGENET_MEAN
 from vgg_jax.console import did_you_mean
+from vgg_jax.inference.forward import Extras, Network, ScoreMap
 from vgg_jax.models import MODELS, ConvNet, create_model
 from vgg_jax.models.layers import MaxPool, output_size
 from vgg_jax.models.measure import receptive_field
+from vgg_jax.preprocessing import IMAGENET
 
 PADDINGS = ("neighbors", "zero")
 
@@ -89,6 +92,34 @@ def window_score_map(
     return found.reshape(rows, columns, len(images), -1).transpose(2, 0, 1, 3)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WindowScores:
+    """The scores of `window_score_map` as a head."""
+
+    extras: ClassVar[tuple[str, ...]] = ()
+    window_padding: str
+
+    def __call__(
+        self, model: ConvNet, images: jax.Array, sizes: jax.Array | None, extras: Extras
+    ) -> jax.Array:
+        """[N, H, W, C] -> [N, h, w, num_classes]."""
+        return window_score_map(model, images, window_padding=self.window_padding)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerMaps:
+    """The maps of some layers as a head."""
+
+    extras: ClassVar[tuple[str, ...]] = ()
+    names: tuple[str, ...]
+
+    def __call__(
+        self, model: ConvNet, images: jax.Array, sizes: jax.Array | None, extras: Extras
+    ) -> dict[str, jax.Array]:
+        """[N, H, W, C] -> {name: [N, h, w, features]}."""
+        return model.features(images, self.names)
+
+
 def relative_difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Of each cell: |a - b| over the root mean square of |b|, [h, w, C] -> [h, w]."""
     size = np.sqrt(np.mean(np.sum(np.square(b), axis=-1)))
@@ -108,31 +139,24 @@ def draw(model: ConvNet, name: str, image: np.ndarray, output: Path) -> str:
 
     from vgg_jax.report import style
 
-    graphdef, state = nnx.split(model)
-    pixels = image[None] - np.asarray(IMAGENET_MEAN, np.float32)
-
-    @jax.jit
-    def compute(state: nnx.State, x: jax.Array) -> tuple:
-        model = nnx.merge(graphdef, state)
-        stages = [
-            before.name
-            for before, layer in zip(model.layers, model.layers[1:], strict=False)
-            if isinstance(layer, MaxPool)
-        ]
-        middle = x[:, 64:288, 64:288]  # window (2, 2)
-        return (
-            *(window_score_map(model, x, window_padding=p)[0] for p in PADDINGS),
-            model.features(x, stages),
-            model.features(middle, stages),
-        )
-
-    dense, crops, seen, alone = jax.device_get(compute(state, pixels))
-    difference = relative_difference(dense, crops)
-    first = jax.device_get(
-        jax.jit(lambda s, x: nnx.merge(graphdef, s)(x))(
-            state, pixels[:, 32:256, 64:288]
-        )
+    network = Network.from_model(model, IMAGENET)
+    stages = tuple(
+        before.name
+        for before, layer in zip(model.layers, model.layers[1:], strict=False)
+        if isinstance(layer, MaxPool)
     )
+    pixels = image[None]
+    middle = pixels[:, 64:288, 64:288]  # window (2, 2)
+    dense, crops = (
+        np.asarray(network.run(WindowScores(window_padding=padding), pixels)[0])
+        for padding in PADDINGS
+    )
+    seen, alone = (
+        jax.device_get(network.run(LayerMaps(names=stages), part))
+        for part in (pixels, middle)
+    )
+    difference = relative_difference(dense, crops)
+    first = np.asarray(network.run(ScoreMap(), pixels[:, 32:256, 64:288])).mean((1, 2))
     lines = [f"{name}, image {image.shape[0]}x{image.shape[1]}, windows of 224x224"]
     lines.append("relative difference of a window's scores, dense against crop:")
     lines += ["  " + "  ".join(f"{d:6.1%}" for d in row) for row in difference]

@@ -23,7 +23,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
-from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
@@ -31,15 +30,14 @@ from vgg_jax import cli
 from vgg_jax.config import Config
 from vgg_jax.console import did_you_mean
 from vgg_jax.distributed import batch_sharding, make_mesh, replicated
-from vgg_jax.evaluation.dense import posteriors
-from vgg_jax.evaluation.padding import Shape, shapes
+from vgg_jax.inference.forward import Network, Posteriors
+from vgg_jax.inference.padding import Shape, padded_shapes
 from vgg_jax.models.measure import summary
 from vgg_jax.preprocessing import Normalization
 from vgg_jax.tools.chips import CHIPS
 from vgg_jax.tools.hlo import costs
 from vgg_jax.tools.tpu_report import Memory, Report, format_growth
 from vgg_jax.training.program import Program, abstract_model
-from vgg_jax.training.steps import split
 
 PROGRAMS = ("train_step", "dense")
 
@@ -122,11 +120,11 @@ def check(config: Config, program: str, topology: str, mesh: Mesh) -> Report:
         shape, batch_size, passes = (config.data.crop,) * 2, config.batch_size, 3
     else:
         # The largest that images are padded to: it needs the most memory.
-        shape = shapes(config.evaluation.bucket_ratios, max(config.evaluation.scales))[
-            -1
-        ]
+        shape = padded_shapes(
+            config.evaluation.bucket_ratios, max(config.evaluation.scales)
+        )[-1]
         batch_size = -(-config.evaluation.batch_size // mesh.size) * mesh.size
-        lowered, passes = _lower_dense(config, mesh, shape, batch_size), 2
+        lowered, passes = lower_dense(config, mesh, shape, batch_size), 2
     multiply_adds = summary(options.pop("name"), shape, **options).multiply_adds
     report = functools.partial(
         Report,
@@ -157,28 +155,28 @@ def check(config: Config, program: str, topology: str, mesh: Mesh) -> Report:
     )
 
 
-def _lower_dense(config: Config, mesh: Mesh, shape: Shape, batch_size: int) -> Any:
-    """The dense evaluation of a batch of images padded to one shape, with the flip."""
-    graphdef, *arrays = split(abstract_model(config))
-    mean, std, averaging = (
-        config.data.mean,
-        config.data.std,
-        config.evaluation.averaging,
-    )
+def lower_dense(
+    config: Config, mesh: Mesh, shape: Shape, batch_size: int
+) -> jax.stages.Lowered:
+    """The program of the protocol "dense" for a batch of images padded to one shape.
 
-    @jax.jit
-    def dense(params: Any, statistics: Any, images: Any, sizes: Any) -> jax.Array:
-        model = nnx.merge(graphdef, params, statistics)
-        images = Normalization(mean, std)(images)
-        return posteriors(model, images, averaging=averaging, flip=True, sizes=sizes)
-
-    whole = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(mesh)),
-        arrays,
+    It is the one that eval.py runs, see `vgg_jax.inference.forward.apply`.
+    """
+    network = Network.from_model(
+        abstract_model(config), Normalization(config.data.mean, config.data.std)
     )
+    whole = functools.partial(_abstract, sharding=replicated(mesh))
+    variables = jax.tree.map(whole, network.variables)
     rows = functools.partial(jax.ShapeDtypeStruct, sharding=batch_sharding(mesh))
-    images = rows((batch_size, *shape, config.model.in_channels), jnp.uint8)
-    return dense.lower(*whole, images, rows((batch_size, 2), jnp.int32))
+    return dataclasses.replace(network, variables=variables).lower(
+        Posteriors(averaging=config.evaluation.averaging),
+        rows((batch_size, *shape, network.channels), jnp.uint8),
+        rows((batch_size, 2), jnp.int32),
+    )
+
+
+def _abstract(array: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
 
 def advice(config: Config, program: str, chips: int) -> Iterator[str]:

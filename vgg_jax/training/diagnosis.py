@@ -1,25 +1,25 @@
 """Why a network does not start to learn: what its layers do to signal and gradient."""
 
 import dataclasses
-import functools
 import math
 import statistics
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from vgg_jax.config import Config
-from vgg_jax.models import create_model
+from vgg_jax.inference.forward import Extras, Network
+from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import Conv, Relu
 from vgg_jax.preprocessing import Normalization
 from vgg_jax.training.objectives import classification_sums
 from vgg_jax.training.optimizer import learning_rate
 from vgg_jax.training.program import abstract_model
 from vgg_jax.training.schedule import Schedule
-from vgg_jax.training.steps import Batch, TrainState
+from vgg_jax.training.steps import Batch, TrainState, split
 
 IMAGES = 8  # of a batch are enough to see what the layers do
 
@@ -61,19 +61,23 @@ def measure(
         rate: the learning rate, of which `Signal.step` is a multiple.
     """
     # The scheme made the weights and has no part in this: one program for all of them.
-    options = dataclasses.asdict(config.model) | {"init": "glorot"}
+    same_init = dataclasses.replace(config.model, init="glorot")
+    model = abstract_model(dataclasses.replace(config, model=same_init))
+    network = Network(
+        graphdef=split(model)[0],
+        variables=(params, batch_stats),
+        normalization=Normalization(config.data.mean, config.data.std),
+        layers=model.layers,
+    )
     loss, found = jax.device_get(
-        _look(
-            params,
-            batch_stats,
-            {"image": batch["image"], "label": batch["label"]},
-            options=tuple(options.items()),
-            mean=config.data.mean,
-            std=config.data.std,
+        network.run(
+            LayerSignals(),
+            batch["image"][:IMAGES],
+            extras={"label": batch["label"][:IMAGES]},
         )
     )
     signals = []
-    for layer in abstract_model(config).layers:
+    for layer in model.layers:
         if layer.name in found:
             seen = {key: float(value) for key, value in found[layer.name].items()}
             seen["step"] *= rate
@@ -81,43 +85,44 @@ def measure(
     return float(loss), signals
 
 
-@functools.partial(jax.jit, static_argnames=("options", "mean", "std"))
-def _look(
-    params: dict[str, Any],
-    batch_stats: dict[str, Any],
-    batch: Batch,
-    *,
-    options: tuple[tuple[str, Any], ...],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> tuple[jax.Array, dict[str, dict[str, jax.Array]]]:
-    """Layer -> the fields of its `Signal`, with a rate of 1."""
-    graphdef = nnx.graphdef(create_model(**dict(options), rngs=nnx.Rngs(0)))
-    images = Normalization(mean, std)(batch["image"][:IMAGES])
-    labels = batch["label"][:IMAGES]
+@dataclasses.dataclass(frozen=True)
+class LayerSignals:
+    """The loss in training mode, and layer -> the fields of its `Signal` at rate 1.
 
-    def loss_fn(params: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
-        model = nnx.merge(graphdef, params, batch_stats)
-        maps: dict[str, jax.Array] = {}
-        rngs = nnx.Rngs(dropout=0)
-        model.run(images, model.layers, train=True, rngs=rngs, collect=maps)
-        found: dict[str, dict[str, jax.Array]] = {}
-        for layer in model.layers:
-            x = maps[layer.name].astype(jnp.float32)
-            if isinstance(layer, Conv):
-                seen = {"activation": x.std(), "dead": jnp.zeros(())}
-                found[layer.name] = seen
-            elif isinstance(layer, Relu):
-                seen["dead"] = (x <= 0).all((0, 1, 2)).mean()
-        sums = classification_sums(x.mean((1, 2)), labels, jnp.ones(len(labels)))
-        return sums["loss"] / len(labels), found
+    Takes "label", int [N]. Differentiates the loss by the parameters.
+    """
 
-    (loss, found), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    for name, seen in found.items():
-        kernel, gradient = params[name]["kernel"], gradients[name]["kernel"]
-        seen["gradient"] = gradient.std()
-        seen["step"] = jnp.linalg.norm(gradient) / jnp.linalg.norm(kernel)
-    return loss, found
+    extras: ClassVar[tuple[str, ...]] = ("label",)
+
+    def __call__(
+        self, model: ConvNet, images: jax.Array, sizes: jax.Array | None, extras: Extras
+    ) -> tuple[jax.Array, dict[str, dict[str, jax.Array]]]:
+        """From normalized images [N, H, W, C], with dropout."""
+        graphdef, params, batch_stats = split(model)
+        labels = extras["label"]
+
+        def loss_fn(params: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
+            model = nnx.merge(graphdef, params, batch_stats)
+            maps: dict[str, jax.Array] = {}
+            rngs = nnx.Rngs(dropout=0)
+            model.run(images, model.layers, train=True, rngs=rngs, collect=maps)
+            signals: dict[str, dict[str, jax.Array]] = {}
+            for layer in model.layers:
+                x = maps[layer.name].astype(jnp.float32)
+                if isinstance(layer, Conv):
+                    signal = {"activation": x.std(), "dead": jnp.zeros(())}
+                    signals[layer.name] = signal
+                elif isinstance(layer, Relu):
+                    signal["dead"] = (x <= 0).all((0, 1, 2)).mean()
+            sums = classification_sums(x.mean((1, 2)), labels, jnp.ones(len(labels)))
+            return sums["loss"] / len(labels), signals
+
+        (loss, signals), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        for name, signal in signals.items():
+            kernel, gradient = params[name]["kernel"], gradients[name]["kernel"]
+            signal["gradient"] = gradient.std()
+            signal["step"] = jnp.linalg.norm(gradient) / jnp.linalg.norm(kernel)
+        return loss, signals
 
 
 def finding(signals: list[Signal]) -> str | None:

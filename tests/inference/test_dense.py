@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from vgg_jax.data.transforms import rescale
-from vgg_jax.evaluation import dense, tiling
-from vgg_jax.evaluation.dense import dense_posteriors, mirror, posteriors
+from vgg_jax.inference.dense import dense_posteriors
+from vgg_jax.inference.forward import Posteriors, apply, mirror
 from vgg_jax.models import ConvNet
 
 
@@ -50,9 +50,8 @@ def images() -> np.ndarray:
 def test_posteriors_are_the_averages_of_section_3_2(
     model: ConvNet, images: np.ndarray, averaging: str, flip: bool
 ) -> None:
-    found = jax.jit(lambda x: posteriors(model, x, averaging=averaging, flip=flip))(
-        images
-    )
+    head = Posteriors(averaging=averaging, flip=flip)
+    found = jax.jit(lambda x: head(model, x, None, {}))(images)
     expected = expected_posteriors(model, images, averaging, flip)
     chex.assert_shape(found, (3, 7))
     chex.assert_trees_all_close(np.asarray(found, np.float64), expected, atol=1e-5)
@@ -77,6 +76,8 @@ def test_order_of_softmax_and_flip_matter_to_these_images(
 class Halves:
     """Its two scores, in one cell, are the mean of the left and of the upper half."""
 
+    layers = ()
+
     def score_map(self, x: jax.Array, *, sizes: None) -> jax.Array:
         left = x[:, :, : x.shape[2] // 2].mean(axis=(1, 2, 3))
         upper = x[:, : x.shape[1] // 2].mean(axis=(1, 2, 3))
@@ -86,7 +87,7 @@ class Halves:
 def test_the_flip_is_left_to_right() -> None:
     image = np.zeros((1, 4, 6, 1), np.float32)
     image[:, :, :3] = 4.0  # left half; the upper half's mean is 2 before and after
-    found = posteriors(Halves(), image, averaging="score_map", flip=True)  # type: ignore[arg-type]
+    found = Posteriors()(Halves(), image, None, {})  # type: ignore[arg-type]
     expected = (softmax(np.array([4.0, 2.0])) + softmax(np.array([0.0, 2.0]))) / 2
     chex.assert_trees_all_close(np.asarray(found[0], np.float64), expected, atol=1e-6)
 
@@ -94,7 +95,8 @@ def test_the_flip_is_left_to_right() -> None:
 def test_one_cell_is_the_classifier(model: ConvNet, images: np.ndarray) -> None:
     crops = images[:, :32, :32]
     for averaging in ("score_map", "posteriors"):
-        found = posteriors(model, crops, averaging=averaging, flip=False)
+        head = Posteriors(averaging=averaging, flip=False)
+        found = head(model, crops, None, {})
         chex.assert_trees_all_close(found, jax.nn.softmax(model(crops)), atol=1e-6)
 
 
@@ -135,9 +137,8 @@ def test_images_of_several_sizes_share_a_batch(
     model: ConvNet, images: np.ndarray, averaging: str
 ) -> None:
     sizes = [(96, 128), (71, 90), (96, 33)]
-    found = jax.jit(
-        lambda x, n: posteriors(model, x, averaging=averaging, flip=True, sizes=n)
-    )(*sized_batch(images, sizes))
+    head = Posteriors(averaging=averaging)
+    found = jax.jit(lambda x, n: head(model, x, n, {}))(*sized_batch(images, sizes))
     expected = [
         expected_posteriors(model, image[None, :h, :w], averaging, True)[0]
         for image, (h, w) in zip(images, sizes, strict=True)
@@ -153,15 +154,13 @@ def test_a_mirror_image_is_within_its_width(images: np.ndarray) -> None:
 
 
 def test_dense_posteriors_compile_once_a_bucket(model: ConvNet) -> None:
-    dense._compiled.clear_cache()
-    tiling._tile_scores.clear_cache()
+    apply.clear_cache()
     rng = np.random.default_rng(0)
     for shape in [(40, 50), (41, 50), (50, 45), (60, 40), (40, 90), (64, 64)]:
         image = rng.integers(0, 256, (*shape, 3), np.uint8)
         dense_posteriors(model, image, (32, 40), bucket_ratios=(0.5, 1.0, 1.5))
     # Wide, tall and square at two scales; 40x90 in tiles.
-    assert dense._compiled._cache_size() == 6
-    assert tiling._tile_scores._cache_size() == 1
+    assert apply._cache_size() == 6 + 1
 
 
 @pytest.mark.parametrize("averaging", ["score_map", "posteriors"])
@@ -202,7 +201,7 @@ def test_what_dense_posteriors_refuses(
 
 def test_importing_it_is_light() -> None:
     heavy = {"grain", "orbax", "matplotlib", "cv2", "tensorflow_datasets"}
-    script = f"import sys, vgg_jax.evaluation.dense; print({heavy} & set(sys.modules))"
+    script = f"import sys, vgg_jax.inference.dense; print({heavy} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

@@ -14,8 +14,8 @@ from flax import nnx
 from tests.models.drawn import network
 from vgg_jax import ConvNet, create_model, tiled_score_map
 from vgg_jax.config import IMAGENET_MEAN
-from vgg_jax.evaluation import tiling
-from vgg_jax.evaluation.tiling import memory_estimate, spans
+from vgg_jax.inference.forward import apply
+from vgg_jax.inference.tiling import memory_estimate, spans
 from vgg_jax.models.layers import output_size
 
 MEAN, STD = (120.0, 110.0, 100.0), (60.0, 50.0, 40.0)
@@ -56,21 +56,21 @@ def test_equal_to_the_untiled_map(
     name: str, options: dict, tile: int, sizes: list[tuple[int, int]]
 ) -> None:
     model = drawn(name, **options)
-    tiling._tile_scores.clear_cache()
+    apply.clear_cache()
     for size in sizes:
         image = picture(*size)
         want = untiled(model, image)
         got = tiled_score_map(model, image, tile=tile, mean=MEAN, std=STD)
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
-    assert len(spans(model, sizes[0][0], tile)) > 1
-    assert tiling._tile_scores._cache_size() == 1
+    assert len(spans(model.layers, sizes[0][0], tile)) > 1
+    assert apply._cache_size() == 1
 
 
 @pytest.mark.parametrize("name", ["vgg16", "vgg19", "nin_imagenet", "nin_tutorial"])
 def test_tiles_give_every_cell_once(name: str) -> None:
     model = nnx.merge(*network(name, width=1 / 64))
     for side in [*range(224, 2000, 37), 10_000]:
-        found = spans(model, side, 512)
+        found = spans(model.layers, side, 512)
         cells = [i for span in found for i in range(span.cells.start, span.cells.stop)]
         assert cells == list(range(output_size(model.layers, side)))
         assert all(span.pixels.start < side for span in found)
@@ -82,10 +82,10 @@ def test_a_tile_needs_room_for_what_a_cell_sees() -> None:
     model = drawn("nin_cifar")
     # Cell i sees the 27 pixels from 4 i - 10 on: the third is the first that sees
     # nothing before a tile, and it sees 2 to 28.
-    assert len(spans(model, 100, 29)) > 1
+    assert len(spans(model.layers, 100, 29)) > 1
     with pytest.raises(ValueError, match=r"at least 29 pixels.* 27 pixels, got 28"):
-        spans(model, 100, 28)
-    assert len(spans(model, 28, 28)) == 1  # nothing is beyond it
+        spans(model.layers, 100, 28)
+    assert len(spans(model.layers, 28, 28)) == 1  # nothing is beyond it
 
 
 @pytest.mark.parametrize(
@@ -124,20 +124,22 @@ def test_only_a_tile_at_a_time_is_read(capsys: pytest.CaptureFixture) -> None:
     found = tiled_score_map(model, watched, tile=64, progress="map")  # type: ignore[arg-type]
     assert watched.largest <= 64 * 64 * 3
     chex.assert_trees_all_equal(found, tiled_score_map(model, watched.image, tile=64))
-    tiles = len(spans(model, 200, 64)) * len(spans(model, 300, 64))
+    tiles = len(spans(model.layers, 200, 64)) * len(spans(model.layers, 300, 64))
     assert f"map  {tiles}/{tiles} tiles" in capsys.readouterr().err
 
 
 def test_the_estimate_compiles_what_the_run_uses_and_grows_with_the_map_alone() -> None:
     model = drawn("nin_cifar")
-    tiling._tile_scores.clear_cache()
+    apply.clear_cache()
     small = memory_estimate(model, (100, 100), tile=64)
     large = memory_estimate(model, (1000, 2000), tile=64)
     assert small.device == large.device
     cells = output_size(model.layers, 1000) * output_size(model.layers, 2000)
     cells -= output_size(model.layers, 100) ** 2
     assert large.host - small.host == cells * 5 * 4
-    assert large.tiles == len(spans(model, 1000, 64)) * len(spans(model, 2000, 64))
+    assert large.tiles == len(spans(model.layers, 1000, 64)) * len(
+        spans(model.layers, 2000, 64)
+    )
     # A 64x64 map of conv1 is the least that is there at once.
     assert small.device > 64 * 64 * 6 * 4
     assert "MiB on the device" in str(large)
@@ -149,7 +151,7 @@ import numpy as np
 import jax
 from flax import nnx
 import vgg_jax
-from vgg_jax.evaluation.tiling import memory_estimate
+from vgg_jax.inference.tiling import memory_estimate
 
 model = vgg_jax.create_model("vgg11", num_classes=10, width=0.25, rngs=nnx.Rngs(0))
 image = np.memmap(sys.argv[1], np.uint8, "r", shape=(10_000, 8_000, 3))

@@ -7,18 +7,27 @@ So the map is that of the whole image, whose border alone is padded with zeros.
 """
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from vgg_jax.config import IMAGENET_MEAN
 from vgg_jax.console import progress_bar
+from vgg_jax.inference.forward import (
+    Extras,
+    MapHead,
+    MapOf,
+    Network,
+    ScoreMap,
+    mean_of,
+    reduce_map,
+    validate_image,
+)
 from vgg_jax.models import ConvNet
-from vgg_jax.models.layers import check_size, output_size, smallest_size
+from vgg_jax.models.layers import Layer, check_size, output_size, smallest_size
 from vgg_jax.models.measure import receptive_field
 from vgg_jax.preprocessing import Normalization
 
@@ -49,13 +58,14 @@ class Memory:
         )
 
 
-def spans(model: ConvNet, side: int, tile: int) -> list[Span]:
+def spans(layers: Sequence[Layer], side: int, tile: int) -> list[Span]:
     """The tiles along a side of an image, in pixels, that give each cell once.
 
     Raises:
         ValueError: the tile is too small to hold a cell away from the border.
     """
-    top = receptive_field(model, smallest_size(model.layers))[-1]
+    layers = tuple(layers)
+    top = receptive_field(layers, smallest_size(layers))[-1]
     # In a tile away from the border, its cells [first, end) see nothing beyond it.
     first = -(top.start // top.jump)
     end = (tile - top.receptive_field - top.start) // top.jump + 1
@@ -65,13 +75,13 @@ def spans(model: ConvNet, side: int, tile: int) -> list[Span]:
             f"expected tiles of at least {needed} pixels, with room for a cell that "
             f"sees {top.receptive_field} pixels, got {tile}"
         )
-    cells = output_size(model.layers, side)
-    found: list[Span] = []
+    cells = output_size(layers, side)
+    tiles: list[Span] = []
     kept = origin = 0
     while kept < cells:
         start = origin * top.jump
         last = cells if start + tile >= side else origin + end
-        found.append(
+        tiles.append(
             Span(
                 pixels=slice(start, start + tile),
                 cells=slice(kept, last),
@@ -79,21 +89,7 @@ def spans(model: ConvNet, side: int, tile: int) -> list[Span]:
             )
         )
         kept, origin = last, last - first
-    return found
-
-
-@functools.partial(jax.jit, static_argnames=("graphdef", "mean", "std"))
-def _tile_scores(
-    state: nnx.State,
-    pixels: jax.Array,
-    sizes: jax.Array,
-    *,
-    graphdef: nnx.GraphDef,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> jax.Array:
-    images = Normalization(mean, std)(pixels)
-    return nnx.merge(graphdef, state).score_map(images, sizes=sizes)
+    return tiles
 
 
 def memory_estimate(
@@ -121,16 +117,13 @@ def memory_estimate(
         ValueError: as `tiled_score_map`.
     """
     check_size(model.layers, *image_size)
-    rows, columns = (spans(model, side, tile) for side in image_size)
-    graphdef, state = nnx.split(model)
+    rows, columns = (spans(model.layers, side, tile) for side in image_size)
     shape = (1, tile, tile, model.in_channels)
-    compiled = _tile_scores.lower(
-        state,
+    network = Network.from_model(model, Normalization(mean, std))
+    compiled = network.lower(
+        ScoreMap(),
         jax.ShapeDtypeStruct(shape, np.uint8),
         jax.ShapeDtypeStruct((1, 2), np.int32),
-        graphdef=graphdef,
-        mean=tuple(mean),
-        std=tuple(std),
     ).compile()
     used = compiled.memory_analysis()
     if used is None:
@@ -171,33 +164,76 @@ def tiled_score_map(
         ValueError: another kind of array, an image too small for the network, or a tile
             too small for its receptive field.
     """
-    channels = model.in_channels
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != channels:
-        raise ValueError(
-            f"expected an image uint8 [H, W, {channels}], got {image.dtype} "
-            f"{list(image.shape)}"
-        )
-    height, width, _ = image.shape
-    check_size(model.layers, height, width)
-    rows, columns = (spans(model, side, tile) for side in (height, width))
-    graphdef, state = nnx.split(model)
-    cells = rows[-1].cells.stop, columns[-1].cells.stop
-    found = np.empty((*cells, model.num_classes or 0), np.float32)
-    line = progress_bar(progress, len(rows) * len(columns), unit="tiles")
-    for row, column in itertools.product(rows, columns):
-        window = image[row.pixels, column.pixels]
-        pixels = np.zeros((1, tile, tile, channels), np.uint8)
-        pixels[0, : window.shape[0], : window.shape[1]] = window
-        scores = _tile_scores(
-            state,
-            pixels,
-            np.asarray([window.shape[:2]], np.int32),
-            graphdef=graphdef,
-            mean=tuple(mean),
-            std=tuple(std),
-        )
-        own = np.asarray(scores)[0, row.own_cells, column.own_cells]
-        found[row.cells, column.cells] = own
-        line.update(1)
-    line.close()
-    return found
+    network = Network.from_model(model, Normalization(mean, std))
+    return tiled_map(network, ScoreMap(), image, tile=tile, progress=progress)
+
+
+def tiled_map(
+    network: Network,
+    head: MapHead,
+    image: np.ndarray,
+    *,
+    tile: int = TILE,
+    progress: str | None = None,
+) -> np.ndarray:
+    """The map of a head for one image of any size: [H, W, C] -> float32 [h, w, C'].
+
+    Args:
+        network: the network.
+        head: the map is that of its first step.
+        image, tile, progress: as `tiled_score_map`.
+
+    Raises:
+        ValueError: as `tiled_score_map`.
+    """
+    validate_image(image, network.channels)
+    height, width, channels = image.shape
+    layers = head.layers(network.layers)
+    check_size(layers, height, width)
+    rows, columns = (spans(layers, side, tile) for side in (height, width))
+    cells: np.ndarray | None = None
+    tiles = list(itertools.product(rows, columns))
+    with progress_bar(progress, len(tiles), unit="tiles") as bar:
+        for row, column in tiles:
+            window = image[row.pixels, column.pixels]
+            pixels = np.zeros((1, tile, tile, channels), np.uint8)
+            pixels[0, : window.shape[0], : window.shape[1]] = window
+            size = np.asarray([window.shape[:2]], np.int32)
+            tile_map = np.asarray(network.run(MapOf(head=head), pixels, size))[0]
+            if cells is None:
+                shape = (rows[-1].cells.stop, columns[-1].cells.stop)
+                cells = np.empty((*shape, tile_map.shape[-1]), np.float32)
+            own = tile_map[row.own_cells, column.own_cells]
+            cells[row.cells, column.cells] = own
+            bar.update(1)
+    assert cells is not None
+    return cells
+
+
+def run_tiled(
+    network: Network, head: MapHead, image: np.ndarray, extras: Extras
+) -> Any:
+    """A head on one image of any shape, tile by tile: what `Network.run` would give.
+
+    No shape of an image needs a program of its own: tiles have one shape, and a map is
+    padded to sides that are powers of two before it is reduced.
+
+    Args:
+        network: the network.
+        head: made of a map.
+        image: uint8 [H, W, C].
+        extras: one row each, as the head names them.
+    """
+    size = np.asarray([image.shape[:2]], np.int32)
+    # Its two views are run apart.
+    one_view = dataclasses.replace(head, flip=False)
+
+    def run(image: np.ndarray) -> Any:
+        cells = tiled_map(network, head, image)
+        rows, columns = (1 << (side - 1).bit_length() for side in cells.shape[:2])
+        padded = np.zeros((1, rows, columns, cells.shape[-1]), np.float32)
+        padded[0, : cells.shape[0], : cells.shape[1]] = cells
+        arrays: Any = (padded, size, extras)
+        return reduce_map(*arrays, head=one_view, layers=network.layers)
+
+    return mean_of(run(image), run(image[:, ::-1])) if head.flip else run(image)

@@ -10,13 +10,13 @@ from collections.abc import Iterable
 Shape = tuple[int, int]  # height and width, in pixels
 
 
-def shapes(ratios: Iterable[float], scale: int) -> tuple[Shape, ...]:
+def padded_shapes(ratios: Iterable[float], scale: int) -> tuple[Shape, ...]:
     """One for each ratio at short side Q, smallest area first.
 
     Raises:
         ValueError: a ratio that is not a number above zero.
     """
-    found: set[Shape] = set()
+    shapes: set[Shape] = set()
     for ratio in ratios:
         if not 0 < ratio < math.inf:
             raise ValueError(
@@ -24,8 +24,8 @@ def shapes(ratios: Iterable[float], scale: int) -> tuple[Shape, ...]:
                 "bucket_ratios"
             )
         long = math.ceil(scale * max(ratio, 1 / ratio))
-        found.add((scale, long) if ratio >= 1 else (long, scale))
-    return tuple(sorted(found, key=math.prod))
+        shapes.add((scale, long) if ratio >= 1 else (long, scale))
+    return tuple(sorted(shapes, key=math.prod))
 
 
 def smallest_fitting(shapes: Iterable[Shape], height: int, width: int) -> Shape | None:

@@ -1,0 +1,97 @@
+"""Dense evaluation of one image (section 3.2 of arXiv:1409.1556)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vgg_jax.config import BUCKET_RATIOS, IMAGENET_MEAN
+from vgg_jax.inference.forward import (
+    MapHead,
+    Network,
+    Posteriors,
+    validate_image,
+    validate_scales,
+)
+from vgg_jax.inference.padding import padded_shapes, smallest_fitting
+from vgg_jax.inference.tiling import run_tiled
+from vgg_jax.models import ConvNet
+from vgg_jax.preprocessing import Normalization
+
+
+def dense_posteriors(
+    model: ConvNet,
+    image: np.ndarray,
+    scales: Sequence[int] = (256, 384, 512),
+    *,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = (1.0, 1.0, 1.0),
+    averaging: str = "score_map",
+    bucket_ratios: Sequence[float] = BUCKET_RATIOS,
+) -> jax.Array:
+    """Section 3.2 for one image of any size: uint8 [H, W, C] -> float32 [num_classes].
+
+    The image is rescaled so that its short side is each of `scales`; the network runs
+    on the whole of it and on its mirror image; soft-max posteriors are averaged over
+    both and over the scales. The rescaled image is padded to one of a few shapes and
+    the padding masked, which changes no result, so that a program compiled for one
+    image serves the next: at most one for each bucket and scale, and one for the tiles
+    of images that are longer than every bucket.
+
+    Args:
+        model: a classifier.
+        image: pixels 0-255.
+        scales: short sides Q, in pixels.
+        mean: subtracted from the pixels, one value a channel.
+        std: divides them after that, one value a channel.
+        averaging: "score_map", mean over space then soft-max; or "posteriors", soft-max
+            of each cell then mean.
+        bucket_ratios: width over height of the buckets.
+
+    Raises:
+        ValueError: another kind of array, statistics for another number of channels, no
+            scale, an unknown averaging, or a scale too small for the network.
+    """
+    # Here, so that importing vgg_jax does not import the decoders.
+    from vgg_jax.data.transforms import rescale
+
+    image = np.asarray(image)
+    validate_image(image, model.in_channels)
+    validate_scales(scales)
+    network = Network.from_model(model, Normalization(mean, std))
+    head = Posteriors(averaging=averaging)
+    of_scales = [
+        run_padded(network, head, rescale(image, scale), scale, bucket_ratios)[0]
+        for scale in scales
+    ]
+    return jnp.mean(jnp.stack(of_scales), axis=0)
+
+
+def run_padded(
+    network: Network,
+    head: MapHead,
+    image: np.ndarray,
+    scale: int,
+    bucket_ratios: Sequence[float] = BUCKET_RATIOS,
+) -> Any:
+    """A head on one image whose short side is `scale`: one row of what it gives.
+
+    The image is padded to the smallest bucket that holds it, so that images share
+    programs; one that is longer than every bucket goes through in tiles.
+
+    Args:
+        network: the network.
+        head: made of a map.
+        image: uint8 [H, W, C].
+        scale: its short side, in pixels.
+        bucket_ratios: width over height of the buckets.
+    """
+    height, width = image.shape[:2]
+    bucket = smallest_fitting(padded_shapes(bucket_ratios, scale), height, width)
+    if bucket is None:
+        return run_tiled(network, head, image, {})
+    padded = np.zeros((1, *bucket, network.channels), np.uint8)
+    padded[0, :height, :width] = image
+    return network.run(head, padded, np.asarray([(height, width)], np.int32))

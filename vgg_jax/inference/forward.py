@@ -1,0 +1,389 @@
+"""The forward pass outside of training: from pixels to what a head makes of them.
+
+`apply` is the only compiled function that does it. Validation, every protocol, tiles,
+heat maps, descriptors and localization differ in the head that they hand it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from vgg_jax.console import did_you_mean
+from vgg_jax.distributed import replicate
+from vgg_jax.models import ConvNet
+from vgg_jax.models.layers import Layer, inside, output_sizes
+from vgg_jax.preprocessing import Normalization
+
+Images = np.ndarray | jax.Array
+# Further arrays that a head takes, one row an image.
+Extras = Mapping[str, Any]
+
+# Where the soft-max stands relative to the spatial mean, which the paper leaves open.
+AVERAGINGS = ("score_map", "posteriors")
+
+
+class Head(Protocol):
+    """What is made of a network's layers: a hashable value, so that programs are kept.
+
+    `extras` names the further arrays that it takes.
+    """
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """The names of the arrays, one row an image, that the head takes beside it."""
+        ...
+
+    def __call__(
+        self, model: ConvNet, images: jax.Array, sizes: jax.Array | None, extras: Extras
+    ) -> Any:
+        """From normalized images [N, H, W, C] to a tree of arrays, N rows each.
+
+        `sizes`, int32 [N, 2], are the heights and widths of images that share a batch,
+        each in the upper left corner; None where images fill their arrays.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MapHead:
+    """A head in two steps: a map of the image, then what the map is reduced to.
+
+    The first step also works on an image in tiles. With `flip` the result is the mean
+    of that of the image and that of its mirror image.
+    """
+
+    extras: ClassVar[tuple[str, ...]] = ()
+    flip: bool = False
+
+    def layers(self, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+        """The rows of the network that make the map; by default all of them."""
+        return layers
+
+    def map(
+        self, model: ConvNet, images: jax.Array, sizes: jax.Array | None
+    ) -> jax.Array:
+        """[N, H, W, C] -> float32 [N, h, w, features]; by default the score map."""
+        return model.score_map(images, sizes=sizes)
+
+    def reduce(
+        self,
+        maps: jax.Array,
+        layers: tuple[Layer, ...],
+        sizes: jax.Array | None,
+        extras: Extras,
+    ) -> Any:
+        """What the head gives for maps [N, h, w, features] of images of these sizes."""
+        raise NotImplementedError
+
+    def __call__(
+        self, model: ConvNet, images: jax.Array, sizes: jax.Array | None, extras: Extras
+    ) -> Any:
+        """Both steps, see `Head`."""
+
+        def run(images: jax.Array) -> Any:
+            maps = self.map(model, images, sizes)
+            return self.reduce(maps, model.layers, sizes, extras)
+
+        if not self.flip:
+            return run(images)
+        return mean_of(run(images), run(mirror(images, sizes)))
+
+    def cells(
+        self, layers: tuple[Layer, ...], sizes: jax.Array | None
+    ) -> jax.Array | None:
+        """Heights and widths of the maps of images of these sizes: int32 [N, 2]."""
+        return None if sizes is None else output_sizes(self.layers(layers), sizes)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreMap(MapHead):
+    """The dense class score map of section 3.2; zero outside of each image's own."""
+
+    def reduce(
+        self,
+        maps: jax.Array,
+        layers: tuple[Layer, ...],
+        sizes: jax.Array | None,
+        extras: Extras,
+    ) -> jax.Array:
+        """The map itself: [N, h, w, num_classes]."""
+        return maps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MapOf(MapHead):
+    """The map of another head, as it is before that head reduces it."""
+
+    head: MapHead
+
+    def layers(self, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+        """The rows of the network that make the map."""
+        return self.head.layers(layers)
+
+    def map(
+        self, model: ConvNet, images: jax.Array, sizes: jax.Array | None
+    ) -> jax.Array:
+        """[N, H, W, C] -> float32 [N, h, w, features]."""
+        return self.head.map(model, images, sizes)
+
+    def reduce(
+        self,
+        maps: jax.Array,
+        layers: tuple[Layer, ...],
+        sizes: jax.Array | None,
+        extras: Extras,
+    ) -> jax.Array:
+        """The map itself."""
+        return maps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Posteriors(MapHead):
+    """Soft-max posteriors (section 3.2): [N * views, H, W, C] -> [N, num_classes].
+
+    Args:
+        averaging: "score_map", the mean of the scores over space, then soft-max; or
+            "posteriors", the soft-max of each cell, then their mean.
+        flip: average them with those of the images mirrored left to right.
+        views: consecutive rows that are views of one image; theirs are averaged.
+
+    Raises:
+        ValueError: an unknown averaging; the message names the nearest.
+    """
+
+    averaging: str = "score_map"
+    flip: bool = True
+    views: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuses an unknown averaging."""
+        validate_averaging(self.averaging)
+
+    def reduce(
+        self,
+        maps: jax.Array,
+        layers: tuple[Layer, ...],
+        sizes: jax.Array | None,
+        extras: Extras,
+    ) -> jax.Array:
+        """One distribution an image."""
+        cells = self.cells(layers, sizes)
+        posteriors = spatial_posteriors(maps, self.averaging, cells)
+        return posteriors.reshape(-1, self.views, posteriors.shape[-1]).mean(axis=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pooled(MapHead):
+    """The activations of a layer averaged over space and mirror image: [N, features].
+
+    Args:
+        layer: its name.
+    """
+
+    layer: str
+    flip: bool = True
+
+    def layers(self, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+        """The rows up to the layer."""
+        return layers[: [row.name for row in layers].index(self.layer) + 1]
+
+    def map(
+        self, model: ConvNet, images: jax.Array, sizes: jax.Array | None
+    ) -> jax.Array:
+        """The layer's map, [N, H, W, C] -> float32 [N, h, w, features]."""
+        rows = self.layers(model.layers)
+        return model.run(images, rows, sizes=sizes).astype(jnp.float32)
+
+    def reduce(
+        self,
+        maps: jax.Array,
+        layers: tuple[Layer, ...],
+        sizes: jax.Array | None,
+        extras: Extras,
+    ) -> jax.Array:
+        """The mean over each image's own cells."""
+        cells = self.cells(layers, sizes)
+        is_inside = None if cells is None else inside(maps.shape, cells)
+        return maps.mean(axis=(1, 2), where=is_inside)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "normalization", "head"))
+def apply(
+    variables: tuple[Any, ...],
+    images: jax.Array,
+    sizes: jax.Array | None,
+    extras: Extras,
+    *,
+    graphdef: nnx.GraphDef,
+    normalization: Normalization,
+    head: Head,
+) -> Any:
+    """A network without dropout on pixels 0-255, as far as the head goes.
+
+    Args:
+        variables: the trees that make a model of `graphdef`, as `nnx.split` gives them.
+        images: uint8 [N, H, W, C].
+        sizes: int32 [N, 2], the heights and widths of images that share a batch; None
+            where they fill it.
+        extras: what the head names.
+        graphdef, normalization, head: hashable; each combination is a program.
+
+    Returns:
+        What the head gives.
+    """
+    model: ConvNet = nnx.merge(graphdef, *variables)
+    model.eval()
+    return head(model, normalization(images), sizes, extras)
+
+
+@functools.partial(jax.jit, static_argnames=("head", "layers"))
+def reduce_map(
+    maps: jax.Array,
+    sizes: jax.Array,
+    extras: Extras,
+    *,
+    head: MapHead,
+    layers: tuple[Layer, ...],
+) -> Any:
+    """The second step of a head alone, for maps that were made tile by tile."""
+    return head.reduce(maps, layers, sizes, extras)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network to be run on pixels: its layers, its variables, its normalization."""
+
+    graphdef: nnx.GraphDef
+    variables: tuple[Any, ...]
+    normalization: Normalization
+    layers: tuple[Layer, ...]
+
+    @classmethod
+    def from_model(cls, model: ConvNet, normalization: Normalization) -> "Network":
+        """A model, and how it wants its pixels.
+
+        Raises:
+            ValueError: the normalization is for another number of channels.
+        """
+        if normalization.channels != model.in_channels:
+            raise ValueError(
+                f"expected {model.in_channels} values of mean and of std, one a "
+                f"channel, got {normalization.channels}; pass those that the network "
+                "was trained with"
+            )
+        graphdef, *variables = nnx.split(model)
+        return cls(graphdef, tuple(variables), normalization, model.layers)
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of its images."""
+        return self.normalization.channels
+
+    def replicate(self, mesh: Mesh) -> "Network":
+        """The same network with a copy of its variables on each device of a mesh."""
+        variables = replicate(mesh, self.variables)
+        return dataclasses.replace(self, variables=variables)
+
+    def run(
+        self,
+        head: Head,
+        images: Images,
+        sizes: Images | None = None,
+        extras: Extras | None = None,
+    ) -> Any:
+        """See `apply`."""
+        arrays: Any = (self.variables, images, sizes, extras or {})
+        return apply(*arrays, **self._static(head))
+
+    def lower(
+        self,
+        head: Head,
+        images: jax.ShapeDtypeStruct,
+        sizes: jax.ShapeDtypeStruct | None = None,
+        extras: Extras | None = None,
+    ) -> jax.stages.Lowered:
+        """The program of `run` for arguments of these shapes, not compiled."""
+        arguments = (self.variables, images, sizes, extras or {})
+        return apply.lower(*arguments, **self._static(head))
+
+    def _static(self, head: Head) -> dict[str, Any]:
+        return {
+            "graphdef": self.graphdef,
+            "normalization": self.normalization,
+            "head": head,
+        }
+
+
+def validate_averaging(averaging: str) -> None:
+    """Checks that an averaging is one of `AVERAGINGS`.
+
+    Raises:
+        ValueError: it is not; the message names the nearest.
+    """
+    if averaging not in AVERAGINGS:
+        raise ValueError(
+            f"unknown averaging {averaging!r}: {did_you_mean(averaging, AVERAGINGS)}"
+        )
+
+
+def spatial_posteriors(
+    scores: jax.Array, averaging: str, sizes: jax.Array | None = None
+) -> jax.Array:
+    """One distribution from a class score map: [N, h, w, C] -> [N, C].
+
+    "score_map": mean of the scores over space, then soft-max. "posteriors": soft-max of
+    each cell, then their mean. `sizes`, int32 [N, 2], are the height and width of each
+    map where those of different sizes share the array.
+
+    Raises:
+        ValueError: an unknown averaging.
+    """
+    validate_averaging(averaging)
+    cells = None if sizes is None else inside(scores.shape, sizes)
+    if averaging == "score_map":
+        return jax.nn.softmax(scores.mean(axis=(1, 2), where=cells))
+    return jax.nn.softmax(scores).mean(axis=(1, 2), where=cells)
+
+
+def mirror(images: jax.Array, sizes: jax.Array | None = None) -> jax.Array:
+    """Images flipped left to right, each within its own width: [N, H, W, C]."""
+    if sizes is None:
+        return images[:, :, ::-1]
+    width = images.shape[2]
+    columns = (sizes[:, 1, None] - 1 - np.arange(width)) % width
+    return jnp.take_along_axis(images, columns[:, None, :, None], axis=2)
+
+
+def mean_of(first: Any, second: Any) -> Any:
+    """The mean of two trees of arrays."""
+    return jax.tree.map(lambda a, b: (a + b) / 2, first, second)
+
+
+def validate_image(image: np.ndarray, channels: int) -> None:
+    """Checks that an image is uint8 [H, W, channels].
+
+    Raises:
+        ValueError: it is another kind of array.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != channels:
+        raise ValueError(
+            f"expected an image uint8 [H, W, {channels}], got {image.dtype} "
+            f"{list(image.shape)}"
+        )
+
+
+def validate_scales(scales: Any) -> None:
+    """Checks that there is a scale Q, and that each is at least 1 pixel.
+
+    Raises:
+        ValueError: there is none, or one is below 1.
+    """
+    if not scales or min(scales) < 1:
+        raise ValueError(f"expected scales of at least 1 pixel, got {tuple(scales)}")

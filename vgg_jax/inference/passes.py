@@ -1,0 +1,254 @@
+"""One pass over a data set: row i of the result is what a head makes of example i.
+
+Several hosts share the examples out, the host prepares a batch while the devices
+compute the one before, and an image that cannot be decoded has weight 0.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental.multihost_utils import process_allgather
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from vgg_jax.config import Config
+from vgg_jax.data.crops import Rule
+from vgg_jax.data.pipeline import Batch, eval_batches, whole_image_batches
+from vgg_jax.data.sources import Source
+from vgg_jax.distributed import make_mesh, shard_batch
+from vgg_jax.inference.forward import Head, MapHead, Network
+from vgg_jax.inference.padding import padded_shapes, smallest_fitting
+from vgg_jax.inference.tiling import run_tiled
+
+# Of a batch, what describes its examples.
+DESCRIPTIONS = ("label", "weight", "box")
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What the network is shown of each image.
+
+    Args:
+        scale: the short side Q that the image is rescaled to, in pixels.
+        layout: where crops of the training size are cut; None shows the whole image.
+    """
+
+    scale: int
+    layout: Rule | None = None
+
+    @property
+    def crops(self) -> int:
+        """How many pictures of each image the network sees."""
+        return 1 if self.layout is None else len(self.layout(0, 0))
+
+
+class Rows(NamedTuple):
+    """Some examples of a source: their numbers, what they are, what the head gave."""
+
+    numbers: np.ndarray
+    descriptions: dict[str, np.ndarray]
+    outputs: Any
+
+
+def over_source(
+    network: Network,
+    head: Head,
+    source: Source,
+    config: Config,
+    view: View,
+    *,
+    extras: Mapping[str, np.ndarray] | None = None,
+    with_boxes: bool = False,
+    mesh: Mesh | None = None,
+    bar: tqdm | None = None,
+) -> dict[str, np.ndarray]:
+    """What a head makes of every example of a source, each exactly once.
+
+    Args:
+        network: the network.
+        head: what is made of it: an array, or a dictionary of arrays, a row an example.
+        source: the images.
+        config: `data` says how images are decoded and cropped, `evaluation` how many
+            the network is given at once and the shapes that they are padded to.
+        view: what it sees of each image.
+        extras: further arrays that the head names, one row an example of the source.
+        with_boxes: whether the examples' boxes are wanted.
+        mesh: the batch is spread over its devices. By default over the devices of this
+            host, which takes its share of the images; with a mesh of all hosts' devices
+            they run each batch together.
+        bar: takes the images that are done.
+
+    Returns:
+        "label" int32 [N], "weight" float32 [N] (0 for an image that could not be
+        decoded), with boxes "box" [N, 4], and the head's arrays: an array alone is
+        named "output". Complete on every host.
+
+    Raises:
+        ValueError: settings that do not fit.
+        RuntimeError: the pipeline did not give every example once.
+    """
+    parts: list[dict[str, np.ndarray]] = []
+    for rows in example_rows(
+        network,
+        head,
+        source,
+        config,
+        view,
+        extras=extras,
+        with_boxes=with_boxes,
+        mesh=mesh,
+        bar=bar,
+    ):
+        named = rows.outputs
+        named = named if isinstance(named, dict) else {"output": named}
+        parts.append({"index": rows.numbers, **rows.descriptions, **named})
+    return place_rows(parts, len(source))
+
+
+def example_rows(
+    network: Network,
+    head: Head,
+    source: Source,
+    config: Config,
+    view: View,
+    *,
+    extras: Mapping[str, np.ndarray] | None = None,
+    with_boxes: bool = False,
+    mesh: Mesh | None = None,
+    bar: tqdm | None = None,
+) -> Iterator[Rows]:
+    """The same batch by batch, and of this host's share of the examples alone.
+
+    The shapes of a head's rows may differ between batches. Arguments and errors are
+    those of `over_source`.
+    """
+    mesh = make_mesh(jax.local_devices()) if mesh is None else mesh
+    if len(mesh.local_devices) == mesh.size:  # else they lie where they are needed
+        network = network.replicate(mesh)
+    shapes = padded_shapes(config.evaluation.bucket_ratios, view.scale)
+    previous = None
+    for batch in view_batches(source, config, view, network.channels, mesh, with_boxes):
+        wanted = {name: rows[batch["index"]] for name, rows in (extras or {}).items()}
+        wanted |= {name: batch[name] for name in DESCRIPTIONS if name in batch}
+        wanted = {name: wanted[name] for name in head.extras}
+        outputs: Any
+        if view.layout is None and batch["image"].shape[1:3] not in shapes:
+            # One image, longer than every bucket.
+            assert isinstance(head, MapHead)
+            outputs = run_tiled(network, head, batch["image"][0], wanted)
+        else:
+            images = {k: batch[k] for k in ("image", "size") if k in batch}
+            inputs = shard_batch(mesh, images | wanted)
+            outputs = network.run(
+                head,
+                inputs.pop("image"),
+                inputs.pop("size", None),
+                inputs,
+            )
+        # The devices compute this batch while the host takes the last one's result
+        # and prepares the next.
+        if previous is not None:
+            yield _rows_of_examples(*previous, bar)
+        previous = batch, outputs
+    if previous is not None:
+        yield _rows_of_examples(*previous, bar)
+
+
+def view_batches(
+    source: Source,
+    config: Config,
+    view: View,
+    channels: int,
+    mesh: Mesh,
+    with_boxes: bool,
+) -> Iterator[Batch]:
+    """This host's batches of a view; images are dealt evenly to the devices."""
+    per_device = -(-config.evaluation.batch_size // (mesh.size * view.crops))
+    share: dict[str, Any] = {
+        "channels": channels,
+        "scale": view.scale,
+        "batch_size": per_device * len(mesh.local_devices) * jax.process_count(),
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+        "with_boxes": with_boxes,
+    }
+    if view.layout is None:
+        shapes = padded_shapes(config.evaluation.bucket_ratios, view.scale)
+        bucket = functools.partial(smallest_fitting, shapes)
+        return whole_image_batches(source, config.data, bucket=bucket, **share)
+    crop = config.data.crop
+    return eval_batches(source, config.data, crop=crop, rule=view.layout, **share)
+
+
+def place_rows(
+    parts: list[dict[str, np.ndarray]], examples: int
+) -> dict[str, np.ndarray]:
+    """Puts the rows of all hosts in the order of the source: [N, ...] each.
+
+    Args:
+        parts: of this host; each names its examples in "index".
+        examples: how many the source has, N.
+
+    Raises:
+        RuntimeError: not every example is there exactly once.
+    """
+    own = {
+        name: np.concatenate([np.asarray(part[name]) for part in parts])
+        for name in (parts[0] if parts else ())
+    }
+    if jax.process_count() > 1:
+        own = _gather(own)
+    index = own.pop("index", np.zeros(0, np.int32))
+    times_seen = np.bincount(index, minlength=examples)
+    wrong = np.flatnonzero(times_seen != 1)
+    if wrong.size:
+        raise RuntimeError(
+            "expected every example once from the pipeline, got example "
+            f"{wrong[0]} {times_seen[wrong[0]]} times"
+        )
+    order = np.argsort(index)
+    return {name: rows[order] for name, rows in own.items()}
+
+
+def _gather(own: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The rows of all hosts, one host after the other."""
+    counts = process_allgather(np.asarray(len(own["index"]))).ravel()
+    most = int(counts.max())
+
+    def gather(rows: np.ndarray) -> np.ndarray:
+        padded = np.zeros((most, *rows.shape[1:]), rows.dtype)
+        padded[: len(rows)] = rows
+        everyone = process_allgather(padded)
+        return np.concatenate(
+            [part[:n] for part, n in zip(everyone, counts, strict=True)]
+        )
+
+    return {name: gather(rows) for name, rows in own.items()}
+
+
+def _rows_of_examples(batch: Batch, outputs: Any, bar: tqdm | None) -> Rows:
+    """A batch without the rows that fill it up."""
+    is_example = batch["index"] >= 0
+
+    def take(rows: Any) -> np.ndarray:
+        return _local_rows(rows)[is_example]
+
+    descriptions = {k: take(batch[k]) for k in DESCRIPTIONS if k in batch}
+    numbers = batch["index"][is_example]
+    if bar is not None:
+        bar.update(min(len(numbers) * jax.process_count(), bar.total - bar.n))
+    return Rows(numbers, descriptions, jax.tree.map(take, outputs))
+
+
+def _local_rows(rows: Any) -> np.ndarray:
+    """This host's rows of an array over the devices of one or of all hosts."""
+    if not isinstance(rows, jax.Array) or rows.is_fully_addressable:
+        return np.asarray(rows)
+    if rows.is_fully_replicated:
+        return np.asarray(rows.addressable_data(0))
+    own = {shard.index[0].start or 0: shard.data for shard in rows.addressable_shards}
+    return np.concatenate([np.asarray(own[start]) for start in sorted(own)])
