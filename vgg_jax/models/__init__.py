@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from vgg_jax.console import did_you_mean
@@ -74,11 +75,14 @@ def option_names(name: str) -> list[str]:
     Raises:
         ValueError: an unknown name; the message has the nearest.
     """
-    signatures = map(inspect.signature, (network_named(name).func, ConvNet.__init__))
+    builders: tuple[Callable[..., Any], ...] = (
+        network_named(name).func,
+        ConvNet.__init__,
+    )
     keywords = (
         parameter.name
-        for signature in signatures
-        for parameter in signature.parameters.values()
+        for builder in builders
+        for parameter in inspect.signature(builder).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY and parameter.name != "rngs"
     )
     return list(dict.fromkeys(keywords))

@@ -38,5 +38,5 @@ def to_linen(network: str, *, name: str | None = None, **options: Any) -> LinenC
     Raises:
         ValueError: an unknown network, option or choice, once the module is run.
     """
-    kwargs = FrozenDict({"keep_rngs": True, **options})
+    kwargs: FrozenDict[str, Any] = FrozenDict({"keep_rngs": True, **options})
     return LinenConvNet(create_model, args=(network,), kwargs=kwargs, name=name)
