@@ -89,12 +89,19 @@ def format_columns(
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error message: the nearest known names, else all of them."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=3)
+    """The end of an error message: the nearest known names, else all of them.
+
+    Upper and lower case count as the same; a name that differs in them alone is meant.
+    """
+    by_lower = {word.lower(): word for word in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=3)
+    if name.lower() in by_lower:
+        near = [name.lower()]
     if near:
-        return "did you mean " + " or ".join(map(repr, near)) + "?"
-    return "known are " + ", ".join(known)
+        return (
+            "did you mean " + " or ".join(repr(by_lower[word]) for word in near) + "?"
+        )
+    return "known are " + ", ".join(by_lower.values())
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
