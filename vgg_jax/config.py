@@ -154,7 +154,11 @@ class NiNConfig(Section):
 class DataConfig(Section):
     """Which images, and how a training crop is taken from them."""
 
-    dataset: str = setting(..., "the data set", table="vgg_jax.data.sources:DATASETS")
+    dataset: str = setting(
+        ...,
+        "the data set, or tfds:NAME of one that TensorFlow Datasets prepared",
+        table="vgg_jax.data.sources:SOURCES",
+    )
     data_dir: str = setting(
         "~/.cache/vgg_jax",
         "where it is prepared; for folder, the pictures",
