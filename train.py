@@ -26,13 +26,13 @@ def run(values: argparse.Namespace) -> int:
     """Trains; returns 0, or 128 and the number of the signal that stopped it."""
     distributed.join()
     from vgg_jax.report.figures import draw_curves
-    from vgg_jax.training.curriculum import pending_runs
+    from vgg_jax.training.init_from import unfinished_runs
     from vgg_jax.training.loop import train
     from vgg_jax.training.workdir import refuse_other_run
 
     for name, config in named_runs(values.config).items():
         refuse_other_run(values.workdir / name, config)
-    for config, workdir in pending_runs(values.config, values.workdir):
+    for config, workdir in unfinished_runs(values.config, values.workdir):
         stopped = train(config, workdir)
         if distributed.is_first():
             draw_curves(workdir / "metrics.jsonl", workdir / "curves.png")

@@ -9,7 +9,7 @@ from worker import serve
 
 from vgg_jax.compilation import prepare_jax
 from vgg_jax.distributed import make_mesh, shard_batch
-from vgg_jax.training.program import Program
+from vgg_jax.training.program import build_program
 
 
 def main(name: str, seconds: float) -> None:
@@ -17,7 +17,7 @@ def main(name: str, seconds: float) -> None:
     jax.config.update("jax_platforms", "cpu")
     prepare_jax()
     mesh = make_mesh()
-    program = Program.of(CASES[name], mesh)
+    program = build_program(CASES[name], mesh)
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, program.batch["image"].shape, np.uint8),

@@ -8,7 +8,8 @@ import jax
 from vgg_jax.config import Config
 from vgg_jax.models import create_model
 from vgg_jax.training.checkpoint import Checkpoints
-from vgg_jax.training.optimizer import Plateau, make_optimizer
+from vgg_jax.training.optimizer import make_optimizer
+from vgg_jax.training.schedule import Plateau
 from vgg_jax.training.steps import init_state
 from vgg_jax.training.workdir import claim
 

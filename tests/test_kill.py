@@ -19,8 +19,9 @@ import pytest
 from vgg_jax.config import DataConfig
 from vgg_jax.distributed import make_mesh
 from vgg_jax.training.checkpoint import Checkpoints, saved_steps
-from vgg_jax.training.optimizer import Plateau, learning_rate
-from vgg_jax.training.program import Program
+from vgg_jax.training.optimizer import learning_rate
+from vgg_jax.training.program import build_program
+from vgg_jax.training.schedule import Plateau
 from vgg_jax.training.workdir import is_finished, read_config
 
 ROOT = Path(__file__).parents[1]
@@ -119,7 +120,7 @@ def results(workdir: Path) -> tuple[Any, Any, list[dict[str, float]]]:
     config = read_config(workdir)
     metric = f"validation_{config.optimizer.metric}"
     [*_, last] = saved_steps(workdir)
-    abstract = Program.of(config, make_mesh()).state
+    abstract = build_program(config, make_mesh()).state
     with Checkpoints(workdir, metric, read_only=True) as checkpoints:
         state, plateau = checkpoints.restore(abstract, last)
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
@@ -137,7 +138,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state, plateau, rows = results(workdir)
     assert plateau.drops > 0 and rows[-1]["step"] == 60  # there is a state to lose
     config = read_config(workdir).optimizer
-    assert learning_rate(state.opt_state) == np.float32(plateau.rate(config))
+    rate = config.learning_rate * config.plateau_factor**plateau.drops
+    assert learning_rate(state.opt_state) == np.float32(rate)
     expected = Plateau()
     for row in rows:
         if "validation_loss" in row and row["step"] < 60:  # that one is extra

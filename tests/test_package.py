@@ -35,7 +35,15 @@ def test_importing_it_loads_nothing_heavy() -> None:
 
 
 def test_the_promised_names_are_there() -> None:
-    assert set(vgg_jax.__all__) >= {"MODELS", "VGG", "ConvNet", "NiN", "create_model"}
+    assert set(vgg_jax.__all__) >= {
+        "MODELS",
+        "VGG",
+        "ConvNet",
+        "NiN",
+        "create_model",
+        "nin",
+        "vgg",
+    }
     for name in vgg_jax.__all__:
         assert getattr(vgg_jax, name) is not None
 

@@ -1,10 +1,10 @@
 """VGG and Network in Network in JAX: the networks, their training, their evaluation."""
 
-from vgg_jax.analysis import receptive_field, summary
 from vgg_jax.features.descriptors import descriptor
 from vgg_jax.inference.dense import dense_posteriors
 from vgg_jax.inference.tiling import tiled_score_map
-from vgg_jax.models import MODELS, VGG, ConvNet, NiN, create_model
+from vgg_jax.models import MODELS, VGG, ConvNet, NiN, create_model, nin, vgg
+from vgg_jax.models.measure import receptive_field, summary
 
 __all__ = [
     "MODELS",
@@ -14,8 +14,10 @@ __all__ = [
     "create_model",
     "dense_posteriors",
     "descriptor",
+    "nin",
     "receptive_field",
     "summary",
     "tiled_score_map",
+    "vgg",
 ]
 __version__ = "0.1.0"

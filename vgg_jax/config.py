@@ -109,7 +109,9 @@ class VGGConfig(Section):
     """Keywords of `vgg_jax.create_model` for the VGG networks (Table 1)."""
 
     name: str = setting(..., "the network", table="vgg_jax.models:MODELS")
-    num_classes: int = setting(1000, "outputs of the network", low=1)
+    num_classes: int | None = setting(
+        1000, "outputs of the network; None takes the number from the data", low=1
+    )
     in_channels: int = setting(3, "of the images: 3 is RGB, 1 is gray", low=1, high=3)
     width: float = setting(1.0, "multiplies every hidden layer's channels", above=0)
     dropout: float = setting(0.5, "rate after fc6 and fc7", low=0, below=1)
@@ -132,7 +134,9 @@ class NiNConfig(Section):
     """Keywords of `vgg_jax.create_model` for Network in Network (arXiv:1312.4400)."""
 
     name: str = setting(..., "the network", table="vgg_jax.models:MODELS")
-    num_classes: int = setting(1000, "outputs of the network", low=1)
+    num_classes: int | None = setting(
+        1000, "outputs of the network; None takes the number from the data", low=1
+    )
     in_channels: int = setting(3, "of the images: 3 is RGB, 1 is gray", low=1, high=3)
     width: float = setting(1.0, "multiplies every hidden layer's channels", above=0)
     dropout: float = setting(0.5, "rate before the last block", low=0, below=1)
@@ -228,14 +232,50 @@ class DataConfig(Section):
 
 @dataclasses.dataclass(kw_only=True)
 class OptimizerConfig(Section):
-    """SGD with momentum; the rate falls when validation accuracy stops improving."""
+    """The optimizer and the schedule of its learning rate.
 
-    learning_rate: float = setting(1e-2, "at the start", above=0)
-    momentum: float = setting(0.9, "of SGD", low=0, below=1)
-    weight_decay: float = setting(
-        5e-4, "L2 penalty, coupled, on every parameter", low=0
+    Section 3.1 uses SGD with momentum, whose rate falls when validation accuracy stops
+    improving. Settings of an optimizer or a schedule that is not chosen are not used.
+    """
+
+    name: str = setting(
+        "sgd", "the optimizer", table="vgg_jax.training.optimizer:OPTIMIZERS"
     )
-    plateau_factor: float = setting(0.1, "multiplies the rate", above=0, high=1)
+    learning_rate: float = setting(
+        1e-2, "the rate that the schedule begins with, after any warm-up", above=0
+    )
+    momentum: float = setting(0.9, "momentum of sgd and lars", low=0, below=1)
+    weight_decay: float = setting(
+        5e-4,
+        "L2 penalty: coupled for sgd and lars (there of kernels alone), decoupled for "
+        "adamw",
+        low=0,
+    )
+    trust_coefficient: float = setting(
+        1e-3, "of lars: a layer's step over the length of its weights", above=0
+    )
+    beta1: float = setting(
+        0.9, "of adamw: decay of the gradient's mean", low=0, below=1
+    )
+    beta2: float = setting(
+        0.999, "of adamw: decay of the squared gradient's mean", low=0, below=1
+    )
+    epsilon: float = setting(1e-8, "of adamw: added to the root of that mean", above=0)
+    schedule: str = setting(
+        "plateau", "of the rate", table="vgg_jax.training.schedule:SCHEDULES"
+    )
+    warmup_epochs: float = setting(
+        0.0, "epochs in which the rate rises linearly to the schedule's own", low=0
+    )
+    step_epochs: float = setting(
+        30.0, "of the step schedule: epochs between two falls of the rate", above=0
+    )
+    step_factor: float = setting(
+        0.1, "of the step schedule: multiplies the rate at each fall", above=0, high=1
+    )
+    plateau_factor: float = setting(
+        0.1, "of the plateau schedule: multiplies the rate", above=0, high=1
+    )
     plateau_patience: int = setting(
         3, "validations without improvement before the rate falls", low=1
     )
@@ -360,9 +400,10 @@ class Config(Section):
                 f"optimizer.metric {self.optimizer.metric!r} is not measured here, "
                 f"only {', '.join(measured)}"
             )
-        if self.optimizer.metric == "top5_error" and self.model.num_classes <= 5:
+        num_classes = self.model.num_classes  # None: `validate` is called again later
+        if self.optimizer.metric == "top5_error" and num_classes and num_classes <= 5:
             yield (
-                f"top-5 error is always 0 with {self.model.num_classes} classes; "
+                f"top-5 error is always 0 with {num_classes} classes; "
                 "set optimizer.metric to top1_error"
             )
 
@@ -410,6 +451,20 @@ def validate(config: Any, prefix: str = "") -> None:
         if hasattr(part, "conflicts"):
             for conflict in part.conflicts():
                 raise ValueError(conflict)
+
+
+def known_num_classes(config: Config) -> int:
+    """The number of the network's outputs.
+
+    Raises:
+        ValueError: it is left to the data, which only a training run opens.
+    """
+    if config.model.num_classes is None:
+        raise ValueError(
+            "model.num_classes is None, so that training takes it from the data; this "
+            "needs the number: set --config.model.num_classes=N"
+        )
+    return config.model.num_classes
 
 
 def validate_types(config: Any, prefix: str = "") -> None:

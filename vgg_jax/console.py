@@ -3,7 +3,6 @@
 import difflib
 import itertools
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -68,50 +67,6 @@ def format_seconds(seconds: float) -> str:
     return f"{m}m{s:02}s" if minutes else f"{s}s"
 
 
-class Progress:
-    """Counts units of work from `done` to `total`; pauses do not count as time."""
-
-    def __init__(self, total: int, done: int = 0):
-        self.total = total
-        self.done = done
-        self._start = done
-        self._counted = 0
-        self._seconds = 0.0
-        self._since = time.monotonic()
-
-    @property
-    def starting(self) -> bool:
-        """Whether nothing was counted or skipped yet."""
-        return self.done == self._start
-
-    def advance(self, units: int) -> float:
-        """Count units done since the last call; returns their rate a second."""
-        now = time.monotonic()
-        seconds = now - self._since
-        self._since = now
-        self._seconds += seconds
-        self._counted += units
-        self.done += units
-        return units / seconds if seconds > 0 else float("inf")
-
-    def resume(self) -> None:
-        """Leave out the time since the last call: a compilation, a validation."""
-        self._since = time.monotonic()
-
-    def skip(self, units: int) -> None:
-        """Count units, but not the time that they took."""
-        self.done += units
-        self.resume()
-
-    def time_left(self) -> str:
-        """Such as "1h02m" or "45s", at the mean rate so far."""
-        if not self._counted:
-            return "?"
-        return format_seconds(
-            self._seconds / self._counted * max(0, self.total - self.done)
-        )
-
-
 def format_columns(
     headings: Sequence[str],
     cells: Sequence[Sequence[str]],
@@ -134,12 +89,19 @@ def format_columns(
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error message: the nearest known names, else all of them."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=3)
+    """The end of an error message: the nearest known names, else all of them.
+
+    Upper and lower case count as the same; a name that differs in them alone is meant.
+    """
+    by_lower = {word.lower(): word for word in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=3)
+    if name.lower() in by_lower:
+        near = [name.lower()]
     if near:
-        return "did you mean " + " or ".join(map(repr, near)) + "?"
-    return "known are " + ", ".join(known)
+        return (
+            "did you mean " + " or ".join(repr(by_lower[word]) for word in near) + "?"
+        )
+    return "known are " + ", ".join(by_lower.values())
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

@@ -11,10 +11,9 @@ from vgg_jax.localization.cell_boxes import (
     CellBoxes,
     CellRatings,
     cell_windows,
-    stride,
 )
 from vgg_jax.models import ConvNet
-from vgg_jax.models.layers import Conv, FullyConnected, MaxPool, Relu
+from vgg_jax.models.layers import Conv, FullyConnected, MaxPool, Relu, receptive_fields
 
 CLASSES, CROP = 3, 64
 
@@ -28,7 +27,7 @@ def network(outputs: int, **options) -> ConvNet:
 
 def test_what_cells_see():
     layers = network(4).layers
-    assert stride(layers) == 32
+    assert receptive_fields(layers)[-1].stride == 32
     windows = cell_windows(layers, CROP, 3 - 1, 4 - 1)  # fc6 takes 2x2
     assert windows.shape == (2, 3, 4)  # pool5 is 3x4
     np.testing.assert_array_equal(windows[0, 0], [32, 32, 64, 64])

@@ -27,7 +27,7 @@ def network(name: str, seed: int = 0, **options: Any) -> tuple[Any, Params]:
     """The graph of a network, and weights that keep all its layers alive.
 
     He's deviation for kernels, biases and batch statistics far from zero and one, some
-    variances small enough for batch normalisation's epsilon to be seen.
+    variances small enough for batch normalization's epsilon to be seen.
     """
     abstract = nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0), **options))
     graphdef, state = nnx.split(abstract)

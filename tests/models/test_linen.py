@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from flax import nnx
 
 from tests.models.drawn import images, network
 from vgg_jax import VGG, ConvNet, create_model
+from vgg_jax.models.linen import to_linen
 from vgg_jax.models.vgg import STAGES
 
 OPTIONS = {"width": 1 / 16, "num_classes": 7, "fc_kernel": 1}
@@ -64,6 +66,51 @@ def test_score_map_and_features() -> None:
     assert linen_map.shape == (1, 2, 3, 7)
     np.testing.assert_allclose(linen_map, nnx_map, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(linen_feature, nnx_feature, rtol=1e-5, atol=1e-5)
+
+
+def test_apply_takes_the_names_of_methods() -> None:
+    _, params = network("nin_cifar", width=1 / 16, num_classes=7)
+    module = to_linen("nin_cifar", width=1 / 16, num_classes=7)
+    pixels, variables = x(), {"params": params}
+
+    @jax.jit
+    def by_name(variables: Any) -> Any:
+        found = (
+            module.apply(variables, pixels, method="score_map"),
+            module.apply(variables, pixels, ("pool1",), method="features"),
+        )
+        expected = (
+            module.apply(variables, pixels, nnx_method="score_map"),
+            module.apply(variables, pixels, ("pool1",), nnx_method="features"),
+        )
+        return found, expected
+
+    found, expected = by_name(variables)
+    assert found[0].shape == (2, 8, 8, 7)
+    assert found[1]["pool1"].shape == (2, 16, 16, 6)
+    chex.assert_trees_all_close(found, expected, rtol=1e-6)
+
+
+def test_a_linen_network_trains_and_has_a_name() -> None:
+    class Project(nn.Module):
+        @nn.compact
+        def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+            return to_linen("vgg11_bn", name="vgg", **OPTIONS)(images, train=train)
+
+    module = Project()
+    shapes = jax.eval_shape(
+        lambda: module.init({"params": jax.random.key(0)}, x(), train=False)
+    )
+    assert set(shapes) == {"params", "batch_stats"}
+    assert set(shapes["params"]) == {"vgg"}
+
+    def train(variables: Any, key: jax.Array) -> Any:
+        rngs, mutable = {"dropout": key}, ["batch_stats"]
+        return module.apply(variables, x(), train=True, rngs=rngs, mutable=mutable)
+
+    logits, updated = jax.eval_shape(train, shapes, jax.random.key(1))
+    assert logits.shape == (2, 7)
+    assert set(updated) == {"batch_stats"}
 
 
 def test_gradients_are_the_same() -> None:

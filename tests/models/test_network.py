@@ -47,15 +47,18 @@ def equations(jaxpr: Any) -> Any:
     ("name", "options", "message"),
     [
         ("vgg_16", {}, "unknown model 'vgg_16': did you mean 'vgg16'"),
+        ("VGG16", {}, r"unknown model 'VGG16': did you mean 'vgg16'\?$"),
+        ("NIN-CIFAR", {}, "unknown model 'NIN-CIFAR': did you mean 'nin_cifar'"),
         ("nin", {}, "unknown model 'nin': .*nin_cifar"),
         ("resnet50", {}, "unknown model 'resnet50': known are vgg11, .*nin_tutorial"),
         ("vgg16", {"droput": 0.1}, "vgg16 has no option 'droput': .*'dropout'"),
+        ("vgg16", {"Dropout": 0.1}, r"no option 'Dropout': did you mean 'dropout'\?$"),
         ("vgg16", {"stages": ()}, "vgg16 has no option 'stages'"),
         (
             "nin_cifar",
             {"fc_kernel": 1},
-            "nin_cifar has no option 'fc_kernel': known are num_classes, in_channels, "
-            "width, dropout, final_relu, init, dtype, keep_rngs$",
+            "nin_cifar has no option 'fc_kernel': known are num_classes, width, "
+            "dropout, final_relu, in_channels, init, dtype, keep_rngs$",
         ),
         ("vgg16", {"head": "globalpool"}, "unknown head 'globalpool': .*'global_pool'"),
         ("vgg16", {"init": "glorott"}, "unknown init 'glorott': did you mean 'glorot'"),

@@ -31,7 +31,7 @@ def train_mode(graphdef: Any, params: Any, x: np.ndarray, name: str) -> Any:
 
 
 def matrix(inputs: int, outputs: int, side: int = 1) -> np.ndarray:
-    """A kernel that passes each channel on, from the centre of its window."""
+    """A kernel that passes each channel on, from the center of its window."""
     kernel = np.zeros((side, side, inputs, outputs), np.float32)
     kernel[side // 2, side // 2] = np.eye(inputs, outputs)
     return kernel
@@ -159,8 +159,8 @@ def test_running_statistics_move_a_tenth_towards_the_batch() -> None:
             chex.assert_trees_all_equal(after[module], params[module])
             continue
         conv = want[module.replace("bn", "conv")]
-        # The variance is the batch's own (divided by n); torchvision stores n - 1.
-        moved = {"mean": conv.mean((0, 1, 2)), "var": conv.var((0, 1, 2))}
+        # Over n - 1, as torchvision; the batch itself was normalized over n.
+        moved = {"mean": conv.mean((0, 1, 2)), "var": conv.var((0, 1, 2), ddof=1)}
         for name, value in moved.items():
             expected = 0.9 * params[module][name] + 0.1 * value
             np.testing.assert_allclose(
@@ -171,7 +171,7 @@ def test_running_statistics_move_a_tenth_towards_the_batch() -> None:
 
 
 def vgg11_everything(params: Any, x: np.ndarray) -> Any:
-    """vgg11 with both normalisations, in training mode."""
+    """vgg11 with both normalizations, in training mode."""
     options = {"batch_norm": True, "batch_statistics": True, "lrn": "krizhevsky"}
     return reference.vgg("A", params, x, fc_kernel=1, **options)
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from vgg_jax.analysis import summary
 from vgg_jax.models import MODELS
+from vgg_jax.models.measure import summary
 from vgg_jax.tools.summary import compare_stacks, format_stacks, main
 
 Capture = pytest.CaptureFixture[str]

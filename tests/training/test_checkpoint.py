@@ -15,7 +15,8 @@ import pytest
 from vgg_jax.config import OptimizerConfig
 from vgg_jax.distributed import make_mesh, replicated
 from vgg_jax.training.checkpoint import Checkpoints, SaveError, saved_steps
-from vgg_jax.training.optimizer import Plateau, make_optimizer, set_learning_rate
+from vgg_jax.training.optimizer import make_optimizer, set_learning_rate
+from vgg_jax.training.schedule import Plateau
 from vgg_jax.training.steps import TrainState
 
 METRIC = "validation_top5_error"

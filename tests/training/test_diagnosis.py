@@ -1,4 +1,4 @@
-"""The doctor: the layers before training, and a loss that stays where it was."""
+"""The diagnosis: layers before training, and a loss that stays where it was."""
 
 import dataclasses
 import json
@@ -16,15 +16,16 @@ from vgg_jax import create_model
 from vgg_jax.config import NiNConfig
 from vgg_jax.preprocessing import Normalization
 from vgg_jax.tools.init_check import random_batch, report
-from vgg_jax.training import diagnosis as doctor
-from vgg_jax.training.diagnosis import StuckWatch, finding, measure
+from vgg_jax.training import diagnosis
+from vgg_jax.training.diagnosis import StallDetector, finding, measure
 from vgg_jax.training.loop import train
-from vgg_jax.training.schedule import Schedule
+from vgg_jax.training.schedule import Timetable
 from vgg_jax.training.steps import split
 
 
-def watch(config: Any, examples: int) -> StuckWatch:
-    return StuckWatch(config, Schedule.of(config, examples))
+def detector(config: Any, examples: int) -> StallDetector:
+    timetable = Timetable.for_config(config, examples)
+    return StallDetector(config, timetable.steps_per_epoch)
 
 
 def test_signals_are_those_of_a_gradient_taken_by_hand(tiny_config: Any) -> None:
@@ -74,22 +75,22 @@ def test_the_report_says_which_schemes_start(tiny_config: Any) -> None:
 def test_a_loss_is_stuck_after_an_epoch_near_chance(tiny_config: Any) -> None:
     config = tiny_config()
     chance = math.log(3)
-    patient = watch(config, examples=8 * 2000)
-    assert not any(patient.sees(100, chance * 1.005) for _ in range(19))
-    assert patient.sees(100, chance * 0.995)
-    assert not patient.sees(100, chance)  # said once, then again after as long
-    assert any(patient.sees(100, chance) for _ in range(19))
-    short = watch(config, examples=80)  # epochs of ten steps
-    assert [short.sees(100, chance) for _ in range(5)] == [False] * 4 + [True]
+    patient = detector(config, examples=8 * 2000)
+    assert not any(patient.update(100, chance * 1.005) for _ in range(19))
+    assert patient.update(100, chance * 0.995)
+    assert not patient.update(100, chance)  # said once, then again after as long
+    assert any(patient.update(100, chance) for _ in range(19))
+    short = detector(config, examples=80)  # epochs of ten steps
+    assert [short.update(100, chance) for _ in range(5)] == [False] * 4 + [True]
 
 
 @pytest.mark.parametrize("loss", [0.98, 1.02, 0.0])
 def test_a_loss_that_moves_is_not_stuck(loss: float, tiny_config: Any) -> None:
-    moving = watch(tiny_config(), examples=80)
+    moving = detector(tiny_config(), examples=80)
     chance = math.log(3)
     for _ in range(10):
-        assert not moving.sees(400, chance)
-        assert not moving.sees(400, chance * loss)
+        assert not moving.update(400, chance)
+        assert not moving.update(400, chance * loss)
 
 
 @pytest.mark.usefixtures("one_device")
@@ -99,7 +100,7 @@ def test_a_run_that_does_not_start_says_what_to_change(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(doctor, "LONG_ENOUGH", 20)
+    monkeypatch.setattr(diagnosis, "LONG_ENOUGH", 20)
     config = tiny_config("vgg16", init="caffe_001", rate=1e-3)
     config.batch_size, config.num_epochs = 24, 9  # of about 3 steps each
     train(config, tmp_path)
@@ -115,7 +116,7 @@ def test_a_run_that_does_not_start_says_what_to_change(
 
 def test_remedies_are_those_of_the_configuration(tiny_config: Any) -> None:
     def said(config: Any) -> str:
-        return "; ".join(t for applies, t in doctor.REMEDIES if applies(config))
+        return "; ".join(t for applies, t in diagnosis.REMEDIES if applies(config))
 
     assert "caffe_001" in said(tiny_config(init="paper"))
     assert said(tiny_config(init="glorot")) == "a tenth of optimizer.learning_rate"

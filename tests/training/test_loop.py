@@ -1,16 +1,36 @@
 """The run: what it notices before it begins, and at its last step."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import Mesh
 
+from vgg_jax.config import Config, LocalizationConfig
 from vgg_jax.data.color import computed_path
+from vgg_jax.distributed import make_mesh, replicated
+from vgg_jax.training import loop
+from vgg_jax.training.checkpoint import Checkpoints
 from vgg_jax.training.loop import Trainer, train
-from vgg_jax.training.metrics import TrainingDiverged
-from vgg_jax.training.workdir import WorkdirMismatch, is_finished
+from vgg_jax.training.metrics import MetricWriter, TrainingDiverged
+from vgg_jax.training.optimizer import learning_rate, make_optimizer
+from vgg_jax.training.program import Program
+from vgg_jax.training.schedule import Plateau
+from vgg_jax.training.steps import TrainState, jit_steps
+from vgg_jax.training.workdir import (
+    WorkdirMismatch,
+    claim,
+    is_finished,
+    read_config,
+)
 
 
 @pytest.mark.usefixtures("one_device")
@@ -65,3 +85,143 @@ def test_a_run_does_not_go_on_with_other_data(
     assert "images to validate with: " in str(error.value)
     (run / "data.json").unlink()
     Trainer(config, run)
+
+
+def linear_program(config: Config, mesh: Mesh) -> Program:
+    """A program whose network is one layer, compiled in a moment."""
+    optimizer = make_optimizer(config.optimizer)
+
+    def init(key: jax.Array) -> TrainState:
+        kernel = jax.random.normal(key, (32 * 32, 3)) / 32
+        params = {"fc8": {"kernel": kernel, "bias": jnp.zeros(3)}}
+        return TrainState(
+            step=jnp.int32(0),
+            params=params,
+            batch_stats={},
+            opt_state=optimizer.init(params),
+        )
+
+    def forward(
+        params: Any, batch_stats: Any, batch: Any, *, keys: Any = None
+    ) -> tuple[jax.Array, Any]:
+        images = batch["image"].reshape(-1, 32 * 32) / 255
+        return images @ params["fc8"]["kernel"] + params["fc8"]["bias"], batch_stats
+
+    state = jax.eval_shape(init, jax.random.key(0))
+    shardings = jax.tree.map(lambda _: replicated(mesh), state)
+    train_step, eval_step = jit_steps(forward, optimizer, 1, shardings)  # type: ignore
+    return Program(
+        init=jax.jit(init, out_shardings=shardings),
+        train_step=train_step,
+        eval_step=eval_step,
+        state=jax.tree.map(
+            lambda a, sharding: jax.ShapeDtypeStruct(
+                a.shape, a.dtype, sharding=sharding
+            ),
+            state,
+            shardings,
+        ),
+        batch={},
+        key=jax.ShapeDtypeStruct((), jax.random.key(0).dtype),
+    )
+
+
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize(
+    ("optimizer", "schedule"),
+    [("sgd", "step"), ("lars", "cosine"), ("adamw", "plateau")],
+)
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    optimizer: str,
+    schedule: str,
+    tiny_config: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = tiny_config(rate=1e-3)
+    config.num_epochs = 4
+    for name, value in {
+        "name": optimizer,
+        "schedule": schedule,
+        "warmup_epochs": 3,  # of about three steps each: stopped inside of it
+        "step_epochs": 0.7,
+        "plateau_patience": 1,
+        "plateau_min_delta": 0.9,
+        "plateau_drops": 9,
+    }.items():
+        setattr(config.optimizer, name, value)
+    program = linear_program(config, make_mesh(jax.devices()[:1]))
+    monkeypatch.setattr(loop, "build_program", lambda config, mesh: program)
+    write = MetricWriter.write
+
+    def stop_at_step_5(self: MetricWriter, step: int, values: Any) -> None:
+        write(self, step, values)
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert train(config, tmp_path / "whole") is None
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricWriter, "write", stop_at_step_5)
+        assert train(config, tmp_path / "stopped") is signal.SIGINT
+    assert train(config, tmp_path / "stopped") is None
+    assert program.train_step._cache_size() == 1  # the rate changes without a recompile
+
+    ends = []
+    for name in ("whole", "stopped"):
+        rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        last = json.loads(rows[-2])
+        metric = "validation_top1_error"
+        with Checkpoints(tmp_path / name, metric, read_only=True) as checkpoints:
+            latest = checkpoints.latest_step
+            assert latest == last["step"] > 6
+            state, plateau = checkpoints.restore(program.state, latest)
+        assert learning_rate(state.opt_state) == np.float32(last["learning_rate"])
+        ends.append((jax.device_get(state), plateau, last["learning_rate"]))
+    chex.assert_trees_all_equal(ends[0][0], ends[1][0])
+    assert ends[0][1:] == ends[1][1:]
+    assert ends[0][2] != 1e-3  # the schedule has changed it
+    assert (ends[0][1] == Plateau()) == (schedule != "plateau")
+
+
+def test_the_number_of_classes_can_be_left_to_the_data(
+    tiny_config: Any, tmp_path: Path
+) -> None:
+    for regression, outputs in ((None, 3), ("pcr", 12), ("scr", 4)):
+        config = tiny_config()
+        config.model.num_classes = None
+        workdir = tmp_path / str(regression)
+        if regression is not None:
+            config.localization = LocalizationConfig(regression=regression)
+            config.optimizer.metric = "box_error"
+        trainer = Trainer(config, workdir)
+        layer = trainer.program.state.params["fc8"]
+        assert layer["bias"].shape == (outputs,)
+        assert read_config(workdir).model.num_classes == outputs
+        Trainer(config, workdir)  # goes on
+        config.model.num_classes = outputs
+        Trainer(config, workdir)
+        config.model.num_classes = outputs + 1
+        with pytest.raises(ValueError, match="num_classes"):
+            Trainer(config, workdir)
+        with pytest.raises(ValueError, match=rf"expected model\.num_classes={outputs}"):
+            Trainer(config, tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+
+
+def test_what_needs_no_data_is_refused_before_they_are_opened(
+    tiny_config: Any, tmp_path: Path
+) -> None:
+    claim(tmp_path / "run", tiny_config())
+    config = tiny_config()
+    config.data.data_dir = str(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        Trainer(config, tmp_path / "run")
+    config.batch_size = 16
+    with pytest.raises(WorkdirMismatch, match="batch_size: 8 there, 16 now"):
+        Trainer(config, tmp_path / "run")
+    config.optimizer.schedule = "cosin"
+    with pytest.raises(ValueError, match=r"optimizer\.schedule 'cosin'"):
+        Trainer(config, tmp_path / "run")
+    config.optimizer.name = "sdg"
+    with pytest.raises(ValueError, match=r"optimizer\.name 'sdg'"):
+        Trainer(config, tmp_path / "run")

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from vgg_jax.training.metrics import (
     MetricWriter,
+    Throughput,
     TrainingDiverged,
     summarize_training,
     summarize_validation,
@@ -94,3 +96,33 @@ def test_tensorboard_has_groups_and_the_file_its_names(tmp_path: Path) -> None:
         "validation/top5_error": (7, 0.5),
         "validation/epoch": (7, 0.5),
     }
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    moved = Clock()
+    monkeypatch.setattr(time, "monotonic", moved)
+    return moved
+
+
+def test_compilation_and_pauses_do_not_count(clock: Clock) -> None:
+    throughput = Throughput(total_steps=100)
+    assert not throughput.is_started and throughput.time_left() == "?"
+    clock.now += 50  # the first step compiles
+    throughput.restart(11)
+    assert throughput.is_started and throughput.time_left() == "?"
+    clock.now += 2
+    assert throughput.measure(21) == 5
+    clock.now += 30  # a validation
+    throughput.restart(21)
+    clock.now += 4
+    assert throughput.measure(31) == 2.5
+    assert throughput.time_left() == "21s"  # 69 steps at 20 steps in 6 s

@@ -1,4 +1,6 @@
-"""The optimizer against a hand-written loop, and the plateau's rules."""
+"""The optimizers against hand-written loops, over a change of their rate."""
+
+from collections.abc import Callable
 
 import chex
 import jax
@@ -9,98 +11,121 @@ import pytest
 
 from vgg_jax.config import OptimizerConfig
 from vgg_jax.training.optimizer import (
-    Plateau,
+    OPTIMIZERS,
     learning_rate,
     make_optimizer,
     set_learning_rate,
 )
 
+# One parameter's value and gradient, the rate, the step from 1 and what the optimizer
+# keeps of the parameter -> the value after the step.
+Update = Callable[[np.ndarray, np.ndarray, float, int, dict], np.ndarray]
 
-def test_sgd_momentum_and_coupled_l2_over_a_drop_of_the_rate() -> None:
-    config = OptimizerConfig(learning_rate=0.1, momentum=0.9, weight_decay=0.05)
+
+def follow(config: OptimizerConfig, update_by_hand: Update) -> None:
+    """Compares six steps, the last three of them at a hundredth of the rate."""
     optimizer = make_optimizer(config)
-    params = {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([0.5])}
+    params = {
+        "kernel": jnp.array([[1.0, -2.0], [0.25, 3.0]]),
+        "bias": jnp.array([0.5, 0.0]),
+    }
     state = optimizer.init(params)
 
     @jax.jit
-    @chex.assert_max_traces(n=1)  # a drop of the rate does not recompile
+    @chex.assert_max_traces(n=1)  # another rate does not recompile
     def update(params, state, gradients):
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
     expected = {name: np.asarray(value, np.float64) for name, value in params.items()}
-    velocity = {name: np.zeros_like(value) for name, value in expected.items()}
+    kept: dict = {name: {} for name in expected}
     rng = np.random.default_rng(0)
-    for step in range(6):
-        rate = 0.1 if step < 3 else 0.01
-        if step == 3:
+    for step in range(1, 7):
+        rate = config.learning_rate * (1 if step <= 3 else 0.01)
+        if step == 4:
             state = set_learning_rate(state, rate)
         gradients = {name: rng.normal(size=v.shape) for name, v in expected.items()}
         params, state = update(params, state, jax.tree.map(jnp.float32, gradients))
         for name, gradient in gradients.items():
-            velocity[name] = 0.9 * velocity[name] + gradient + 0.05 * expected[name]
-            expected[name] = expected[name] - rate * velocity[name]
+            expected[name] = update_by_hand(
+                expected[name], gradient, rate, step, kept[name]
+            )
         chex.assert_trees_all_close(params, expected, rtol=1e-5)
-    assert learning_rate(state) == np.float32(0.01)
+    assert learning_rate(state) == np.float32(config.learning_rate * 0.01)
 
 
-def run_plateau(errors: list[float], **settings: float) -> list[tuple[float, bool]]:
-    config = OptimizerConfig(learning_rate=1.0, **settings)  # type: ignore[arg-type]
-    plateau = Plateau()
-    seen = []
-    for error in errors:
-        plateau.update(error, config)
-        seen.append((round(plateau.rate(config), 6), plateau.finished))
-    return seen
+def test_sgd_momentum_and_coupled_l2_over_a_drop_of_the_rate() -> None:
+    def sgd(w, gradient, rate, step, kept):
+        velocity = 0.9 * kept.get("velocity", 0) + gradient + 0.05 * w
+        kept["velocity"] = velocity
+        return w - rate * velocity
+
+    follow(OptimizerConfig(learning_rate=0.1, momentum=0.9, weight_decay=0.05), sgd)
+    assert OptimizerConfig().name == "sgd"
 
 
-def test_rate_falls_only_after_patience_runs_out() -> None:
-    seen = run_plateau(
-        [0.5, 0.4, 0.4, 0.41, 0.3, 0.3, 0.3, 0.3],
-        plateau_patience=3,
-        plateau_min_delta=0.0,
+def test_lars_scales_the_step_of_a_kernel_to_its_length() -> None:
+    def lars(w, gradient, rate, step, kept):
+        if w.ndim > 1:
+            gradient = gradient + 0.05 * w
+            gradient *= 0.02 * np.linalg.norm(w) / np.linalg.norm(gradient)
+        velocity = 0.8 * kept.get("velocity", 0) + rate * gradient
+        kept["velocity"] = velocity
+        return w - velocity
+
+    config = OptimizerConfig(
+        name="lars",
+        learning_rate=2.0,
+        momentum=0.8,
+        weight_decay=0.05,
+        trust_coefficient=0.02,
     )
-    assert [rate for rate, _ in seen] == [1, 1, 1, 1, 1, 1, 1, 0.1]
+    follow(config, lars)
 
 
-def test_improvement_smaller_than_min_delta_does_not_count() -> None:
-    seen = run_plateau(
-        [0.5, 0.4995, 0.499], plateau_patience=2, plateau_min_delta=0.005
+def test_adamw_corrects_its_means_and_decays_apart_from_them() -> None:
+    def adamw(w, gradient, rate, step, kept):
+        mean = 0.8 * kept.get("mean", 0) + 0.2 * gradient
+        square = 0.95 * kept.get("square", 0) + 0.05 * gradient**2
+        kept |= {"mean": mean, "square": square}
+        root = np.sqrt(square / (1 - 0.95**step))
+        return w - rate * (mean / (1 - 0.8**step) / (root + 1e-3) + 0.05 * w)
+
+    config = OptimizerConfig(
+        name="adamw",
+        learning_rate=0.1,
+        weight_decay=0.05,
+        beta1=0.8,
+        beta2=0.95,
+        epsilon=1e-3,
     )
-    assert [rate for rate, _ in seen] == [1, 1, 0.1]
+    follow(config, adamw)
 
 
-def test_patience_begins_anew_after_a_fall() -> None:
-    seen = run_plateau([0.5] * 7, plateau_patience=3, plateau_drops=3)
-    assert [rate for rate, _ in seen] == [1, 1, 1, 0.1, 0.1, 0.1, 0.01]
+def test_an_unknown_optimizer_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"unknown optimizer\.name 'adam'.*'adamw'"):
+        make_optimizer(OptimizerConfig(name="adam"))
 
 
-def test_three_falls_then_the_end() -> None:
-    seen = run_plateau([0.5] * 6, plateau_patience=1, plateau_drops=3)
-    assert [rate for rate, _ in seen] == [1, 0.1, 0.01, 0.001, 0.001, 0.001]
-    assert [finished for _, finished in seen] == [False] * 4 + [True] * 2
-
-
-def test_an_error_that_is_not_a_number_is_no_improvement() -> None:
-    seen = run_plateau([float("nan"), float("nan")], plateau_patience=2)
-    assert seen[-1][0] == pytest.approx(0.1)
-
-
-def test_layers_that_are_not_trained_stay() -> None:
-    config = OptimizerConfig(learning_rate=0.1, trained_layers=("fc7", "fc8"))
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_layers_that_are_not_trained_stay(name: str) -> None:
+    trained_layers = ("fc7", "fc8")
+    config = OptimizerConfig(
+        name=name, learning_rate=0.1, trained_layers=trained_layers
+    )
     optimizer = make_optimizer(config)
     params = {
-        name: {"kernel": jnp.ones(2), "bias": jnp.ones(1)}
-        for name in ("conv1_1", "fc7", "fc8")
+        layer: {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(1)}
+        for layer in ("conv1_1", "fc7", "fc8")
     }
     state = optimizer.init(params)
     gradients = jax.tree.map(jnp.ones_like, params)
     updates, state = optimizer.update(gradients, state, params)
     assert not any(np.any(u) for u in jax.tree.leaves(updates["conv1_1"]))
-    plain = make_optimizer(OptimizerConfig(learning_rate=0.1))
+    plain = make_optimizer(OptimizerConfig(name=name, learning_rate=0.1))
     trained, _ = plain.update(gradients, plain.init(params), params)
-    for name in ("fc7", "fc8"):
-        chex.assert_trees_all_equal(updates[name], trained[name])
+    for layer in trained_layers:
+        chex.assert_trees_all_equal(updates[layer], trained[layer])
     assert float(learning_rate(set_learning_rate(state, 0.5))) == 0.5
 
 

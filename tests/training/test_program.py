@@ -9,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from vgg_jax.config import (
@@ -20,9 +21,10 @@ from vgg_jax.config import (
     VGGConfig,
 )
 from vgg_jax.distributed import make_mesh, shard_batch
+from vgg_jax.tools import init_check, tpu_check
 from vgg_jax.training.checkpoint import Checkpoints
-from vgg_jax.training.optimizer import Plateau
-from vgg_jax.training.program import Program
+from vgg_jax.training.program import Program, build_program
+from vgg_jax.training.schedule import Plateau
 
 
 def config(crop: int = 32, **changes: Any) -> Config:
@@ -57,7 +59,7 @@ def batch(program: Program, step: int) -> dict[str, np.ndarray]:
 def losses(devices: int, steps: int = 4, **changes: Any) -> list[float]:
     """Loss, gradient's norm and validation loss of steps with dropout."""
     mesh = make_mesh(jax.devices()[:devices])
-    program = Program.of(config(**changes), mesh)
+    program = build_program(config(**changes), mesh)
     key = jax.random.key(1)
     state, found = program.init(jax.random.key(0)), []
     for step in range(steps):
@@ -75,7 +77,7 @@ def expected() -> list[float]:
 
 
 def compiled(devices: int = 8, **changes: Any) -> Any:
-    program = Program.of(config(**changes), make_mesh(jax.devices()[:devices]))
+    program = build_program(config(**changes), make_mesh(jax.devices()[:devices]))
     return program.train_step.lower(*program.arguments).compile()
 
 
@@ -95,7 +97,7 @@ def collectives(text: str) -> list[int]:
 
 
 def test_the_train_step_compiles_without_data() -> None:
-    program = Program.of(config(), make_mesh())
+    program = build_program(config(), make_mesh())
     state, sums = jax.eval_shape(program.train_step, *program.arguments)
     chex.assert_trees_all_equal_shapes_and_dtypes(state, program.state)
     assert sums["loss"].dtype == "float32"
@@ -103,14 +105,26 @@ def test_the_train_step_compiles_without_data() -> None:
 
 
 def test_the_batch_has_a_color_shift_where_colors_are_shifted() -> None:
-    shifted = Program.of(config(color_shift=0.1), make_mesh())
+    shifted = build_program(config(color_shift=0.1), make_mesh())
     assert shifted.batch["shift"].shape == (16, 3)
-    assert "shift" not in Program.of(config(), make_mesh()).batch
+    assert "shift" not in build_program(config(), make_mesh()).batch
 
 
 def test_a_crop_too_small_for_the_network_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 32x32 pixels, got 16x16"):
-        Program.of(config(crop=16), make_mesh())
+        build_program(config(crop=16), make_mesh())
+
+
+@pytest.mark.parametrize("program", tpu_check.PROGRAMS)
+def test_commands_without_data_need_the_number_of_classes(program: str) -> None:
+    without = config(num_classes=None)
+    for work in (
+        lambda: build_program(without, make_mesh()),
+        lambda: init_check.report(without),
+        lambda: tpu_check.check(without, program, "v5e:2x4", make_mesh()),
+    ):
+        with pytest.raises(ValueError, match=r"set --config\.model\.num_classes=N"):
+            work()
 
 
 def test_devices_parts_and_shards_give_the_same_losses() -> None:
@@ -148,7 +162,7 @@ def test_accumulated_batch_norm_takes_the_same_images_on_any_number_of_devices()
 def test_sharded_layers_send_activations_in_place_of_gradients() -> None:
     # fc6 has as many inputs as the paper's, relative to its outputs.
     wide = {"crop": 64, "fc_kernel": 2, "fc_features": 8192}
-    layers = Program.of(config(**wide), make_mesh()).state.params
+    layers = build_program(config(**wide), make_mesh()).state.params
     smallest = min(layers[name]["kernel"].size for name in ("fc6", "fc7"))
     assert max(collectives(compiled(**wide).as_text())) >= smallest
     for steps in (1, 2):
@@ -161,14 +175,14 @@ def test_sharded_layers_send_activations_in_place_of_gradients() -> None:
 @pytest.mark.parametrize(("shard_fc", "count"), [(False, 0), (True, 12)])
 def test_inputs_of_sharded_layers_are_placed(shard_fc: bool, count: int) -> None:
     """Forward, two for fc6 and fc7 each, one for fc8 and for the loss; and back."""
-    program = Program.of(config(shard_fc=shard_fc), make_mesh())
+    program = build_program(config(shard_fc=shard_fc), make_mesh())
     text = program.train_step.lower(*program.arguments).as_text()
     assert text.count("sdy.sharding_constraint") == count
 
 
 def test_parameters_and_momentum_of_sharded_layers_lie_together() -> None:
-    state = Program.of(config(shard_fc=True), make_mesh()).state
-    momentum = state.opt_state[1].trace
+    state = build_program(config(shard_fc=True), make_mesh()).state
+    momentum = optax.tree.get(state.opt_state, "trace")
     for name, parameters in state.params.items():
         for kind, array in parameters.items():
             assert array.sharding == momentum[name][kind].sharding
@@ -194,7 +208,7 @@ def test_parameters_and_momentum_of_sharded_layers_lie_together() -> None:
 )
 def test_layers_that_cannot_be_sharded_are_named(model: Any, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
-        Program.of(config(model=model, shard_fc=True), make_mesh())
+        build_program(config(model=model, shard_fc=True), make_mesh())
 
 
 def test_memory_falls_with_accumulation() -> None:
@@ -211,7 +225,7 @@ def test_remat_keeps_the_input_of_each_stage_for_the_gradient() -> None:
         """Bytes that the forward pass leaves to the backward pass."""
         settings = config(**changes)
         mesh = make_mesh(jax.devices()[:1])
-        program = Program.of(settings, mesh)
+        program = build_program(settings, mesh)
         forward = program.train_step.__wrapped__.keywords["forward"]
 
         def pass_forward(params: Any, images: Any) -> Any:
@@ -229,7 +243,7 @@ def test_remat_keeps_the_input_of_each_stage_for_the_gradient() -> None:
 
 
 def test_bfloat16_is_of_the_computation_alone() -> None:
-    program = Program.of(config(dtype="bfloat16"), make_mesh())
+    program = build_program(config(dtype="bfloat16"), make_mesh())
     kinds = {str(a.dtype) for a in jax.tree.leaves((program.state.params,))}
     assert kinds == {"float32"}
     _, sums = jax.eval_shape(program.train_step, *program.arguments)
@@ -246,9 +260,9 @@ def test_a_checkpoint_goes_on_on_another_number_of_devices(
     tmp_path: Any, shard_fc: bool
 ) -> None:
     key, metric = jax.random.key(1), "validation_top5_error"
-    before = Program.of(config(shard_fc=not shard_fc), make_mesh(jax.devices()[:4]))
+    before = build_program(config(shard_fc=not shard_fc), make_mesh(jax.devices()[:4]))
     mesh = make_mesh()
-    after = Program.of(config(shard_fc=shard_fc), mesh)
+    after = build_program(config(shard_fc=shard_fc), mesh)
     rows = batch(before, 0)
     state, _ = before.train_step(
         before.init(jax.random.key(0)),
@@ -277,8 +291,8 @@ def test_a_network_of_boxes_learns_from_boxes() -> None:
     boxes.localization = LocalizationConfig(regression="pcr")
     boxes.optimizer.metric = "box_error"
     boxes.model.num_classes = 40
-    program = Program.of(boxes, make_mesh())
+    program = build_program(boxes, make_mesh())
     assert program.batch["box"].shape == (16, 4)
     _, sums = jax.eval_shape(program.train_step, *program.arguments)
     assert {"loss", "box_error", "weight"} < sums.keys()
-    assert "box" not in Program.of(config(), make_mesh()).batch
+    assert "box" not in build_program(config(), make_mesh()).batch

@@ -189,7 +189,9 @@ def test_batch_statistics_follow_the_batches() -> None:
         atol=1e-6,
     )
     np.testing.assert_allclose(
-        after.batch_stats["bn1_1"]["var"], 0.9 + 0.1 * x.var((0, 1, 2)), rtol=1e-4
+        after.batch_stats["bn1_1"]["var"],
+        0.9 + 0.1 * x.var((0, 1, 2), ddof=1),
+        rtol=1e-4,
     )
 
 

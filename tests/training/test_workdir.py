@@ -9,15 +9,17 @@ import pytest
 from vgg_jax import distributed
 from vgg_jax.config import Config, DataConfig, NiNConfig, VGGConfig, from_dict, to_dict
 from vgg_jax.training.metrics import MetricWriter
+from vgg_jax.training.schedule import SCHEDULES
 from vgg_jax.training.workdir import (
     WorkdirMismatch,
     check_class_names,
-    check_data,
+    check_data_facts,
     claim,
     read_class_names,
     read_config,
+    refuse_other_run,
     write_class_names,
-    write_data,
+    write_data_facts,
 )
 
 
@@ -56,6 +58,32 @@ def test_settings_that_leave_the_steps_alone_may_change(tmp_path: Path) -> None:
     claim(tmp_path, config())
     claim(tmp_path, config(num_epochs=2.0, log_every_steps=1))
     assert read_config(tmp_path).num_epochs == 2.0
+
+
+def test_the_length_of_a_cosine_is_part_of_its_run(tmp_path: Path) -> None:
+    assert SCHEDULES["cosine"].depends_on_num_epochs
+    assert not SCHEDULES["plateau"].depends_on_num_epochs
+    assert not SCHEDULES["step"].depends_on_num_epochs
+    for schedule, declared in SCHEDULES.items():
+        workdir, run = tmp_path / schedule, config(num_epochs=4.0)
+        run.optimizer.schedule = schedule
+        claim(workdir, run)
+        refuse_other_run(workdir, run)
+        longer = dataclasses.replace(run, num_epochs=8.0)
+        if not declared.depends_on_num_epochs:
+            refuse_other_run(workdir, longer)
+            continue
+        with pytest.raises(WorkdirMismatch) as error:
+            refuse_other_run(workdir, longer)
+        assert "num_epochs: 4.0 there, 8.0 now" in str(error.value)
+        assert f"the {schedule} schedule depends on num_epochs" in str(error.value)
+
+
+def test_a_number_of_classes_left_to_the_data_is_the_stored_one(tmp_path: Path) -> None:
+    claim(tmp_path, config(model=VGGConfig(name="vgg11", num_classes=7)))
+    refuse_other_run(tmp_path, config(model=VGGConfig(name="vgg11", num_classes=None)))
+    with pytest.raises(WorkdirMismatch, match=r"num_classes: 7 there, 8 now"):
+        refuse_other_run(tmp_path, config(model=VGGConfig(name="vgg11", num_classes=8)))
 
 
 def test_no_run_says_what_to_type(tmp_path: Path) -> None:
@@ -109,18 +137,18 @@ def test_labels_that_mean_something_else_are_refused(tmp_path: Path) -> None:
 
 def test_other_data_is_refused_and_shown(tmp_path: Path) -> None:
     facts = {"images": 3, "axes": None}
-    check_data(tmp_path, facts)  # of a run from before they were kept
-    write_data(tmp_path, facts)
-    check_data(tmp_path, facts)
-    check_data(tmp_path, facts | {"another": 1})
+    check_data_facts(tmp_path, facts)  # of a run from before they were kept
+    write_data_facts(tmp_path, facts)
+    check_data_facts(tmp_path, facts)
+    check_data_facts(tmp_path, facts | {"another": 1})
     with pytest.raises(WorkdirMismatch) as error:
-        check_data(tmp_path, {"images": 4, "axes": [[1.5]]})
+        check_data_facts(tmp_path, {"images": 4, "axes": [[1.5]]})
     assert "images: 3 there, 4 now" in str(error.value)
     assert "axes: None there, [[1.5]] now" in str(error.value)
     for damage in ("", "[]", '{"images": '):
         (tmp_path / "data.json").write_text(damage)
         with pytest.raises(WorkdirMismatch, match=r"cannot read .*data\.json; delete"):
-            check_data(tmp_path, facts)
+            check_data_facts(tmp_path, facts)
 
 
 def test_of_several_hosts_the_first_writes(
@@ -129,7 +157,7 @@ def test_of_several_hosts_the_first_writes(
     monkeypatch.setattr(distributed, "is_first", lambda: False)
     claim(tmp_path, config())
     write_class_names(tmp_path, ("a", "b"))
-    write_data(tmp_path, {"images": 3})
+    write_data_facts(tmp_path, {"images": 3})
     assert not list(tmp_path.iterdir())
 
 
@@ -155,3 +183,15 @@ def test_metrics_past_the_checkpoint_are_taken_out(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [10, 20, 30]
     assert lines[-1]["train_loss"] == 7.0
     assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_curves_of_training_and_validation_are_in_groups(tmp_path: Path) -> None:
+    values = {"train_loss": 1.0, "validation_top5_error": 0.5, "learning_rate": 0.1}
+    with MetricWriter(tmp_path, 0) as writer:
+        writer.write(10, values)
+    [events] = (tmp_path / "tensorboard").glob("events.*")
+    stored = events.read_bytes()
+    for tag in (b"train/loss", b"validation/top5_error", b"learning_rate"):
+        assert tag in stored
+    assert b"train_loss" not in stored
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 10} | values

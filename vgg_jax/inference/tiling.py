@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from vgg_jax.analysis import receptive_field
 from vgg_jax.config import IMAGENET_MEAN
 from vgg_jax.console import progress_bar
 from vgg_jax.inference.forward import (
@@ -29,6 +28,7 @@ from vgg_jax.inference.forward import (
 )
 from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import Layer, check_size, output_size, smallest_size
+from vgg_jax.models.measure import receptive_field
 from vgg_jax.preprocessing import Normalization
 
 TILE = 1024  # pixels; VGG-16 computes 2.6 times what it keeps at 1024, 1.5 at 2048

@@ -14,14 +14,13 @@ import numpy as np
 from vgg_jax import boxes
 from vgg_jax.boxes import class_boxes
 from vgg_jax.inference.forward import Extras, MapHead
-from vgg_jax.models.layers import Conv, Layer, Pool, fill_outside, output_size
+from vgg_jax.models.layers import (
+    Layer,
+    fill_outside,
+    output_size,
+    receptive_fields,
+)
 from vgg_jax.models.network import class_scores
-
-
-def stride(layers: tuple[Layer, ...]) -> int:
-    """Pixels of the image from one cell of the map to the next."""
-    steps = [layer.stride for layer in layers if isinstance(layer, Conv | Pool)]
-    return int(np.prod(steps))
 
 
 def cell_windows(
@@ -43,7 +42,7 @@ def cell_windows(
             f"expected a network that gives one box for a crop of {crop}x{crop}, got "
             f"{cells}x{cells}; for VGG take head='paper' with fc_kernel={crop} // 32"
         )
-    step = stride(layers)
+    step = receptive_fields(layers)[-1].stride
     windows = np.empty((rows, columns, 4))
     windows[..., 0] = step * np.arange(columns) + crop / 2
     windows[..., 1] = step * np.arange(rows)[:, None] + crop / 2

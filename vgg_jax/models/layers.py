@@ -1,7 +1,7 @@
 """The layers of both papers as data: a network is a tuple of these rows.
 
 A row says what a layer is and how it changes a map's side; `network.ConvNet` runs rows,
-`analysis` measures them. Arrays are NHWC.
+`measure.summary` measures them. Arrays are NHWC.
 
 Images of several sizes can share a batch, padded to one: `sizes`, int32 [N, 2], then
 says how many rows and columns of each map are the image's own. A cell of those sees
@@ -11,14 +11,16 @@ set to what that padding is. Results are those of the image alone.
 
 import dataclasses
 import itertools
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.export import is_symbolic_dim
 
-from vgg_jax.models import cpu
+from vgg_jax.kernels import cpu
 
 Size = TypeVar("Size", int, np.ndarray, jax.Array)  # one side, or many
 
@@ -55,12 +57,12 @@ class FullyConnected(Conv):
 
 @dataclasses.dataclass(frozen=True)
 class BatchNorm(Layer):
-    """Batch normalisation over N, H and W."""
+    """Batch normalization over N, H and W."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LocalResponseNorm(Layer):
-    """Normalisation across channels; see `local_response_norm`."""
+    """Normalization across channels; see `local_response_norm`."""
 
     size: int
     alpha: float
@@ -120,6 +122,52 @@ def stages(layers: tuple[Layer, ...]) -> tuple[tuple[Layer, ...], ...]:
     return tuple(tuple(group) for group in groups if group)
 
 
+class ReceptiveField(NamedTuple):
+    """What the cells of a map see along either side of the image, in pixels.
+
+    Cell i sees `size` pixels from start + i * stride on; those outside the image are
+    padding.
+    """
+
+    size: int
+    stride: int
+    start: int
+
+    @property
+    def center(self) -> float:
+        """The middle of what cell 0 sees."""
+        return self.start + (self.size - 1) / 2
+
+
+def window(layer: Layer) -> tuple[int, int, int]:
+    """Returns kernel, stride and padding; 1, 1 and 0 of a layer without a window."""
+    match layer:
+        case Conv():
+            return layer.kernel, layer.stride, layer.padding
+        case Pool():
+            return layer.window, layer.stride, 0
+        case _:
+            return 1, 1, 0
+
+
+def receptive_fields(layers: Sequence[Layer]) -> tuple[ReceptiveField, ...]:
+    """Returns the receptive field of each row's map, at any image size."""
+    fields = []
+    size, stride, start = 1, 1, 0
+    for layer in layers:
+        kernel, step, padding = window(layer)
+        size += (kernel - 1) * stride
+        start -= padding * stride
+        stride *= step
+        fields.append(ReceptiveField(size, stride, start))
+    return tuple(fields)
+
+
+def channels_after(layer: Layer, channels: int) -> int:
+    """Returns the channels of a layer's map, from those of its input."""
+    return layer.features if isinstance(layer, Conv) else channels
+
+
 def output_size(layers: tuple[Layer, ...], size: int) -> int:
     """Side of the last map for an image side, in pixels; 0 if that is too small."""
     for layer in layers:
@@ -130,7 +178,7 @@ def output_size(layers: tuple[Layer, ...], size: int) -> int:
 
 
 def output_sizes(layers: tuple[Layer, ...], sizes: jax.Array) -> jax.Array:
-    """The same for arrays of sides, none of which may be too small."""
+    """Sides of the last map for an array of image sides, none of them too small."""
     for layer in layers:
         sizes = layer.output_size(sizes)
     return sizes
@@ -142,12 +190,17 @@ def smallest_size(layers: tuple[Layer, ...]) -> int:
 
 
 def check_size(layers: tuple[Layer, ...], height: int, width: int) -> None:
-    """That images of this size, in pixels, are large enough for the layers.
+    """Refuses images that are too small for the layers; sides are in pixels.
+
+    A symbolic side of `jax.export` is not looked at: it stands for many, and whether
+    all of them are large enough cannot be decided. Constraints such as "h >= 224" say
+    it to JAX, which then refuses a smaller image where the exported program is called.
 
     Raises:
-        ValueError: they are not; the message says what fits.
+        ValueError: a side is too small; the message says what fits.
     """
-    if not all(output_size(layers, side) for side in (height, width)):
+    sides = [side for side in (height, width) if not is_symbolic_dim(side)]
+    if not all(output_size(layers, side) for side in sides):
         smallest = smallest_size(layers)
         raise ValueError(
             f"expected images of at least {smallest}x{smallest} pixels, got "
@@ -164,7 +217,7 @@ def _constant(value: float, like: jax.Array) -> np.generic:
 def local_response_norm(
     x: jax.Array, *, size: int, alpha: float, beta: float, k: float
 ) -> jax.Array:
-    """x / (k + alpha * sum of squares over `size` neighbouring channels) ** beta.
+    """x / (k + alpha * sum of squares over `size` neighboring channels) ** beta.
 
     Krizhevsky et al. 2012, section 3.3, as A-LRN of arXiv:1409.1556 uses it:
     [N, H, W, C] -> [N, H, W, C]. Caffe's layer is this one with alpha / size and k = 1.
@@ -183,9 +236,10 @@ def local_response_norm(
 
 def _padding(x: jax.Array, pool: Pool) -> tuple[tuple[int, int], tuple[int, int]]:
     """Rows and columns to add at the end so that `ceil_mode` windows are whole."""
+    if not pool.ceil_mode:
+        return (0, 0), (0, 0)
     rows, columns = (
-        max(0, (pool.output_size(n) - 1) * pool.stride + pool.window - n)
-        for n in x.shape[1:3]
+        (pool.output_size(n) - 1) * pool.stride + pool.window - n for n in x.shape[1:3]
     )
     return (0, rows), (0, columns)
 

@@ -1,7 +1,8 @@
 """A convolutional network: rows of layers, run one after another."""
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,8 @@ from flax import nnx
 from flax.typing import Initializer
 
 from vgg_jax.console import did_you_mean
+from vgg_jax.kernels.cpu import conv_general_dilated
 from vgg_jax.models import layers as rows
-from vgg_jax.models.cpu import conv_general_dilated
 
 _init = jax.nn.initializers
 
@@ -24,9 +25,13 @@ INITS: dict[str, Initializer] = {
     "he": _init.he_normal(),
 }
 
+# One key; keys [N], one an image, whose dropout then does not depend on the others; or
+# streams, of which "dropout" is taken.
+Randomness = jax.Array | nnx.Rngs
+
 
 def _as_matrix(init: Initializer) -> Initializer:
-    """The initialiser of a fully-connected layer, by the fans of its matrix.
+    """The initializer of a fully-connected layer, by the fans of its matrix.
 
     A convolution's fan-out counts every position of the window.
     """
@@ -43,8 +48,56 @@ def class_scores(score_map: jax.Array) -> jax.Array:
     return score_map.astype(jnp.float32).mean(axis=(1, 2))
 
 
+class BatchNorm(nnx.BatchNorm):
+    """`nnx.BatchNorm` with the running variance of torchvision.
+
+    A batch of n cells is normalized by its variance over n; the running variance moves
+    towards its estimate for all images, which is over n - 1. A batch without cells is
+    left as it is and moves nothing.
+    """
+
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """Normalizes [N, h, w, C] over N, h and w, where `mask`, [N, h, w, 1], is true.
+
+        Args:
+            x: the map.
+            use_running_average: in place of the batch's statistics; None as the module
+                says.
+            mask: the cells that count; None for all.
+        """
+        if use_running_average is None:
+            use_running_average = self.use_running_average
+        if use_running_average or 0 in x.shape:
+            return super().__call__(x, use_running_average=True)
+        before = self.var[...]
+        y = super().__call__(x, use_running_average=False, mask=mask)
+        count = math.prod(x.shape[:-1]) if mask is None else jnp.sum(mask)
+        moved = self.var[...] - self.momentum * before
+        self.var[...] += moved / jnp.maximum(count - 1, 1)
+        return y
+
+
+class FeatureInfo(NamedTuple):
+    """What is known of a row's map without computing it."""
+
+    channels: int
+    stride: int  # pixels of the image from one cell to the next
+    receptive_field: int  # pixels of the image that a cell sees, along either side
+
+
 class ConvNet(nnx.Module):
     """Runs `layers`; every parameter and every intermediate has its row's name.
+
+    A new network evaluates. `model.train()` and `model.eval()` change that, as
+    `nnx.view(model, deterministic=..., use_running_average=...)` does for a view of it;
+    `train` at a call goes before either. Training, dropout is on, and batch
+    normalization takes the statistics of the batch and moves the running ones.
 
     Args:
         layers: the rows, input first.
@@ -53,20 +106,24 @@ class ConvNet(nnx.Module):
         in_channels: channels of the images.
         init: a key of `INITS`; biases start at zero.
         dtype: of the computation; parameters are float32.
-        rngs: "params" makes the weights.
-        keep_rngs: keep the "dropout" stream inside, for `nnx.bridge.to_linen`, whose
-            `apply(..., rngs=...)` cannot hand one to a call.
+        rngs: a key or `nnx.Rngs`, whose "params" stream makes the weights.
+        keep_rngs: keep the "dropout" stream inside, for calls without `rngs`; and for
+            `nnx.bridge.to_linen`, whose `apply(..., rngs=...)` cannot hand one to a
+            call.
+
+    Raises:
+        ValueError: an unknown init, or a count below 1.
     """
 
     def __init__(
         self,
         layers: Sequence[rows.Layer],
         *,
-        num_classes: int | None,
-        in_channels: int,
-        init: str,
-        dtype: Any,
-        rngs: nnx.Rngs,
+        num_classes: int | None = None,
+        in_channels: int = 3,
+        init: str = "glorot",
+        dtype: Any = "float32",
+        rngs: Randomness,
         keep_rngs: bool = False,
     ):
         if init not in INITS:
@@ -77,6 +134,7 @@ class ConvNet(nnx.Module):
         ):
             if count is not None and count < 1:
                 raise ValueError(f"expected {option} of at least 1, got {count}")
+        rngs = rngs if isinstance(rngs, nnx.Rngs) else nnx.Rngs(rngs)
         self.layers = tuple(layers)
         self.num_classes = num_classes
         self.in_channels = in_channels
@@ -97,11 +155,11 @@ class ConvNet(nnx.Module):
                         conv_general_dilated=conv_general_dilated,
                         rngs=rngs,
                     )
-                    channels = layer.features
                 case rows.BatchNorm():
                     # torchvision's constants (its momentum is one minus ours).
-                    module = nnx.BatchNorm(
+                    module = BatchNorm(
                         channels,
+                        use_running_average=True,
                         momentum=0.9,
                         epsilon=1e-5,
                         dtype=self.dtype,
@@ -109,17 +167,29 @@ class ConvNet(nnx.Module):
                     )
                 case rows.Dropout():
                     kept = rngs if keep_rngs and "dropout" in rngs else None
-                    module = nnx.Dropout(layer.rate, rngs=kept)
+                    module = nnx.Dropout(layer.rate, deterministic=True, rngs=kept)
                 case _:
                     continue
             setattr(self, layer.name, module)
+            channels = rows.channels_after(layer, channels)
+
+    @property
+    def feature_info(self) -> dict[str, FeatureInfo]:
+        """Channels, stride and receptive field of every row's map, by its name."""
+        info = {}
+        channels = self.in_channels
+        fields = rows.receptive_fields(self.layers)
+        for layer, field in zip(self.layers, fields, strict=True):
+            channels = rows.channels_after(layer, channels)
+            info[layer.name] = FeatureInfo(channels, field.stride, field.size)
+        return info
 
     def __call__(
         self,
         images: jax.Array,
         *,
-        train: bool = False,
-        rngs: nnx.Rngs | jax.Array | None = None,
+        train: bool | None = None,
+        rngs: Randomness | None = None,
     ) -> jax.Array:
         """Class scores: [N, H, W, in_channels] -> float32 [N, num_classes].
 
@@ -128,11 +198,10 @@ class ConvNet(nnx.Module):
         [N, h, w, C].
 
         Args:
-            images: NHWC, normalised as the weights expect.
-            train: dropout on, batch statistics from this batch.
-            rngs: a "dropout" stream, needed when `train` and the network has dropout;
-                or keys [N], one an image, whose dropout then does not depend on the
-                others.
+            images: NHWC, normalized as the weights expect.
+            train: dropout on, batch statistics from this batch; None as the modules
+                say, which a new network's evaluate.
+            rngs: a key, keys [N] or `nnx.Rngs`, needed for dropout; see `Randomness`.
 
         Raises:
             ValueError: wrong rank or channels, or images too small for the network.
@@ -141,19 +210,25 @@ class ConvNet(nnx.Module):
         return x if self.num_classes is None else class_scores(x)
 
     def score_map(
-        self, images: jax.Array, *, sizes: jax.Array | None = None
+        self,
+        images: jax.Array,
+        *,
+        sizes: jax.Array | None = None,
+        train: bool | None = None,
+        rngs: Randomness | None = None,
     ) -> jax.Array:
         """The dense class score map of section 3.2, before soft-max and spatial mean.
 
         [N, H, W, in_channels] -> float32 [N, h, w, num_classes].
 
         Args:
-            images: NHWC, normalised as the weights expect.
+            images: NHWC, normalized as the weights expect.
             sizes: int32 [N, 2], height and width of each image where they share a
                 batch, each in the upper left corner; what is right of it and below does
                 not matter. Its map is that of the image alone, of the size that
                 `layers.output_sizes` says, and zero outside. None for images that fill
                 their arrays. A size that is too small for the network is not noticed.
+            train, rngs: as `__call__`.
 
         Raises:
             ValueError: as `__call__`, and for a backbone, which has no classes.
@@ -163,15 +238,28 @@ class ConvNet(nnx.Module):
                 "score_map needs a classifier, and num_classes=None made a backbone; "
                 "create the model with num_classes, or call model(images) for its map"
             )
-        x = self.run(images, self.layers, sizes=sizes).astype(jnp.float32)
-        if sizes is None:
-            return x
-        return rows.fill_outside(x, rows.output_sizes(self.layers, sizes))
+        last = self.layers[-1].name
+        maps = self.features(images, (last,), sizes=sizes, train=train, rngs=rngs)
+        return maps[last].astype(jnp.float32)
 
-    def features(self, images: jax.Array, names: Sequence[str]) -> dict[str, jax.Array]:
+    def features(
+        self,
+        images: jax.Array,
+        names: Sequence[str],
+        *,
+        sizes: jax.Array | None = None,
+        train: bool | None = None,
+        rngs: Randomness | None = None,
+    ) -> dict[str, jax.Array]:
         """Named intermediates, [N, H, W, in_channels] -> {name: [N, h, w, C]}.
 
-        Nothing past the deepest name is computed.
+        Nothing past the deepest name is computed; `feature_info` says what each is.
+
+        Args:
+            images: NHWC, normalized as the weights expect.
+            names: of rows.
+            sizes: as `score_map`; every map is then zero outside its own size.
+            train, rngs: as `__call__`.
 
         Raises:
             ValueError: an unknown name, a string for names, or images that do not fit.
@@ -182,11 +270,16 @@ class ConvNet(nnx.Module):
         for name in names:
             if name not in known:
                 raise ValueError(f"no layer {name!r}: {did_you_mean(name, known)}")
-        found: dict[str, jax.Array] = {}
+        maps: dict[str, jax.Array] = {}
         if names:
             deepest = max(known.index(name) for name in names)
-            self.run(images, self.layers[: deepest + 1], collect=found)
-        return {name: found[name] for name in names}
+            layers = self.layers[: deepest + 1]
+            self.run(images, layers, sizes=sizes, train=train, rngs=rngs, collect=maps)
+        if sizes is not None:
+            for name in names:
+                own = rows.output_sizes(self.layers[: known.index(name) + 1], sizes)
+                maps[name] = rows.fill_outside(maps[name], own)
+        return {name: maps[name] for name in names}
 
     def run(
         self,
@@ -194,8 +287,8 @@ class ConvNet(nnx.Module):
         layers: tuple[rows.Layer, ...],
         *,
         sizes: jax.Array | None = None,
-        train: bool = False,
-        rngs: nnx.Rngs | jax.Array | None = None,
+        train: bool | None = None,
+        rngs: Randomness | None = None,
         collect: dict[str, jax.Array] | None = None,
     ) -> jax.Array:
         """Consecutive rows of the network: [N, H, W, C] -> [N, h, w, features].
@@ -211,7 +304,7 @@ class ConvNet(nnx.Module):
             ValueError: as `__call__`.
         """
         if layers[0] == self.layers[0]:
-            self._check(x, layers)
+            self._validate(x, layers)
         x = x.astype(self.dtype)
         for layer in layers:
             # Compilers and profilers show an operation under its layer's name.
@@ -222,7 +315,11 @@ class ConvNet(nnx.Module):
                             x = rows.fill_outside(x, sizes)
                         x = getattr(self, layer.name)(x)
                     case rows.BatchNorm():
-                        x = getattr(self, layer.name)(x, use_running_average=not train)
+                        x = getattr(self, layer.name)(
+                            x,
+                            use_running_average=None if train is None else not train,
+                            mask=None if sizes is None else rows.inside(x.shape, sizes),
+                        )
                     case rows.Dropout():
                         x = self._drop(layer, x, train, rngs)
                     case rows.LocalResponseNorm(_, size, alpha, beta, k):
@@ -247,22 +344,32 @@ class ConvNet(nnx.Module):
         self,
         layer: rows.Dropout,
         x: jax.Array,
-        train: bool,
-        rngs: nnx.Rngs | jax.Array | None,
+        train: bool | None,
+        rngs: Randomness | None,
     ) -> jax.Array:
         drop = getattr(self, layer.name)
-        if not (train and isinstance(rngs, jax.Array)):
-            return drop(x, deterministic=not train, rngs=rngs)
+        is_off = drop.deterministic if train is None else not train
+        if is_off or not isinstance(rngs, jax.Array):
+            return drop(x, deterministic=is_off, rngs=rngs)
         number = self.layers.index(layer)
 
-        def drop_image(image: jax.Array, key: jax.Array) -> jax.Array:
-            return drop(
-                image, deterministic=False, rngs=jax.random.fold_in(key, number)
+        def with_key(x: jax.Array, key: jax.Array) -> jax.Array:
+            key = jax.random.fold_in(key, number)
+            return drop(x, deterministic=False, rngs=key)
+
+        is_typed = jnp.issubdtype(rngs.dtype, jax.dtypes.prng_key)
+        keys = rngs if is_typed else jax.random.wrap_key_data(rngs)
+        if keys.shape == ():
+            return with_key(x, keys)
+        if keys.shape != x.shape[:1]:
+            raise ValueError(
+                f"expected one key or keys [{x.shape[0]}], one an image, got keys "
+                f"{list(keys.shape)}"
             )
+        return jax.vmap(with_key)(x, keys)
 
-        return jax.vmap(drop_image)(x, rngs)
-
-    def _check(self, images: jax.Array, layers: tuple[rows.Layer, ...]) -> None:
+    def _validate(self, images: jax.Array, layers: tuple[rows.Layer, ...]) -> None:
+        """Refuses images that do not fit the rows."""
         if images.ndim != 4 or images.shape[-1] != self.in_channels:
             raise ValueError(
                 f"expected images [N, H, W, {self.in_channels}], got "

@@ -3,8 +3,6 @@
 import dataclasses
 from typing import Any
 
-from flax import nnx
-
 from vgg_jax.models.layers import (
     AveragePool,
     Conv,
@@ -56,15 +54,33 @@ TUTORIAL = (
 )
 
 
-def nin_layers(
+def nin(
     blocks: tuple[Block, ...],
     *,
-    num_classes: int | None,
-    width: float,
-    dropout: float,
-    final_relu: bool,
-) -> tuple[Layer, ...]:
-    """The rows of a NiN; `NiN` says what the arguments mean."""
+    num_classes: int | None = 1000,
+    width: float = 1.0,
+    dropout: float = 0.5,
+    final_relu: bool | None = False,
+    **network: Any,
+) -> ConvNet:
+    """Returns a Network in Network; its score map holds the class activation maps.
+
+    Parameters are `conv1`, `cccp1`, `cccp2`, `conv2` ...: cccp, "cascaded cross-channel
+    parametric pooling", is the 1x1 convolution. Intermediates also `relu_conv1`,
+    `pool1`.
+
+    Args:
+        blocks: `IMAGENET`, `CIFAR` or `TUTORIAL`.
+        num_classes: None leaves the last block out; the output is then the last pool's.
+        width: multiplies the channels of every hidden layer.
+        dropout: rate before the last block (after each pool in `CIFAR`).
+        final_relu: a ReLU on the scores, as the tutorial has; it stops the gradient of
+            every class whose scores are all negative.
+        **network: in_channels, init, dtype, rngs and keep_rngs, as `ConvNet`.
+
+    Raises:
+        ValueError: an unknown init; the message names the nearest.
+    """
     if num_classes is None:
         blocks = blocks[:-1]
     layers: list[Layer] = []
@@ -91,56 +107,4 @@ def nin_layers(
         layers = [layer for layer in layers if not isinstance(layer, Dropout)]
     elif not final_relu:
         layers.pop()
-    return tuple(layers)
-
-
-class NiN(ConvNet):
-    """A Network in Network; its score map holds the class activation maps.
-
-    Parameters are `conv1`, `cccp1`, `cccp2`, `conv2` ...: cccp, "cascaded cross-channel
-    parametric pooling", is the 1x1 convolution. Intermediates also `relu_conv1`,
-    `pool1`.
-
-    Args:
-        blocks: `IMAGENET`, `CIFAR` or `TUTORIAL`.
-        num_classes: None leaves the last block out; the output is then the last pool's.
-        width: multiplies the channels of every hidden layer.
-        dropout: rate before the last block (after each pool in `CIFAR`).
-        final_relu: a ReLU on the scores, as the tutorial has; it stops the gradient of
-            every class whose scores are all negative.
-        in_channels, init, dtype, rngs, keep_rngs: as `ConvNet`.
-
-    Raises:
-        ValueError: an unknown init; the message names the nearest.
-    """
-
-    def __init__(
-        self,
-        blocks: tuple[Block, ...],
-        *,
-        num_classes: int | None = 1000,
-        in_channels: int = 3,
-        width: float = 1.0,
-        dropout: float = 0.5,
-        final_relu: bool = False,
-        init: str = "glorot",
-        dtype: Any = "float32",
-        rngs: nnx.Rngs,
-        keep_rngs: bool = False,
-    ):
-        layers = nin_layers(
-            blocks,
-            num_classes=num_classes,
-            width=width,
-            dropout=dropout,
-            final_relu=final_relu,
-        )
-        super().__init__(
-            layers,
-            num_classes=num_classes,
-            in_channels=in_channels,
-            init=init,
-            dtype=dtype,
-            rngs=rngs,
-            keep_rngs=keep_rngs,
-        )
+    return ConvNet(layers, num_classes=num_classes, **network)

@@ -3,8 +3,6 @@
 import math
 from typing import Any
 
-from flax import nnx
-
 from vgg_jax.console import did_you_mean
 from vgg_jax.models.layers import (
     BatchNorm,
@@ -31,7 +29,7 @@ STAGES: dict[str, Stages] = {
 WIDTHS = (64, 128, 256, 512, 512)
 HEADS = ("paper", "global_pool")
 
-# A-LRN's normalisation; Caffe divides alpha by the window and starts from 1.
+# A-LRN's normalization; Caffe divides alpha by the window and starts from 1.
 LRN = {
     "krizhevsky": LocalResponseNorm("norm1", size=5, alpha=1e-4, beta=0.75, k=2.0),
     "caffe": LocalResponseNorm("norm1", size=5, alpha=1e-4 / 5, beta=0.75, k=1.0),
@@ -52,57 +50,21 @@ def scaled(channels: int, width: float) -> int:
     return max(1, round(channels * width))
 
 
-def vgg_layers(
+def vgg(
     stages: Stages,
     *,
-    num_classes: int | None,
-    width: float,
-    dropout: float,
-    head: str,
-    fc_features: int,
-    fc_kernel: int,
-    ceil_mode: bool,
-    batch_norm: bool,
-    lrn: str | None,
-) -> tuple[Layer, ...]:
-    """The rows of a VGG; `VGG` says what the arguments mean."""
-    if head not in HEADS:
-        raise ValueError(f"unknown head {head!r}: {did_you_mean(head, HEADS)}")
-    if lrn is not None and lrn not in LRN:
-        raise ValueError(f"unknown lrn {lrn!r}: {did_you_mean(lrn, LRN)}")
-    if fc_kernel < 1:
-        raise ValueError(f"expected an fc_kernel of at least 1, got {fc_kernel}")
-    layers: list[Layer] = []
-    for stage, (kernels, channels) in enumerate(zip(stages, WIDTHS, strict=True), 1):
-        for i, kernel in enumerate(kernels, 1):
-            at = f"{stage}_{i}"
-            layers.append(
-                Conv(f"conv{at}", scaled(channels, width), kernel, padding=kernel // 2)
-            )
-            if batch_norm:
-                layers.append(BatchNorm(f"bn{at}"))
-            layers.append(Relu(f"relu{at}"))
-            if lrn is not None and (stage, i) == (1, 1):
-                layers.append(LRN[lrn])
-        layers.append(MaxPool(f"pool{stage}", window=2, stride=2, ceil_mode=ceil_mode))
-    if num_classes is None:
-        return tuple(layers)
-    if head == "paper":
-        hidden = scaled(fc_features, width)
-        for fc, kernel in ((6, fc_kernel), (7, 1)):
-            layers += [
-                FullyConnected(f"fc{fc}", hidden, kernel),
-                Relu(f"relu{fc}"),
-                Dropout(f"drop{fc}", dropout),
-            ]
-    else:
-        layers.append(Dropout("drop5", dropout))
-    layers.append(FullyConnected("fc8", num_classes, 1))
-    return tuple(layers)
-
-
-class VGG(ConvNet):
-    """A network of Table 1; see `ConvNet` for what it computes.
+    num_classes: int | None = 1000,
+    width: float = 1.0,
+    dropout: float = 0.5,
+    head: str = "paper",
+    fc_features: int = 4096,
+    fc_kernel: int = 7,
+    ceil_mode: bool = False,
+    batch_norm: bool | None = False,
+    lrn: str | None = None,
+    **network: Any,
+) -> ConvNet:
+    """Returns a network of Table 1; see `ConvNet` for what it computes.
 
     Parameters are `conv1_1` ... `conv5_4`, `bn1_1` ..., `fc6`, `fc7`, `fc8`;
     intermediates also `relu1_1`, `norm1`, `pool1`, `relu6`, `relu7`.
@@ -119,51 +81,41 @@ class VGG(ConvNet):
             1 at 32.
         ceil_mode: pools round up, as Caffe's do: 28x28 then survives five pools. Sizes
             that are multiples of 32 are the same either way.
-        batch_norm: batch normalisation between each convolution and its ReLU.
-        lrn: A-LRN's normalisation, a key of `LRN`; None for none.
-        in_channels, init, dtype, rngs, keep_rngs: as `ConvNet`.
+        batch_norm: batch normalization between each convolution and its ReLU.
+        lrn: A-LRN's normalization, a key of `LRN`; None for none.
+        **network: in_channels, init, dtype, rngs and keep_rngs, as `ConvNet`.
 
     Raises:
         ValueError: an unknown head, lrn or init; the message names the nearest.
     """
-
-    def __init__(
-        self,
-        stages: Stages,
-        *,
-        num_classes: int | None = 1000,
-        in_channels: int = 3,
-        width: float = 1.0,
-        dropout: float = 0.5,
-        head: str = "paper",
-        fc_features: int = 4096,
-        fc_kernel: int = 7,
-        ceil_mode: bool = False,
-        batch_norm: bool = False,
-        lrn: str | None = None,
-        init: str = "glorot",
-        dtype: Any = "float32",
-        rngs: nnx.Rngs,
-        keep_rngs: bool = False,
-    ):
-        layers = vgg_layers(
-            stages,
-            num_classes=num_classes,
-            width=width,
-            dropout=dropout,
-            head=head,
-            fc_features=fc_features,
-            fc_kernel=fc_kernel,
-            ceil_mode=ceil_mode,
-            batch_norm=batch_norm,
-            lrn=lrn,
-        )
-        super().__init__(
-            layers,
-            num_classes=num_classes,
-            in_channels=in_channels,
-            init=init,
-            dtype=dtype,
-            rngs=rngs,
-            keep_rngs=keep_rngs,
-        )
+    if head not in HEADS:
+        raise ValueError(f"unknown head {head!r}: {did_you_mean(head, HEADS)}")
+    if lrn is not None and lrn not in LRN:
+        raise ValueError(f"unknown lrn {lrn!r}: {did_you_mean(lrn, LRN)}")
+    if fc_kernel < 1:
+        raise ValueError(f"expected an fc_kernel of at least 1, got {fc_kernel}")
+    layers: list[Layer] = []
+    for stage, (kernels, channels) in enumerate(zip(stages, WIDTHS, strict=True), 1):
+        for i, kernel in enumerate(kernels, 1):
+            place = f"{stage}_{i}"
+            features = scaled(channels, width)
+            layers.append(Conv(f"conv{place}", features, kernel, padding=kernel // 2))
+            if batch_norm:
+                layers.append(BatchNorm(f"bn{place}"))
+            layers.append(Relu(f"relu{place}"))
+            if lrn is not None and (stage, i) == (1, 1):
+                layers.append(LRN[lrn])
+        layers.append(MaxPool(f"pool{stage}", window=2, stride=2, ceil_mode=ceil_mode))
+    if num_classes is not None:
+        if head == "paper":
+            hidden = scaled(fc_features, width)
+            for fc, kernel in ((6, fc_kernel), (7, 1)):
+                layers += [
+                    FullyConnected(f"fc{fc}", hidden, kernel),
+                    Relu(f"relu{fc}"),
+                    Dropout(f"drop{fc}", dropout),
+                ]
+        else:
+            layers.append(Dropout("drop5", dropout))
+        layers.append(FullyConnected("fc8", num_classes, 1))
+    return ConvNet(layers, num_classes=num_classes, **network)

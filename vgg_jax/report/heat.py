@@ -23,7 +23,7 @@ from vgg_jax.inference.forward import Network
 from vgg_jax.inference.forward import ScoreMap as ScoreMapHead
 from vgg_jax.inference.tiling import TILE, tiled_map
 from vgg_jax.models import ConvNet
-from vgg_jax.models.layers import Conv, Layer, Pool, output_size
+from vgg_jax.models.layers import Layer, output_size, receptive_fields
 from vgg_jax.preprocessing import Preprocessing
 
 HEAT = LinearSegmentedColormap.from_list(
@@ -77,16 +77,9 @@ def map_side(layers: tuple[Layer, ...], crop: int) -> int | None:
 
 def map_interval(layers: tuple[Layer, ...], side: int) -> tuple[float, float]:
     """Where a map's first cell begins and its last one ends, in pixels of the image."""
-    stride, center = 1, 0.0
-    for layer in layers:
-        if isinstance(layer, Conv):
-            center += ((layer.kernel - 1) / 2 - layer.padding) * stride
-            stride *= layer.stride
-        elif isinstance(layer, Pool):
-            center += (layer.window - 1) / 2 * stride
-            stride *= layer.stride
-    begin = center - stride / 2
-    return begin, begin + output_size(layers, side) * stride
+    field = receptive_fields(layers)[-1]
+    begin = field.center - field.stride / 2
+    return begin, begin + output_size(layers, side) * field.stride
 
 
 def heat_map(

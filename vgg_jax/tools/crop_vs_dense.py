@@ -22,11 +22,11 @@ from flax import nnx
 from jax import lax
 
 from vgg_jax import cli
-from vgg_jax.analysis import receptive_field
 from vgg_jax.console import did_you_mean
 from vgg_jax.inference.forward import Extras, Network, ScoreMap
 from vgg_jax.models import MODELS, ConvNet, create_model
 from vgg_jax.models.layers import MaxPool, output_size
+from vgg_jax.models.measure import receptive_field
 from vgg_jax.preprocessing import IMAGENET
 
 PADDINGS = ("neighbors", "zero")

@@ -17,12 +17,12 @@ import jax
 import numpy as np
 
 from vgg_jax import cli
-from vgg_jax.config import Config
+from vgg_jax.config import Config, known_num_classes
 from vgg_jax.console import format_columns
 from vgg_jax.distributed import make_mesh
 from vgg_jax.models.network import INITS
 from vgg_jax.training.diagnosis import IMAGES, Signal, finding, measure
-from vgg_jax.training.program import Program
+from vgg_jax.training.program import build_program
 from vgg_jax.training.steps import Batch
 
 GRAIN = 8  # random colors a side, from which the images are drawn smoothly
@@ -37,16 +37,16 @@ def random_batch(config: Config) -> Batch:
     shape = (IMAGES, GRAIN, GRAIN, channels)
     colors = np.random.default_rng(0).uniform(0, 255, shape)
     images = jax.image.resize(colors, (IMAGES, crop, crop, channels), "linear")
-    labels = jax.numpy.arange(IMAGES) % config.model.num_classes
+    labels = jax.numpy.arange(IMAGES) % known_num_classes(config)
     return {"image": images.astype(np.uint8), "label": labels}
 
 
 def preview(config: Config) -> tuple[float, list[Signal]]:
     """The loss and the layers with the weights that training would begin with.
 
-    See `training.doctor.measure`.
+    See `training.diagnosis.measure`.
     """
-    init = Program.of(config, make_mesh(jax.local_devices()[:1])).init
+    init = build_program(config, make_mesh(jax.local_devices()[:1])).init
     state = init(jax.random.split(jax.random.key(config.seed))[0])
     rate = config.optimizer.learning_rate
     batch = random_batch(config)
@@ -55,7 +55,7 @@ def preview(config: Config) -> tuple[float, list[Signal]]:
 
 def report(config: Config) -> str:
     """The verdict on each scheme, and the layers under the configuration's own."""
-    chance = math.log(config.model.num_classes)
+    chance = math.log(known_num_classes(config))
     rate = config.optimizer.learning_rate
     lines = [
         f"{config.model.name} at rate {rate:g}, where a loss of {chance:.4g} is chance:"

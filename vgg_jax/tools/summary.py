@@ -17,12 +17,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vgg_jax import cli
-from vgg_jax.analysis.measure import summary
-from vgg_jax.analysis.results import MEBIBYTE
 from vgg_jax.config import VGGConfig, settings
 from vgg_jax.console import format_columns
 from vgg_jax.models import MODELS
 from vgg_jax.models.layers import Conv, Layer, Relu
+from vgg_jax.models.measure import MEBIBYTE, summary
 
 STACKS = ((2, 3), (1, 5), (3, 3), (1, 7))  # convolutions, kernel: two pairs
 

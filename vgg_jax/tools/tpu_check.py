@@ -27,17 +27,17 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from vgg_jax import cli
-from vgg_jax.analysis.measure import summary
 from vgg_jax.config import Config
 from vgg_jax.console import did_you_mean
 from vgg_jax.data.whitening import preprocessing_of
 from vgg_jax.distributed import batch_sharding, make_mesh, replicated
 from vgg_jax.inference.forward import Network, Posteriors
 from vgg_jax.inference.padding import Shape, padded_shapes
+from vgg_jax.models.measure import summary
 from vgg_jax.tools.chips import CHIPS
 from vgg_jax.tools.hlo import costs
 from vgg_jax.tools.tpu_report import Memory, Report, format_growth
-from vgg_jax.training.program import Program, abstract_model
+from vgg_jax.training.program import abstract_model, build_program
 
 PROGRAMS = ("train_step", "dense")
 
@@ -135,7 +135,7 @@ def check(config: Config, program: str, topology: str, mesh: Mesh) -> Report:
     """
     options = dataclasses.asdict(config.model)
     if program == "train_step":
-        train = Program.of(config, mesh)
+        train = build_program(config, mesh)
         lowered = train.train_step.lower(*train.arguments)
         shape, batch_size, passes = (config.data.crop,) * 2, config.batch_size, 3
     else:

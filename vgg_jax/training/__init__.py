@@ -1,1 +1,1 @@
-"""Section 3.1: the optimizer, the sharded step, checkpoints and the loop."""
+"""Training as in section 3.1: optimizer, sharded step, checkpoints and the loop."""

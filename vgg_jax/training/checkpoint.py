@@ -1,4 +1,4 @@
-"""Checkpoints with Orbax: the latest and the best, parameters on their own."""
+"""Saves and restores the training state with Orbax: the latest step and the best."""
 
 import contextlib
 import dataclasses
@@ -15,8 +15,8 @@ from orbax.checkpoint import v1 as ocp
 from vgg_jax.config import Config
 from vgg_jax.distributed import make_mesh, replicated
 from vgg_jax.models import ConvNet
-from vgg_jax.training.optimizer import Plateau
 from vgg_jax.training.program import abstract_model
+from vgg_jax.training.schedule import Plateau
 from vgg_jax.training.steps import TrainState, split
 from vgg_jax.training.workdir import read_config
 
@@ -66,13 +66,13 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
-        """The step of the newest checkpoint."""
+        """The step of the newest checkpoint; None without any."""
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
     @property
     def best_step(self) -> int | None:
-        """The step with the lowest validation error; without any, the newest."""
+        """The step with the lowest validation error; the newest if none has any."""
         validated = [c for c in self._checkpointer.checkpoints if c.metrics]
         if not validated:
             return self.latest_step
@@ -81,7 +81,7 @@ class Checkpoints:
     def save(
         self, state: TrainState, plateau: Plateau, errors: Mapping[str, float] | None
     ) -> None:
-        """Start saving; `errors` are those of a validation at this step.
+        """Starts to save; `errors` are those of a validation at this step, if any.
 
         Raises:
             SaveError: the disk refused it, or the save before it.
@@ -95,7 +95,7 @@ class Checkpoints:
             )
 
     def wait(self) -> None:
-        """Return when what was saved is on disk.
+        """Waits until what was saved is on disk.
 
         Raises:
             SaveError: the disk refused it.
@@ -104,8 +104,11 @@ class Checkpoints:
             self._checkpointer.wait()
 
     def restore(self, abstract: TrainState, step: int) -> tuple[TrainState, Plateau]:
-        """State and plateau at a step; `abstract` gives shapes and shardings, so that
-        the number of devices may differ from when it was saved."""
+        """Restores the state and the plateau of a step.
+
+        `abstract` gives shapes and shardings, so that the number of devices may differ
+        from when the state was saved.
+        """
         loaded = self._load(step, _checkpointables(abstract))
         metadata = self._checkpointer.checkpointables_metadata(step).custom_metadata
         assert isinstance(metadata, dict)
@@ -120,7 +123,10 @@ class Checkpoints:
     def load_variables(
         self, params: Any, batch_stats: Any, step: int
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Parameters and running statistics alone: those that are given, abstract."""
+        """Loads the parameters and running statistics of a step, without the optimizer.
+
+        Only those are loaded whose abstract arrays are given.
+        """
         wanted = {"params": params}
         if batch_stats:
             wanted["batch_stats"] = batch_stats
@@ -160,13 +166,13 @@ def _checkpointables(state: TrainState) -> dict[str, Any]:
 
 
 def saved_steps(workdir: Path) -> list[int]:
-    """The steps of a run's whole checkpoints, ascending, without opening them."""
+    """Lists the steps of a run's whole checkpoints, ascending, without opening them."""
     names = [path.name for path in (workdir / "checkpoints").glob("*")]
     return sorted(int(name) for name in names if name.isdecimal())
 
 
 def open_run(workdir: Path) -> tuple[Checkpoints, Config]:
-    """The checkpoints of a run, for reading, and its configuration.
+    """Opens the checkpoints of a run for reading, and reads its configuration.
 
     Raises:
         FileNotFoundError: no run or no checkpoint there.
@@ -182,7 +188,11 @@ def open_run(workdir: Path) -> tuple[Checkpoints, Config]:
 
 
 def check_classifies(config: Config, workdir: Path | str) -> None:
-    """Raises: ValueError: the run's network predicts boxes, not classes."""
+    """Checks that the network of a run predicts classes.
+
+    Raises:
+        ValueError: it predicts boxes.
+    """
     if config.localization is not None:
         raise ValueError(
             f"the network in {workdir} predicts boxes, not classes; evaluate it with "
@@ -194,11 +204,14 @@ def check_classifies(config: Config, workdir: Path | str) -> None:
 def restore_model(
     workdir: Path | str, step: int | None = None
 ) -> tuple[ConvNet, Config, int]:
-    """The trained network of a run, its configuration and the step it is of.
+    """Restores the trained network of a run.
 
     Args:
-        workdir: of the run.
-        step: by default the one with the lowest validation error.
+        workdir: the run's folder.
+        step: of the checkpoint; by default that with the lowest validation error.
+
+    Returns:
+        The network, the run's configuration and the step.
 
     Raises:
         FileNotFoundError: no run or no checkpoint there.

@@ -1,4 +1,4 @@
-"""Why a network does not start to learn: what its layers do to signal and gradient."""
+"""Why a network does not start to learn: signal and gradient of each of its layers."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vgg_jax.config import Config
+from vgg_jax.config import Config, known_num_classes
 from vgg_jax.data.whitening import preprocessing_of
 from vgg_jax.inference.forward import Extras, Network
 from vgg_jax.models import ConvNet
@@ -18,10 +18,9 @@ from vgg_jax.models.layers import Conv, Relu
 from vgg_jax.training.objectives import classification_sums
 from vgg_jax.training.optimizer import learning_rate
 from vgg_jax.training.program import abstract_model
-from vgg_jax.training.schedule import Schedule
 from vgg_jax.training.steps import Batch, TrainState, split
 
-IMAGES = 8  # of a batch are enough to see what the layers do
+IMAGES = 8  # images of a batch, enough to see what the layers do
 
 # Lengths of the first update over that of the weights. The paper trains for 370K steps:
 # at less than a millionth each the weights stay what they were, and the L2 penalty
@@ -37,13 +36,21 @@ LONG_ENOUGH = 500
 
 @dataclasses.dataclass(frozen=True)
 class Signal:
-    """One layer with weights, seen on a few images."""
+    """What one layer with weights does to a few images.
+
+    Args:
+        layer: its name.
+        activation: standard deviation of its output.
+        gradient: standard deviation of the gradient of the loss by its kernel.
+        step: length of one update by that gradient, over the length of the kernel.
+        dead: share of its channels that the ReLU leaves at 0 everywhere.
+    """
 
     layer: str
-    activation: float  # standard deviation of its output
-    gradient: float  # of the loss by its kernel: standard deviation
-    step: float  # length of one update by the gradient over that of the kernel
-    dead: float  # share of its channels that the ReLU leaves at 0 wherever it looks
+    activation: float
+    gradient: float
+    step: float
+    dead: float
 
 
 def measure(
@@ -54,10 +61,10 @@ def measure(
     *,
     rate: float,
 ) -> tuple[float, list[Signal]]:
-    """The loss, and the layers from the input on, in training mode.
+    """Measures the loss and each layer, from the input on, in training mode.
 
     Args:
-        batch: as `train_step` takes it; the first `IMAGES` are looked at.
+        batch: as `train_step` takes it; the first `IMAGES` images are used.
         rate: the learning rate, of which `Signal.step` is a multiple.
     """
     # The scheme made the weights and has no part in this: one program for all of them.
@@ -69,7 +76,7 @@ def measure(
         normalization=preprocessing_of(config.data),
         layers=model.layers,
     )
-    loss, found = jax.device_get(
+    loss, values_of_layers = jax.device_get(
         network.run(
             LayerSignals(),
             batch["image"][:IMAGES],
@@ -78,10 +85,10 @@ def measure(
     )
     signals = []
     for layer in model.layers:
-        if layer.name in found:
-            seen = {key: float(value) for key, value in found[layer.name].items()}
-            seen["step"] *= rate
-            signals.append(Signal(layer.name, **seen))
+        if layer.name in values_of_layers:
+            values = {k: float(v) for k, v in values_of_layers[layer.name].items()}
+            values["step"] *= rate
+            signals.append(Signal(layer.name, **values))
     return float(loss), signals
 
 
@@ -126,7 +133,7 @@ class LayerSignals:
 
 
 def finding(signals: list[Signal]) -> str | None:
-    """What is wrong with the layers, in a sentence; None if nothing is."""
+    """Says in a sentence what is wrong with the layers; None if nothing is."""
     steps = [signal.step for signal in signals]
     widest = max(signals, key=lambda s: s.step)
     if not all(map(math.isfinite, steps)) or widest.step > LONGEST_STEP:
@@ -148,7 +155,7 @@ def finding(signals: list[Signal]) -> str | None:
     return None
 
 
-# What may be changed, and for which configurations that is worth saying.
+# (whether a configuration may gain from a change, the change).
 REMEDIES: tuple[tuple[Callable[[Config], bool], str], ...] = (
     (
         lambda config: config.model.init in ("caffe_001", "paper"),
@@ -171,39 +178,44 @@ REMEDIES: tuple[tuple[Callable[[Config], bool], str], ...] = (
 )
 
 
-class StuckWatch:
-    """Sees a loss that stays at ln(num_classes), that of equal posteriors."""
+class StallDetector:
+    """Notices a loss that stays at ln(num_classes), that of equal posteriors.
 
-    def __init__(self, config: Config, schedule: Schedule):
-        self.chance = math.log(config.model.num_classes)
-        epoch = math.ceil(schedule.examples / schedule.batch_size)
-        self.patience = max(LONG_ENOUGH, epoch)
-        self._stuck = 0
+    Args:
+        config: of a network that classifies.
+        steps_per_epoch: of the run; a loss must stay for an epoch at least.
+    """
 
-    def sees(self, steps: int, loss: float) -> bool:
-        """Takes the mean loss of so many steps; True when it has lasted long enough.
+    def __init__(self, config: Config, steps_per_epoch: float):
+        self.chance = math.log(known_num_classes(config))
+        self.patience = max(LONG_ENOUGH, math.ceil(steps_per_epoch))
+        self._stalled_steps = 0
 
-        It then waits as long again before it says so once more.
+    def update(self, steps: int, loss: float) -> bool:
+        """Takes the mean loss of so many steps; True when it has stayed long enough.
+
+        The count then begins anew, so that the next True comes after as long again.
         """
-        near = abs(loss - self.chance) < BAND * self.chance
-        self._stuck = self._stuck + steps if near else 0
-        if self._stuck < self.patience:
+        is_near = abs(loss - self.chance) < BAND * self.chance
+        self._stalled_steps = self._stalled_steps + steps if is_near else 0
+        if self._stalled_steps < self.patience:
             return False
-        self._stuck = 0
+        self._stalled_steps = 0
         return True
 
 
 def diagnosis(
-    config: Config, watch: StuckWatch, state: TrainState, batch: Batch
+    config: Config, detector: StallDetector, state: TrainState, batch: Batch
 ) -> str:
-    """What to say of a run that `watch` saw stuck: what is seen, and what to change."""
+    """A warning for a stalled run: what its layers look like, and what to change."""
     rate = float(learning_rate(state.opt_state))
     _, signals = measure(config, state.params, state.batch_stats, batch, rate=rate)
+    problem = finding(signals)
     return (
         f"the loss has stayed at ln({config.model.num_classes}) = "
-        f"{watch.chance:.4g}, that of equal posteriors, for {watch.patience:,} steps: "
-        "the network has not started to learn. "
-        + (f"Here {seen}. " if (seen := finding(signals)) else "")
+        f"{detector.chance:.4g}, that of equal posteriors, for "
+        f"{detector.patience:,} steps: the network has not started to learn. "
+        + (f"Here {problem}. " if problem else "")
         + "Try, in a new --workdir: "
         + "; ".join(text for applies, text in REMEDIES if applies(config))
     )

@@ -1,17 +1,25 @@
-"""The weights that a run starts from where another run made them (section 3.1)."""
+"""Runs that start from the weights of another run (section 3.1).
+
+Shallow networks are trained first; their weights start the deeper ones.
+"""
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from vgg_jax.config import Config
+from vgg_jax.config import Config, Curriculum
 from vgg_jax.training.checkpoint import open_run, saved_steps
-from vgg_jax.training.program import abstract_model
+from vgg_jax.training.program import abstract_model, validate_settings
 from vgg_jax.training.steps import TrainState, split
-from vgg_jax.training.workdir import is_finished, read_config
+from vgg_jax.training.workdir import (
+    is_finished,
+    read_config,
+    with_stored_num_classes,
+)
 
 # "The first four convolutional layers and the last three fully-connected layers" of A
 # start the deeper networks. A's first four are these; the layers of these names have
@@ -20,17 +28,17 @@ PRE_INITIALIZED = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc
 
 
 def source_folder(config: Config, workdir: Path) -> Path:
-    """The folder that `init_from` names."""
+    """The folder of the run that `init_from` names."""
     assert config.init_from is not None
-    there = workdir / ".." / Path(config.init_from).expanduser()
-    return Path(os.path.normpath(there))
+    folder = workdir / ".." / Path(config.init_from).expanduser()
+    return Path(os.path.normpath(folder))
 
 
-def check_source(config: Config, workdir: Path) -> None:
-    """That the run which `init_from` names is finished and has something to give.
+def validate_source(config: Config, workdir: Path) -> None:
+    """Checks that the run which `init_from` names is finished and has fitting layers.
 
     Raises:
-        ValueError: it is not, or its layers have other shapes; says what to do.
+        ValueError: it is not, or they have not; the message says what to do.
     """
     source = source_folder(config, workdir)
     if not is_finished(source):
@@ -45,22 +53,25 @@ def check_source(config: Config, workdir: Path) -> None:
 
 
 def layers_taken(config: Config, theirs: Config) -> tuple[str, ...]:
-    """The layers whose weights come from a run with the configuration `theirs`.
+    """Names the layers whose weights come from a run with the configuration `theirs`.
 
-    All of the same network; of another one `PRE_INITIALIZED`. With another number of
-    classes the layers that this changes stay random.
+    They are all layers of the same network, and `PRE_INITIALIZED` of another one. With
+    another number of classes the layers that this changes stay random.
 
     Raises:
-        ValueError: a layer has another shape, or nothing is left to take.
+        ValueError: a layer has another shape, or there is nothing to take.
     """
-    ours, others = (_shapes(c) for c in (config, theirs))
-    same = config.model.name == theirs.model.name
-    wanted = [name for name in ours if same or name in PRE_INITIALIZED]
+    our_shapes, their_shapes = _shapes(config), _shapes(theirs)
+    is_same_network = config.model.name == theirs.model.name
+    wanted = [name for name in our_shapes if is_same_network or name in PRE_INITIALIZED]
     if (config.localization is None) != (theirs.localization is None):
         wanted.remove("fc8")  # boxes are not class scores, even if there are as many
-    fitting = tuple(name for name in wanted if ours[name] == others.get(name))
+    fitting = tuple(
+        name for name in wanted if our_shapes[name] == their_shapes.get(name)
+    )
     differing = [
-        f"  {name}: expected {ours[name]}, got {others.get(name, 'no such layer')}"
+        f"  {name}: expected {our_shapes[name]}, got "
+        f"{their_shapes.get(name, 'no such layer')}"
         for name in wanted
         if name not in fitting
     ]
@@ -76,7 +87,7 @@ def layers_taken(config: Config, theirs: Config) -> tuple[str, ...]:
 
 
 def take_weights(state: TrainState, config: Config, workdir: Path) -> TrainState:
-    """A new run's state with the best weights of the run that `init_from` names."""
+    """Puts the best weights of the run that `init_from` names into a new state."""
     source = source_folder(config, workdir)
     checkpoints, theirs = open_run(source)
     taken = layers_taken(config, theirs)
@@ -101,8 +112,55 @@ def take_weights(state: TrainState, config: Config, workdir: Path) -> TrainState
     )
 
 
+def unfinished_runs(
+    config: Config | Curriculum, workdir: Path
+) -> Iterator[tuple[Config, Path]]:
+    """Gives each training that is still to do, with its folder, in their order.
+
+    One configuration is one training, in `workdir`. The runs of a curriculum are in
+    folders of their names below it; those that are finished with the same settings are
+    left out.
+
+    Raises:
+        ValueError: before the first run begins: a run starts from one that does not
+            come before it, or cannot be trained with its settings.
+    """
+    if isinstance(config, Config):
+        yield config, workdir
+        return
+    _validate_curriculum(config)
+    for number, (name, run) in enumerate(config.runs.items(), 1):
+        folder = workdir / name
+        is_done = is_finished(folder) and _has_settings(folder, run)
+        state = "is finished already" if is_done else "begins or goes on"
+        print(f"run {number} of {len(config.runs)}: {name} {state}", flush=True)
+        if not is_done:
+            yield run, folder
+    print(f"all {len(config.runs)} runs are finished, in {workdir}", flush=True)
+
+
+def _validate_curriculum(curriculum: Curriculum) -> None:
+    """Checks the settings of all runs, and that each starts from one before it."""
+    names = list(curriculum.runs)
+    for i, (name, run) in enumerate(curriculum.runs.items()):
+        validate_settings(run, jax.device_count())
+        start = run.init_from
+        is_elsewhere = start is None or Path(start).is_absolute()
+        if not is_elsewhere and start not in names[:i]:
+            raise ValueError(
+                f"run {name} starts from {start!r}: expected a run before it, one of "
+                f"{', '.join(names[:i]) or 'none'}"
+            )
+
+
+def _has_settings(workdir: Path, config: Config) -> bool:
+    """Whether the run in a folder has all of these settings."""
+    stored = read_config(workdir)
+    return stored == with_stored_num_classes(config, stored)
+
+
 def _shapes(config: Config) -> dict[str, Any]:
-    """Layer -> the shapes of its variables."""
+    """The shapes of the variables of each layer that has any."""
     _, params, _ = split(abstract_model(config))
     return {
         name: {k: tuple(v.shape) for k, v in variables.items()}

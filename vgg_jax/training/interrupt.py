@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop after the running step."""
+"""Ctrl-C and SIGTERM are requests to stop after the running step."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
-    """Inside `with`, the first signal sets `signal`; a second Ctrl-C stops at once.
+    """Catches signals inside `with`: the first one is kept, a second stops at once.
 
     On several hosts JAX takes SIGTERM, on whichever it comes, and has all of them stop
     after the same step.
@@ -29,7 +29,7 @@ class Interrupt:
         return self
 
     def after(self, step: int) -> signal.Signals | None:
-        """The signal to stop for after this step; to be asked after every step."""
+        """The signal to stop for after this step, or None; call it after every step."""
         if not distributed.several():
             return self.signal
         stops = multihost_utils.reached_preemption_sync_point(step)

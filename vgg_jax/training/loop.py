@@ -1,4 +1,4 @@
-"""The loop of section 3.1: step, log, validate, save, until the plateau ends it."""
+"""The training loop of section 3.1: step, log, validate and save, until the end."""
 
 import contextlib
 import dataclasses
@@ -13,41 +13,44 @@ import jax
 
 from vgg_jax import distributed
 from vgg_jax.config import Config
-from vgg_jax.console import Progress
 from vgg_jax.data.color import load_axes
 from vgg_jax.data.pipeline import eval_batches, train_batches
 from vgg_jax.data.sources import open_source
 from vgg_jax.distributed import make_mesh, shard_batch
 from vgg_jax.training.checkpoint import Checkpoints, saved_steps
-from vgg_jax.training.diagnosis import StuckWatch, diagnosis
-from vgg_jax.training.init_from import check_source, take_weights
+from vgg_jax.training.diagnosis import StallDetector, diagnosis
+from vgg_jax.training.init_from import take_weights, validate_source
 from vgg_jax.training.interrupt import Interrupt
 from vgg_jax.training.metrics import (
-    MetricWriter,
+    RunLog,
     TrainingDiverged,
-    summarize_training,
     summarize_validation,
 )
-from vgg_jax.training.objectives import Sums, task_of
-from vgg_jax.training.optimizer import Plateau, set_learning_rate
-from vgg_jax.training.program import Program
-from vgg_jax.training.schedule import Schedule
-from vgg_jax.training.steps import TrainState
+from vgg_jax.training.objectives import task_for, with_num_classes
+from vgg_jax.training.optimizer import set_learning_rate
+from vgg_jax.training.program import build_program, validate_settings
+from vgg_jax.training.schedule import (
+    Plateau,
+    Timetable,
+    learning_rate_at,
+)
+from vgg_jax.training.steps import Batch, TrainState
 from vgg_jax.training.workdir import (
     check_class_names,
-    check_data,
+    check_data_facts,
     claim,
     mark_finished,
+    refuse_other_run,
     write_class_names,
-    write_data,
+    write_data_facts,
 )
 
 
 def train(config: Config, workdir: Path) -> signal.Signals | None:
-    """Train until the rate's last plateau or `num_epochs`, whichever comes first.
+    """Trains until `num_epochs`, or until the plateau after the rate's last fall.
 
-    Where `workdir` holds a run of the same configuration, go on from its last
-    checkpoint: the steps are those of an uninterrupted run, to the bit.
+    Where `workdir` holds a run of the same configuration, that run goes on from its
+    last checkpoint: the steps are those of an uninterrupted run, to the bit.
 
     Returns:
         None at the end; before it, the signal that stopped the run.
@@ -62,130 +65,92 @@ def train(config: Config, workdir: Path) -> signal.Signals | None:
 
 
 class Trainer:
-    """One run: its sources, its compiled steps, and the loop over them."""
+    """One run: its settings, its data, its compiled steps, and the loop over them."""
 
     def __init__(self, config: Config, workdir: Path):
-        self.config = config
         self.workdir = workdir
-        self.metric = f"validation_{config.optimizer.metric}"
         self.mesh = make_mesh()
-        self.task = task_of(config)
-        self.program = Program.of(config, self.mesh)
+        # What can be refused without data is: they may have to be prepared first.
+        validate_settings(config, self.mesh.size)
+        refuse_other_run(workdir, config)
+        if config.model.num_classes is None:
+            class_names = open_source(config.data, "train").class_names
+            config = with_num_classes(config, len(class_names))
+        if config.init_from is not None and not saved_steps(workdir):
+            validate_source(config, workdir)
+        self.program = build_program(config, self.mesh)
+        self.training = open_source(config.data, "train")
+        self.validation = open_source(config.data, "validation")
+        self.config = with_num_classes(config, len(self.training.class_names))
+        self.task = task_for(config)
+        self.metric = f"validation_{config.optimizer.metric}"
+        self.timetable = Timetable.for_config(config, len(self.training))
         self._init_key, self._dropout_key = jax.random.split(
             jax.random.key(config.seed)
         )
-        if config.init_from is not None and not saved_steps(workdir):
-            check_source(config, workdir)
-        self.training = open_source(config.data, "train")
-        self.validation = open_source(config.data, "validation")
-        classes = len(self.training.class_names)
-        outputs = self.task.outputs(classes)
-        if outputs != config.model.num_classes:
-            raise ValueError(
-                f"expected model.num_classes={outputs}, for the data has {classes} "
-                f"classes, got {config.model.num_classes}"
-            )
-        try:
-            open_source(config.data, "test")
-        except (OSError, ValueError) as error:
-            _warn(f"nothing for eval.py to test on: {error}")
-        self.schedule = Schedule.of(config, len(self.training))
-        shifted = config.data.color_shift > 0
-        facts = {
-            "images to train on": len(self.training),
-            "images to validate with": len(self.validation),
-            "axes of the color shift": (
-                load_axes(config.data).tolist() if shifted else None
-            ),
-        }
-        if saved_steps(workdir):
-            check_class_names(workdir, self.training.class_names)
-            check_data(workdir, facts)
-        claim(workdir, config)
-        write_class_names(workdir, self.training.class_names)
-        write_data(workdir, facts)
+        self.stall_detector = StallDetector(config, self.timetable.steps_per_epoch)
+        self._claim_workdir()
 
     def run(self) -> signal.Signals | None:
-        """The loop; see `train`."""
-        schedule = self.schedule
+        """Runs the loop; see `train`."""
+        timetable = self.timetable
+        start = max(saved_steps(self.workdir), default=0)
         with (
             Checkpoints(self.workdir, self.metric, read_only=False) as checkpoints,
             Interrupt() as interrupt,
+            _naming_last_checkpoint(checkpoints),
+            RunLog(self.workdir, timetable, self.task.errors, start) as log,
+            contextlib.closing(self._batches(start)) as batches,
         ):
             state, plateau = self._start(checkpoints)
-            step = int(state.step)
-            progress = Progress(schedule.total_steps, done=step)
-            watch = StuckWatch(self.config, schedule)
-            if step < schedule.total_steps and not plateau.finished:
-                mark_finished(self.workdir, False)
-            pending: list[Sums] = []
-            stopped = None
-            with (
-                _naming_the_last_good(checkpoints),
-                MetricWriter(self.workdir, step) as writer,
-                contextlib.closing(self._batches(step)) as batches,
-            ):
-                while step < schedule.total_steps and not plateau.finished:
-                    batch = shard_batch(self.mesh, next(batches))
-                    state, sums = self.program.train_step(
-                        state, batch, self._dropout_key
-                    )
-                    step += 1
-                    pending.append(sums)
-                    if len(pending) > 1:  # the host runs one step ahead of the devices
-                        jax.block_until_ready(pending[-2])
-                    if progress.starting:  # the first step's time is compilation
-                        jax.block_until_ready(sums)
-                        progress.skip(1)
-                    stopped = interrupt.after(step)  # once: it can come at any moment
-                    saves = schedule.saves(step) or stopped is not None
-                    if saves or schedule.logs(step):
-                        values = summarize_training(pending, step, schedule.batch_size)
-                        values["epoch"] = schedule.epoch(step)
-                        if watch.sees(len(pending), values["train_loss"]):
-                            values["stuck"] = 1.0
-                            _warn(diagnosis(self.config, watch, state, batch))
-                        values["learning_rate"] = plateau.rate(self.config.optimizer)
-                        values["images_per_second"] = (
-                            progress.advance(step - progress.done) * schedule.batch_size
-                        )
-                        pending = []
-                        writer.write(step, values)
-                        self._print(step, values, progress)
-                    errors = None
-                    if schedule.validates(step):
-                        errors = self._validate(state, step)
-                        writer.write(step, errors | {"epoch": schedule.epoch(step)})
-                        self._print(step, errors)
-                        if schedule.decides(step):
-                            plateau.update(errors[self.metric], self.config.optimizer)
-                        state = dataclasses.replace(
-                            state,
-                            opt_state=set_learning_rate(
-                                state.opt_state, plateau.rate(self.config.optimizer)
-                            ),
-                        )
-                    if saves:
-                        checkpoints.save(state, plateau, errors)
-                        progress.resume()  # the rate is that of training alone
-                    if stopped is not None:
-                        break
+            step, stopped = start, None
+            while stopped is None and not self._is_at_end(step, plateau):
+                batch = shard_batch(self.mesh, next(batches))
+                rate = learning_rate_at(step, timetable, plateau, self.config.optimizer)
+                opt_state = set_learning_rate(state.opt_state, rate)
+                state = dataclasses.replace(state, opt_state=opt_state)
+                state, sums = self.program.train_step(state, batch, self._dropout_key)
+                step += 1
+                log.add(step, sums)
+                stopped = interrupt.after(step)  # asked once: it can come at any moment
+                saves = timetable.saves(step) or stopped is not None
+                if saves or timetable.logs(step):
+                    self._log(log, step, rate, state, batch)
+                errors = None
+                if timetable.validates(step):
+                    errors = self._validate(state, step)
+                    log.write_validation(step, errors)
+                if errors and timetable.updates_plateau(step):
+                    plateau.update(errors[self.metric], self.config.optimizer)
+                if saves:
+                    checkpoints.save(state, plateau, errors)
+                    log.restart_clock(step)  # the speed is that of training alone
             checkpoints.wait()
-            if stopped is not None:
-                print(
-                    f"stopped at step {step}, saved in {self.workdir}; "
-                    "the same command goes on from there"
-                )
-            else:
-                mark_finished(self.workdir, True)
-                print(
-                    f"finished at step {step}; lowest validation error at step "
-                    f"{checkpoints.best_step}, in {self.workdir}"
-                )
+            self._conclude(checkpoints, step, stopped)
         return stopped
 
+    def _claim_workdir(self) -> None:
+        """Makes the folder this run's, unless it holds a run on other data."""
+        try:
+            open_source(self.config.data, "test")
+        except (OSError, ValueError) as error:
+            _warn(f"nothing for eval.py to test on: {error}")
+        is_shifted = self.config.data.color_shift > 0
+        axes = load_axes(self.config.data).tolist() if is_shifted else None
+        facts = {
+            "images to train on": len(self.training),
+            "images to validate with": len(self.validation),
+            "axes of the color shift": axes,
+        }
+        if saved_steps(self.workdir):
+            check_class_names(self.workdir, self.training.class_names)
+            check_data_facts(self.workdir, facts)
+        claim(self.workdir, self.config)
+        write_class_names(self.workdir, self.training.class_names)
+        write_data_facts(self.workdir, facts)
+
     def _start(self, checkpoints: Checkpoints) -> tuple[TrainState, Plateau]:
-        """A new state, or the latest one saved."""
+        """Makes a new state, or restores the latest one that was saved."""
         latest = checkpoints.latest_step
         if latest is None:
             state, plateau = self.program.init(self._init_key), Plateau()
@@ -201,26 +166,28 @@ class Trainer:
             f"{len(self.validation):,} to validate; "
             f"{self.mesh.size} x {device.device_kind}; "
             + (f"step {latest:,}" if latest else "from the start")
-            + f" to {self.schedule.total_steps:,}",
+            + f" to {self.timetable.total_steps:,}",
             flush=True,
         )
+        if not self._is_at_end(latest or 0, plateau):
+            mark_finished(self.workdir, False)
         return state, plateau
 
-    def _batches(self, step: int) -> Any:
-        return train_batches(
-            self.training,
-            self.config.data,
-            channels=self.config.model.in_channels,
-            batch_size=self.config.batch_size,
-            seed=self.config.seed,
-            start_step=step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            with_boxes=self.task.with_boxes,
-        )
+    def _is_at_end(self, step: int, plateau: Plateau) -> bool:
+        return step >= self.timetable.total_steps or plateau.finished
+
+    def _log(
+        self, log: RunLog, step: int, rate: float, state: TrainState, batch: Batch
+    ) -> None:
+        """Logs the steps since the last line; warns of a loss that does not move."""
+        steps, values = log.unlogged_steps, log.summarize(step, rate)
+        if self.stall_detector.update(steps, values["train_loss"]):
+            values["stuck"] = 1.0
+            _warn(diagnosis(self.config, self.stall_detector, state, batch))
+        log.write_training(step, values)
 
     def _validate(self, state: TrainState, step: int) -> dict[str, float]:
-        """Loss and errors on the held-out images, center crops."""
+        """Measures loss and errors on center crops of the validation images."""
         size = self.config.evaluation.batch_size
         batches = eval_batches(
             self.validation,
@@ -242,25 +209,35 @@ class Trainer:
             )
         return summarize_validation(sums, step)
 
-    def _print(
-        self, step: int, values: dict[str, float], progress: Progress | None = None
-    ) -> None:
-        kind = "train" if progress else "validation"
-        line = (
-            f"step {step:,}/{self.schedule.total_steps:,}  "
-            f"epoch {self.schedule.epoch(step):.2f}  {kind}: "
-            f"loss {values[f'{kind}_loss']:.4f}"
+    def _batches(self, step: int) -> Any:
+        """Gives the training batches that follow the first `step`, without end."""
+        return train_batches(
+            self.training,
+            self.config.data,
+            channels=self.config.model.in_channels,
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            start_step=step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            with_boxes=self.task.with_boxes,
         )
-        for name, readable in self.task.errors.items():
-            if f"{kind}_{name}" in values:
-                line += f"  {readable} {values[f'{kind}_{name}']:.2%}"
-        if progress:
-            line += (
-                f"  rate {values['learning_rate']:g}"
-                f"  {values['images_per_second']:,.0f} images/s"
-                f"  {progress.time_left()} left"
+
+    def _conclude(
+        self, checkpoints: Checkpoints, step: int, stopped: signal.Signals | None
+    ) -> None:
+        """Says how the run ended; marks one that came to its end."""
+        if stopped is not None:
+            print(
+                f"stopped at step {step}, saved in {self.workdir}; "
+                "the same command goes on from there"
             )
-        print(line, flush=True)
+            return
+        mark_finished(self.workdir, True)
+        print(
+            f"finished at step {step}; lowest validation error at step "
+            f"{checkpoints.best_step}, in {self.workdir}"
+        )
 
 
 def _warn(text: str) -> None:
@@ -269,7 +246,8 @@ def _warn(text: str) -> None:
 
 
 @contextlib.contextmanager
-def _naming_the_last_good(checkpoints: Checkpoints) -> Iterator[None]:
+def _naming_last_checkpoint(checkpoints: Checkpoints) -> Iterator[None]:
+    """Adds the last good checkpoint to the message of a run that diverges."""
     try:
         yield
     except TrainingDiverged as error:

@@ -1,21 +1,25 @@
-"""The metrics of a run: averages of steps, as JSON lines and TensorBoard's events."""
+"""The metrics of a run: averages over steps, and where they are written and printed."""
 
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
 from vgg_jax import distributed
+from vgg_jax.console import format_seconds
 from vgg_jax.files import write_text
 from vgg_jax.training.objectives import Sums, means
+from vgg_jax.training.schedule import Timetable
 
-# Of training, where the sums have them; validation shows all.
-SHOWN = ("loss", "top1_error", "box_error")
+# The means of training steps that are written, where there are such sums; validation
+# has all of them.
+TRAINING_MEANS = ("loss", "top1_error", "box_error")
 
 
 class TrainingDiverged(RuntimeError):
@@ -25,7 +29,7 @@ class TrainingDiverged(RuntimeError):
 def summarize_training(
     sums: Sequence[Sums], last_step: int, batch_size: int
 ) -> dict[str, float]:
-    """Means over the steps up to `last_step`, from what `train_step` gave.
+    """Averages the sums that `train_step` returned for the steps up to `last_step`.
 
     Raises:
         TrainingDiverged: the loss or a gradient is not a finite number.
@@ -42,7 +46,7 @@ def summarize_training(
             f"(loss {mean['loss']})"
         )
     values = {
-        **{f"train_{name}": mean[name] for name in SHOWN if name in mean},
+        **{f"train_{name}": mean[name] for name in TRAINING_MEANS if name in mean},
         "gradient_norm": norms[-1],
     }
     skipped = len(steps) * batch_size - float(total["weight"])
@@ -50,7 +54,7 @@ def summarize_training(
 
 
 def summarize_validation(sums: Sequence[Sums], step: int) -> dict[str, float]:
-    """Means over the batches of the validation after `step`, from `eval_step`'s sums.
+    """Averages the sums that `eval_step` returned in the validation after `step`.
 
     Raises:
         TrainingDiverged: the loss is not a finite number.
@@ -65,11 +69,12 @@ def summarize_validation(sums: Sequence[Sums], step: int) -> dict[str, float]:
     return {f"validation_{name}": value for name, value in mean.items()}
 
 
-def _add(steps: Sequence[Sums], what: str) -> Sums:
+def _add(steps: Sequence[Sums], images: str) -> Sums:
+    """Adds up sums; `images` says in an error message whose they are."""
     total = {name: np.sum([sums[name] for sums in steps]) for name in steps[0]}
     if not total["weight"]:
         raise ValueError(
-            f"no {what} could be decoded; look at the files that the warnings name "
+            f"no {images} could be decoded; look at the files that the warnings name "
             "(with data.on_corrupt_image=raise the first one stops the run)"
         )
     return total
@@ -79,7 +84,7 @@ class MetricWriter:
     """Appends to `workdir/metrics.jsonl` and `workdir/tensorboard`.
 
     What an interrupted run wrote past `step`, where this one starts, is taken out. Of
-    several hosts the first writes, the others nothing.
+    several hosts only the first writes.
     """
 
     def __init__(self, workdir: Path, step: int):
@@ -101,7 +106,7 @@ class MetricWriter:
             self._events.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends a line to the file, and a point to each curve of TensorBoard.
+        """Writes a line to the file, and a point to each curve of TensorBoard.
 
         There the names are in groups: `train_loss` is `train/loss`.
         """
@@ -116,7 +121,128 @@ class MetricWriter:
             self._events.add_scalar(tag, value, step)
 
 
+class Throughput:
+    """Measures training steps a second and the time that is left.
+
+    Compilation, validation and saving do not count: `restart` leaves them out.
+    """
+
+    def __init__(self, total_steps: int):
+        self._total_steps = total_steps
+        self._counted_steps = 0
+        self._counted_seconds = 0.0
+        self.is_started = False
+
+    def restart(self, step: int) -> None:
+        """Counts steps and time from here on."""
+        self._step = step
+        self._since = time.monotonic()
+        self.is_started = True
+
+    def measure(self, step: int) -> float:
+        """Steps a second since the last call of either method, up to this step."""
+        steps, seconds = step - self._step, time.monotonic() - self._since
+        self._counted_steps += steps
+        self._counted_seconds += seconds
+        self.restart(step)
+        return steps / seconds if seconds > 0 else float("inf")
+
+    def time_left(self) -> str:
+        """The time to the last step at the mean speed so far, as "1h02m"; or "?"."""
+        if not self._counted_steps:
+            return "?"
+        steps_left = max(0, self._total_steps - self._step)
+        return format_seconds(self._counted_seconds / self._counted_steps * steps_left)
+
+
+class RunLog:
+    """Collects the sums of a run's steps; prints and writes lines of their means.
+
+    Args:
+        workdir: the run's folder.
+        timetable: the run's timetable, in steps.
+        errors: the errors to print, each with a readable name; see `Task`.
+        step: the number of steps that the run has done before.
+    """
+
+    def __init__(
+        self, workdir: Path, timetable: Timetable, errors: Mapping[str, str], step: int
+    ):
+        self._timetable = timetable
+        self._errors = errors
+        self._writer = MetricWriter(workdir, step)
+        self._throughput = Throughput(timetable.total_steps)
+        self._unlogged: list[Sums] = []
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._writer.__exit__(*exception)
+
+    @property
+    def unlogged_steps(self) -> int:
+        """Steps since the last line."""
+        return len(self._unlogged)
+
+    def add(self, step: int, sums: Sums) -> None:
+        """Takes the sums of a step, and waits for those of the step before it."""
+        self._unlogged.append(sums)
+        if not self._throughput.is_started:  # the first step's time is compilation
+            jax.block_until_ready(sums)
+            self._throughput.restart(step)
+        elif len(self._unlogged) > 1:  # the host runs one step ahead of the devices
+            jax.block_until_ready(self._unlogged[-2])
+
+    def summarize(self, step: int, rate: float) -> dict[str, float]:
+        """The values of the next line: those of the steps since the last one.
+
+        Raises:
+            TrainingDiverged, ValueError: as `summarize_training` does.
+        """
+        batch_size = self._timetable.batch_size
+        values = summarize_training(self._unlogged, step, batch_size)
+        self._unlogged = []
+        return values | {
+            "epoch": self._timetable.epoch(step),
+            "learning_rate": rate,
+            "images_per_second": self._throughput.measure(step) * batch_size,
+        }
+
+    def write_training(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes and prints the values that `summarize` gave."""
+        self._writer.write(step, values)
+        print(
+            f"{self._line(step, 'train', values)}  rate {values['learning_rate']:g}"
+            f"  {values['images_per_second']:,.0f} images/s"
+            f"  {self._throughput.time_left()} left",
+            flush=True,
+        )
+
+    def write_validation(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes and prints the values of a validation."""
+        self._writer.write(step, {**values, "epoch": self._timetable.epoch(step)})
+        print(self._line(step, "validation", values), flush=True)
+
+    def restart_clock(self, step: int) -> None:
+        """Leaves the time since the last line out of the speed of training."""
+        self._throughput.restart(step)
+
+    def _line(self, step: int, kind: str, values: Mapping[str, float]) -> str:
+        errors = "".join(
+            f"  {readable} {values[f'{kind}_{name}']:.2%}"
+            for name, readable in self._errors.items()
+            if f"{kind}_{name}" in values
+        )
+        return (
+            f"step {step:,}/{self._timetable.total_steps:,}  "
+            f"epoch {self._timetable.epoch(step):.2f}  {kind}: "
+            f"loss {values[f'{kind}_loss']:.4f}{errors}"
+        )
+
+
 def _lines_up_to(step: int, path: Path) -> list[str]:
+    """The whole lines of a metrics.jsonl that are of `step` or an earlier one."""
     kept = []
     for line in path.read_text().splitlines(keepends=True):
         # A line cut short is the last thing a killed run wrote.

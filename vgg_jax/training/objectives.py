@@ -54,20 +54,23 @@ def localization_sums(
     as Caffe's, and leaves out objects of which the crop shows less than half, as
     OverFeat does (arXiv:1312.6229, section 4.2).
     """
-    found = class_boxes(outputs, labels[:, None])[:, 0]
+    predicted = class_boxes(outputs, labels[:, None])[:, 0]
     window = jnp.array([0.0, 0, 1, 1])
-    seen = boxes.intersection(targets, window) >= boxes.area(targets) / 2
-    loss = jnp.sum(jnp.square(found - targets), axis=1) / 2
-    wrong = ~(boxes.iou(found, targets) > RIGHT_IOU)
+    is_visible = boxes.intersection(targets, window) >= boxes.area(targets) / 2
+    loss = jnp.sum(jnp.square(predicted - targets), axis=1) / 2
+    is_wrong = ~(boxes.iou(predicted, targets) > RIGHT_IOU)
     return {
-        "loss": jnp.sum(jnp.where(seen & (weights > 0), loss * weights, 0.0)),
-        "box_error": jnp.sum(weights * wrong),
+        "loss": jnp.sum(jnp.where(is_visible & (weights > 0), loss * weights, 0.0)),
+        "box_error": jnp.sum(weights * is_wrong),
         "weight": jnp.sum(weights),
     }
 
 
 def means(sums: Sums) -> dict[str, float]:
-    """Sums as above, added over batches, as means per example."""
+    """Divides weighted sums, added up over batches, by their "weight".
+
+    Without any weight the means are NaN.
+    """
     weight = float(sums["weight"])
     return {
         name: float(total) / weight if weight else float("nan")
@@ -81,50 +84,74 @@ Objective = Callable[[jax.Array, Mapping[str, jax.Array]], Sums]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """What the loop has to know of it.
+    """What a network learns: its loss, its errors, and what they need of the data.
 
     Args:
         objective: (the network's outputs, batch) -> sums with "loss", which training
             lowers, each of `errors`, and "weight".
-        errors: fractions among the sums with how to print them, the main one first.
-        outputs: of the network, from the number of the data's classes.
+        errors: names of fractions among the sums, each with a readable name; the main
+            one comes first.
+        num_outputs: number of the data's classes -> number of the network's outputs.
         with_boxes: whether a batch holds boxes.
     """
 
     objective: Objective
     errors: Mapping[str, str]
-    outputs: Callable[[int], int]
+    num_outputs: Callable[[int], int]
     with_boxes: bool
 
 
-def _classes(outputs: jax.Array, batch: Mapping[str, jax.Array]) -> Sums:
+def _classification_objective(
+    outputs: jax.Array, batch: Mapping[str, jax.Array]
+) -> Sums:
     return classification_sums(outputs, batch["label"], batch["weight"])
 
 
-def _boxes(outputs: jax.Array, batch: Mapping[str, jax.Array]) -> Sums:
+def _localization_objective(outputs: jax.Array, batch: Mapping[str, jax.Array]) -> Sums:
     return localization_sums(outputs, batch["label"], batch["box"], batch["weight"])
 
 
 CLASSIFICATION = Task(
-    objective=_classes,
+    objective=_classification_objective,
     errors={"top1_error": "top-1 error", "top5_error": "top-5 error"},
-    outputs=lambda classes: classes,
+    num_outputs=lambda classes: classes,
     with_boxes=False,
 )
 _PER_CLASS = Task(
-    objective=_boxes,
+    objective=_localization_objective,
     errors={"box_error": "box error"},
-    outputs=lambda classes: 4 * classes,
+    num_outputs=lambda classes: 4 * classes,
     with_boxes=True,
 )
 LOCALIZATION = {
     "pcr": _PER_CLASS,
-    "scr": dataclasses.replace(_PER_CLASS, outputs=lambda classes: 4),
+    "scr": dataclasses.replace(_PER_CLASS, num_outputs=lambda classes: 4),
 }
 
 
-def task_of(config: Config) -> Task:
-    """The task that a configuration's `localization` says; `config.validate` before."""
+def task_for(config: Config) -> Task:
+    """The task of a configuration that `vgg_jax.config.validate` accepts."""
     if config.localization is None:
         return CLASSIFICATION
     return LOCALIZATION[config.localization.regression]
+
+
+def with_num_classes(config: Config, classes: int) -> Config:
+    """The configuration for data of so many classes.
+
+    A `model.num_classes` of None becomes the number of outputs that its task needs.
+
+    Raises:
+        ValueError: `model.num_classes` is another number.
+    """
+    outputs = task_for(config).num_outputs(classes)
+    if config.model.num_classes is None:
+        model = dataclasses.replace(config.model, num_classes=outputs)
+        return dataclasses.replace(config, model=model)
+    if config.model.num_classes != outputs:
+        raise ValueError(
+            f"expected model.num_classes={outputs}, for the data has {classes} "
+            f"classes, got {config.model.num_classes}; None takes the number from the "
+            "data"
+        )
+    return config

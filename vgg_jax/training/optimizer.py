@@ -1,7 +1,6 @@
-"""SGD with momentum and coupled L2, and a rate that falls on plateaus (section 3.1)."""
+"""The optimizers, whose learning rate the host sets between two steps."""
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,16 +10,70 @@ import optax
 from vgg_jax.config import OptimizerConfig
 from vgg_jax.console import did_you_mean
 
+Rate = float | jax.Array
+
+
+def sgd(rate: Rate, config: OptimizerConfig) -> optax.GradientTransformation:
+    """SGD with momentum and coupled L2, as section 3.1 of arXiv:1409.1556 trains.
+
+    v <- momentum * v + (gradient + weight_decay * w);  w <- w - rate * v.
+    """
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay),
+        optax.sgd(rate, config.momentum),
+    )
+
+
+def lars(rate: Rate, config: OptimizerConfig) -> optax.GradientTransformation:
+    """LARS (arXiv:1708.03888): each kernel's step is in proportion to its length.
+
+    As is usual, biases and batch normalization are left to plain momentum: they have
+    neither weight decay nor a trust ratio.
+    """
+    return optax.lars(
+        rate,
+        weight_decay=config.weight_decay,
+        weight_decay_mask=_kernels,
+        trust_coefficient=config.trust_coefficient,
+        trust_ratio_mask=_kernels,
+        momentum=config.momentum,
+    )
+
+
+def adamw(rate: Rate, config: OptimizerConfig) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay of every parameter (arXiv:1711.05101)."""
+    return optax.adamw(
+        rate,
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+    )
+
+
+# The values of `optimizer.name`.
+OPTIMIZERS: Mapping[
+    str, Callable[[Rate, OptimizerConfig], optax.GradientTransformation]
+] = {"sgd": sgd, "lars": lars, "adamw": adamw}
+
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """v <- momentum * v + (gradient + weight_decay * w);  w <- w - rate * v.
+    """Builds the optimizer that `config.name` names.
 
     The rate is part of the state: `set_learning_rate` changes it without a recompile.
-    With `trained_layers` the weights of the others stay; `init` raises a ValueError
-    where there is no layer of such a name.
-    """
+    With `config.trained_layers` the weights of all other layers stay as they are;
+    `init` raises a ValueError where there is no layer of such a name.
 
-    def others(params: Mapping[str, Any]) -> dict[str, bool]:
+    Raises:
+        ValueError: there is no such optimizer; the message names the nearest.
+    """
+    if config.name not in OPTIMIZERS:
+        raise ValueError(
+            f"unknown optimizer.name {config.name!r}: "
+            f"{did_you_mean(config.name, OPTIMIZERS)}"
+        )
+
+    def untrained(params: Mapping[str, Any]) -> dict[str, bool]:
         for name in config.trained_layers:
             if name not in params:
                 raise ValueError(
@@ -29,57 +82,31 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
                 )
         return {name: name not in config.trained_layers for name in params}
 
-    return optax.chain(
-        optax.add_decayed_weights(config.weight_decay),
-        optax.trace(decay=config.momentum),
-        optax.inject_hyperparams(optax.scale_by_learning_rate)(
-            learning_rate=config.learning_rate
-        ),
-        *([optax.masked(optax.set_to_zero(), others)] * bool(config.trained_layers)),
-    )
+    def with_rate(learning_rate: Rate) -> optax.GradientTransformation:
+        optimizer = OPTIMIZERS[config.name](learning_rate, config)
+        if not config.trained_layers:
+            return optimizer
+        return optax.chain(optimizer, optax.masked(optax.set_to_zero(), untrained))
+
+    return optax.inject_hyperparams(with_rate)(learning_rate=config.learning_rate)
 
 
-def learning_rate(state: optax.OptState) -> jax.Array:
-    """The rate that the next update uses."""
-    return optax.tree.get(state, "learning_rate")
+def learning_rate(state: optax.InjectStatefulHyperparamsState) -> jax.Array:
+    """The rate that the next update uses, a float32 scalar."""
+    return state.hyperparams["learning_rate"]
 
 
-def set_learning_rate(state: optax.OptState, rate: float) -> optax.OptState:
+def set_learning_rate(
+    state: optax.InjectStatefulHyperparamsState, rate: float
+) -> optax.InjectStatefulHyperparamsState:
     """The same state with another rate, on the same devices."""
     old = learning_rate(state)
-    # Of a JAX array device_put makes one that cannot be saved, where each process has
-    # one device; of a NumPy number not.
-    new = jax.device_put(np.asarray(rate, old.dtype), old.sharding)
-    return optax.tree.set(state, learning_rate=new)
+    value = np.asarray(rate, old.dtype)
+    # Unlike device_put, this does not make several hosts wait for one another.
+    new = jax.make_array_from_callback((), old.sharding, lambda _: value)
+    return state._replace(hyperparams=state.hyperparams | {"learning_rate": new})
 
 
-@dataclasses.dataclass
-class Plateau:
-    """Watches the validation error; says when the rate falls and when to stop.
-
-    The paper: "decreased by a factor of 10 when the validation set accuracy stopped
-    improving", three times in all; the plateau after the last fall ends the training.
-    """
-
-    best: float = float("inf")
-    waited: int = 0  # validations since the best
-    drops: int = 0  # falls of the rate so far
-    finished: bool = False
-
-    def update(self, error: float, config: OptimizerConfig) -> None:
-        """Take one validation error, a fraction, into account."""
-        if error < self.best - config.plateau_min_delta:
-            self.best = error
-            self.waited = 0
-            return
-        self.waited += 1
-        if self.waited >= config.plateau_patience:
-            self.waited = 0
-            if self.drops < config.plateau_drops:
-                self.drops += 1
-            else:
-                self.finished = True
-
-    def rate(self, config: OptimizerConfig) -> float:
-        """The learning rate now."""
-        return config.learning_rate * config.plateau_factor**self.drops
+def _kernels(params: Any) -> Any:
+    """Says of each parameter whether it is a kernel: biases and scales are vectors."""
+    return jax.tree.map(lambda parameter: parameter.ndim > 1, params)

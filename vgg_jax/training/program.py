@@ -1,4 +1,4 @@
-"""What a run computes: all that a configuration and a mesh decide, without data."""
+"""The compiled functions of a run, from a configuration and a mesh, without data."""
 
 import dataclasses
 import functools
@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from vgg_jax.config import Config, NiNConfig, validate
+from vgg_jax.config import Config, NiNConfig, known_num_classes, validate
 from vgg_jax.data.whitening import preprocessing_of
 from vgg_jax.distributed import batch_sharding, replicated
 from vgg_jax.models import ConvNet, create_model
 from vgg_jax.models.layers import check_size
-from vgg_jax.training.objectives import task_of
+from vgg_jax.training.objectives import task_for
 from vgg_jax.training.optimizer import make_optimizer
+from vgg_jax.training.schedule import schedule_for
 from vgg_jax.training.sharding import FC_PARAMETERS, placement, state_shardings
 from vgg_jax.training.steps import Forward, TrainState, init_state, jit_steps, split
 
@@ -25,18 +26,18 @@ from vgg_jax.training.steps import Forward, TrainState, init_state, jit_steps, s
 class Program:
     """The compiled functions of a run, and their arguments as shapes with shardings.
 
-    The mesh's devices need not be there: with those of a topology,
+    The mesh's devices need not exist: with those of a topology,
     `program.train_step.lower(*program.arguments).compile()` asks the compiler alone.
 
     Args:
         init: key -> the state before the first step.
         train_step: (state, batch, key) -> (state, sums); takes the state's memory.
         eval_step: (params, batch_stats, batch) -> sums.
-        state, batch, key: what `train_step` takes.
+        state, batch, key: the abstract arguments of `train_step`.
     """
 
     init: Callable[[jax.Array], TrainState]
-    train_step: Any  # jitted, as `eval_step`: has `lower`
+    train_step: Any  # jitted, as `eval_step` is: both have `lower`
     eval_step: Any
     state: TrainState
     batch: dict[str, jax.ShapeDtypeStruct]
@@ -44,72 +45,67 @@ class Program:
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        """Those of `train_step`."""
+        """The abstract arguments of `train_step`."""
         return self.state, self.batch, self.key
 
-    @classmethod
-    def of(cls, config: Config, mesh: Mesh) -> "Program":
-        """The program of a configuration on the devices of a mesh.
 
-        Raises:
-            ValueError: settings that do not fit one another, or the mesh.
-        """
-        validate(config)
-        validate_batch_size(config, mesh.size)
-        validate_kind(config)
-        create = functools.partial(create_model, **dataclasses.asdict(config.model))
-        model = abstract_model(config)
-        check_size(model.layers, config.data.crop, config.data.crop)
-        if config.shard_fc and not FC_PARAMETERS.keys() <= {
-            r.name for r in model.layers
-        }:
-            raise ValueError(
-                f"shard_fc is for networks with {', '.join(FC_PARAMETERS)}, which "
-                f"{config.model.name} with this head has not; set it to False"
-            )
-        optimizer = make_optimizer(config.optimizer)
-        init = functools.partial(init_state, lambda rngs: create(rngs=rngs), optimizer)
-        whole, rows = replicated(mesh), batch_sharding(mesh)
-        key = _abstract(jax.eval_shape(jax.random.key, 0), whole)
-        shapes = jax.eval_shape(init, key)
-        shardings = state_shardings(mesh, shapes, shard_fc=config.shard_fc)
-        forward = Forward(
-            graphdef=split(model)[0],
-            normalization=preprocessing_of(config.data),
-            place=placement(mesh, shard_fc=config.shard_fc),
-            remat=config.remat,
+def build_program(config: Config, mesh: Mesh) -> Program:
+    """Builds the program of a configuration for the devices of a mesh.
+
+    Raises:
+        ValueError: settings that do not fit one another, or the mesh.
+    """
+    validate_settings(config, mesh.size)
+    create = functools.partial(create_model, **dataclasses.asdict(config.model))
+    model = abstract_model(config)
+    check_size(model.layers, config.data.crop, config.data.crop)
+    if config.shard_fc and not FC_PARAMETERS.keys() <= {
+        layer.name for layer in model.layers
+    }:
+        raise ValueError(
+            f"shard_fc is for networks with {', '.join(FC_PARAMETERS)}, which "
+            f"{config.model.name} with this head has not; set it to False"
         )
-        train_step, eval_step = jit_steps(
-            forward,
-            optimizer,
-            config.accumulate_steps,
-            shardings,
-            task_of(config).objective,
-        )
-        size, crop = config.batch_size, config.data.crop
-        channels = config.model.in_channels
-        fields: dict[str, tuple[tuple[int, ...], Any]] = {
-            "image": ((size, crop, crop, channels), jnp.uint8),
-            "label": ((size,), jnp.int32),
-            "weight": ((size,), jnp.float32),
-        }
-        if config.data.color_shift:
-            fields["shift"] = ((size, channels), jnp.float32)
-        if config.data.pad:
-            fields["offset"] = ((size, 2), jnp.int32)
-        if task_of(config).with_boxes:
-            fields["box"] = ((size, 4), jnp.float32)
-        return cls(
-            init=jax.jit(init, out_shardings=shardings),
-            train_step=train_step,
-            eval_step=eval_step,
-            state=jax.tree.map(_abstract, shapes, shardings),
-            batch={
-                name: jax.ShapeDtypeStruct(*shape, sharding=rows)
-                for name, shape in fields.items()
-            },
-            key=key,
-        )
+    optimizer = make_optimizer(config.optimizer)
+    init = functools.partial(init_state, lambda rngs: create(rngs=rngs), optimizer)
+    key = _abstract(jax.eval_shape(jax.random.key, 0), replicated(mesh))
+    shapes = jax.eval_shape(init, key)
+    shardings = state_shardings(mesh, shapes, shard_fc=config.shard_fc)
+    forward = Forward(
+        graphdef=split(model)[0],
+        normalization=preprocessing_of(config.data),
+        place=placement(mesh, shard_fc=config.shard_fc),
+        remat=config.remat,
+    )
+    train_step, eval_step = jit_steps(
+        forward,
+        optimizer,
+        config.accumulate_steps,
+        shardings,
+        task_for(config).objective,
+    )
+    return Program(
+        init=jax.jit(init, out_shardings=shardings),
+        train_step=train_step,
+        eval_step=eval_step,
+        state=jax.tree.map(_abstract, shapes, shardings),
+        batch=_abstract_batch(config, mesh),
+        key=key,
+    )
+
+
+def validate_settings(config: Config, devices: int) -> None:
+    """Checks all of a configuration that can be checked without building its network.
+
+    Raises:
+        ValueError: a setting that is unknown or out of range, or settings that do not
+            fit one another or so many devices.
+    """
+    validate(config)
+    validate_batch_size(config, devices)
+    validate_kind(config)
+    make_optimizer(config.optimizer)
+    schedule_for(config.optimizer)
 
 
 def validate_batch_size(config: Config, devices: int) -> None:
@@ -141,10 +137,36 @@ def validate_kind(config: Config) -> None:
 
 
 def abstract_model(config: Config) -> ConvNet:
-    """A configuration's network with shapes in the place of arrays."""
+    """A configuration's network with shapes in the place of arrays.
+
+    Raises:
+        ValueError: the number of classes is left to the data.
+    """
+    known_num_classes(config)
     return nnx.eval_shape(
         lambda: create_model(**dataclasses.asdict(config.model), rngs=nnx.Rngs(0))
     )
+
+
+def _abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """The batch that `train_step` takes, rows over the devices."""
+    size, crop = config.batch_size, config.data.crop
+    channels = config.model.in_channels
+    fields: dict[str, tuple[tuple[int, ...], Any]] = {
+        "image": ((size, crop, crop, channels), jnp.uint8),
+        "label": ((size,), jnp.int32),
+        "weight": ((size,), jnp.float32),
+    }
+    if config.data.color_shift:
+        fields["shift"] = ((size, channels), jnp.float32)
+    if config.data.pad:
+        fields["offset"] = ((size, 2), jnp.int32)
+    if task_for(config).with_boxes:
+        fields["box"] = ((size, 4), jnp.float32)
+    return {
+        name: jax.ShapeDtypeStruct(*shape, sharding=batch_sharding(mesh))
+        for name, shape in fields.items()
+    }
 
 
 def _abstract(array: Any, sharding: jax.sharding.Sharding) -> Any:

@@ -1,5 +1,8 @@
-"""Where a training state lies: whole on every device, or its fully-connected layers,
-which are 89% of VGG-16's weights, shared out over the mesh's axis "data"."""
+"""Where a training state lies: whole on every device, or with shared layers.
+
+Fully-connected layers, which are 89% of VGG-16's weights, can be shared out over the
+mesh's axis "data".
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +28,7 @@ FC_INPUTS = {"fc6": (_ROWS, _WHOLE), "fc7": (_CHANNELS, _WHOLE), "fc8": (_CHANNE
 
 
 def state_shardings(mesh: Mesh, state: Any, *, shard_fc: bool) -> Any:
-    """Where each array of a state is: whole everywhere, or as `FC_PARAMETERS` says.
+    """The sharding of each array of a state: whole, or as `FC_PARAMETERS` says.
 
     Args:
         mesh: the devices.
@@ -59,9 +62,9 @@ Placement = Callable[[Layer | None, jax.Array], jax.Array]
 
 
 def placement(mesh: Mesh, *, shard_fc: bool) -> Placement:
-    """(layer, its input) -> the input where the layer's weights are.
+    """Makes a function (layer, its input) -> the input where the layer's weights are.
 
-    In place of a layer None stands for the loss, which takes rows.
+    The layer None stands for the loss, which takes rows.
     """
 
     def place(layer: Layer | None, x: jax.Array) -> jax.Array:

@@ -23,16 +23,23 @@ Batch = dict[str, jax.Array]
 
 @struct.dataclass
 class TrainState:
-    """All that a step changes."""
+    """The training state: all that a step changes.
+
+    Args:
+        step: the number of steps so far, int32.
+        params: the parameters of each layer.
+        batch_stats: the running statistics; empty without batch normalization.
+        opt_state: the state of the optimizer, which has the learning rate.
+    """
 
     step: jax.Array
     params: dict[str, Any]
-    batch_stats: dict[str, Any]  # running statistics; empty without batch normalization
+    batch_stats: dict[str, Any]
     opt_state: optax.OptState
 
 
 def split(model: ConvNet) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
-    """A model as (graphdef, params, batch_stats), plain dictionaries of arrays."""
+    """Splits a model into (graphdef, params, batch_stats), plain dictionaries."""
     parts: Any = nnx.split(model, nnx.Param, nnx.BatchStat)
     graphdef, params, batch_stats = parts
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
@@ -43,7 +50,7 @@ def init_state(
     optimizer: optax.GradientTransformation,
     key: jax.Array,
 ) -> TrainState:
-    """The state before the first step, from a constructor of the model."""
+    """Makes the state before the first step, from a constructor of the model."""
     _, params, batch_stats = split(create(nnx.Rngs(key)))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -104,10 +111,14 @@ class Forward:
 
 
 def image_keys(key: jax.Array, step: jax.Array, count: int) -> jax.Array:
-    """The dropout keys of a step's images, [count]: each a function of the run's key,
-    the step and the image's place in the batch alone."""
-    at_step = jax.random.fold_in(key, step)
-    return jax.vmap(lambda place: jax.random.fold_in(at_step, place))(jnp.arange(count))
+    """Makes the dropout keys of a step's images, [count].
+
+    Each is a function of the run's key, the step and the image's place in the batch.
+    """
+    step_key = jax.random.fold_in(key, step)
+    return jax.vmap(lambda place: jax.random.fold_in(step_key, place))(
+        jnp.arange(count)
+    )
 
 
 def train_step(
@@ -120,19 +131,20 @@ def train_step(
     accumulate_steps: int,
     objective: Objective = CLASSIFICATION.objective,
 ) -> tuple[TrainState, Sums]:
-    """One update from one mini-batch (section 3.1).
+    """Updates the state from one mini-batch (section 3.1).
 
     Args:
-        state: before the step.
+        state: the state before the step.
         batch: image uint8 [N, H, W, C], label int32 [N], weight float32 [N]; where
             colors are shifted, shift float32 [N, C]; where crops are padded, offset
             int32 [N, 2]; to learn boxes, box float32 [N, 4].
-        key: the run's, of dropout; see `image_keys`.
+        key: the run's dropout key; see `image_keys`.
         forward: the network.
-        optimizer: of the parameters.
-        accumulate_steps: parts of the batch that follow one another, with the update of
-            the whole batch; batch normalization takes the statistics of each part.
-        objective: what is to be learned, see `Task`.
+        optimizer: the optimizer of the parameters.
+        accumulate_steps: the number of parts of the batch that are computed one after
+            another, with the update of the whole batch; batch normalization takes the
+            statistics of each part.
+        objective: the sums that are to be learned; see `Task`.
 
     Returns:
         The state after it; the batch's sums of the `objective`, and "gradient_norm",
@@ -183,8 +195,10 @@ def train_step(
 
 
 def microbatches(rows: jax.Array, count: int) -> jax.Array:
-    """[N, ...] -> [count, N / count, ...]: each device's rows are dealt out in turn, so
-    that none moves to another device."""
+    """Divides the rows of a batch: [N, ...] -> [count, N / count, ...].
+
+    Each device's rows are dealt out in turn, so that none moves to another device.
+    """
     return rows.reshape(-1, count, *rows.shape[1:]).swapaxes(0, 1)
 
 
@@ -208,7 +222,7 @@ def jit_steps(
     state_shardings: TrainState,
     objective: Objective = CLASSIFICATION.objective,
 ) -> tuple[Callable[..., tuple[TrainState, Sums]], Callable[..., Sums]]:
-    """Both steps compiled; the train step reuses the memory of its state."""
+    """Compiles both steps; the train step reuses the memory of its state."""
     step = functools.partial(
         train_step,
         forward=forward,

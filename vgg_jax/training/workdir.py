@@ -1,8 +1,9 @@
-"""A run's folder: it belongs to one configuration."""
+"""The folder of a run, which belongs to one configuration and to the data it was
+trained on."""
 
+import dataclasses
 import errno
 import itertools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 from vgg_jax import distributed
 from vgg_jax.config import Config, differences, from_dict, settings, to_dict
-from vgg_jax.files import write_json
+from vgg_jax.files import read_json, write_json
+from vgg_jax.training.schedule import schedule_for
 
 CONFIG = "config.json"
 CLASS_NAMES = "class_names.json"
@@ -26,7 +28,8 @@ def refuse_other_run(workdir: Path, config: Config) -> None:
     """Checks that a run with these settings can begin or go on in the folder.
 
     Reads and writes nothing but the folder's settings, so that a wrong folder is known
-    before data are prepared.
+    before data are prepared. A number of classes that `config` leaves to the data may
+    be any.
 
     Raises:
         WorkdirMismatch: it holds a run with other settings; the message lists them.
@@ -40,19 +43,33 @@ def refuse_other_run(workdir: Path, config: Config) -> None:
         raise _os_error(errno.EACCES, parent)
     if not (workdir / CONFIG).exists():
         return
-    before = to_dict(read_config(workdir))
+    stored = read_config(workdir)
+    config = with_stored_num_classes(config, stored)
     resumable = {name for name, declared, _ in settings(config) if declared.resumable}
+    schedule = config.optimizer.schedule
+    if schedule_for(config.optimizer).depends_on_num_epochs:
+        resumable.remove("num_epochs")
     changed = [
-        f"  {name}: {theirs!r} there, {ours!r} now"
-        for name, ours, theirs in differences(to_dict(config), before)
-        if name not in resumable
+        f"  {field}: {theirs!r} there, {ours!r} now"
+        for field, ours, theirs in differences(to_dict(config), to_dict(stored))
+        if field not in resumable
     ]
+    if any("num_epochs" in line for line in changed):
+        changed.append(f"  (the {schedule} schedule depends on num_epochs)")
     if changed:
         raise WorkdirMismatch(
             f"{workdir} holds a run with other settings:\n"
             + "\n".join(changed)
             + "\nuse the same settings, or another --workdir"
         )
+
+
+def with_stored_num_classes(config: Config, stored: Config) -> Config:
+    """The configuration; a `model.num_classes` of None becomes that of a stored run."""
+    if config.model.num_classes is not None:
+        return config
+    model = dataclasses.replace(config.model, num_classes=stored.model.num_classes)
+    return dataclasses.replace(config, model=model)
 
 
 def _os_error(number: int, path: Path) -> OSError:
@@ -75,7 +92,7 @@ def claim(workdir: Path, config: Config) -> None:
 
 
 def read_config(workdir: Path) -> Config:
-    """The configuration that the folder belongs to.
+    """Reads the configuration that the folder belongs to.
 
     Raises:
         FileNotFoundError: no run was started there.
@@ -88,7 +105,7 @@ def read_config(workdir: Path) -> Config:
             f"`python train.py --config configs/NAME.py --workdir {workdir}`"
         )
     try:
-        return from_dict(json.loads(path.read_text()))
+        return from_dict(read_json(path))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"cannot read {path} as the settings of a run "
@@ -99,22 +116,22 @@ def read_config(workdir: Path) -> Config:
 
 
 def write_class_names(workdir: Path, names: Sequence[str]) -> None:
-    """Keep the name of each label, to be known later without the data."""
+    """Stores the name of each label, so that it is known later without the data."""
     if distributed.is_first():
         write_json(workdir / CLASS_NAMES, list(names))
 
 
 def read_class_names(workdir: Path) -> tuple[str, ...] | None:
-    """The name of each label; None for a run from before they were kept.
+    """Reads the name of each label; None for a run that did not store them.
 
     Raises:
-        ValueError: a damaged file; the message names it.
+        ValueError: the file is damaged; the message names it.
     """
     path = workdir / CLASS_NAMES
     if not path.exists():
         return None
     try:
-        names = json.loads(path.read_text())
+        names = read_json(path)
     except ValueError:
         names = None
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
@@ -123,15 +140,13 @@ def read_class_names(workdir: Path) -> tuple[str, ...] | None:
 
 
 def check_class_names(workdir: Path, names: Sequence[str]) -> None:
-    """That the data has the classes that the run was trained on, in their order.
+    """Checks that the run was trained on these classes, in this order.
 
     Raises:
-        WorkdirMismatch: it has not, so labels would mean something else.
+        WorkdirMismatch: it was not, so labels would mean something else.
     """
-    there = read_class_names(workdir)
-    for label, (ours, theirs) in enumerate(
-        itertools.zip_longest(names, there or names), 1
-    ):
+    stored = read_class_names(workdir) or names
+    for label, (ours, theirs) in enumerate(itertools.zip_longest(names, stored), 1):
         if ours != theirs:
             raise WorkdirMismatch(
                 f"the run in {workdir} was trained on other classes: number {label} is "
@@ -140,28 +155,25 @@ def check_class_names(workdir: Path, names: Sequence[str]) -> None:
             )
 
 
-def write_data(workdir: Path, facts: Mapping[str, Any]) -> None:
-    """Keep what decides a run beside its settings: facts of its data, as JSON has."""
+def write_data_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
+    """Stores facts of the data, JSON values, on which a run's steps depend."""
     if distributed.is_first():
         write_json(workdir / DATA, facts)
 
 
-def check_data(workdir: Path, facts: Mapping[str, Any]) -> None:
-    """That the data is what it was; a run from before the facts were kept has none.
+def check_data_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
+    """Checks that the facts of the data are those that the run stored, if it did.
 
     Raises:
-        WorkdirMismatch: it is not, so the run would go on with other images.
+        WorkdirMismatch: they are not, so the run would go on with other images.
     """
     path = workdir / DATA
-    try:
-        there = json.loads(path.read_text()) if path.exists() else {}
-        changed = [
-            f"  {name}: {there[name]} there, {now} now"
-            for name, now in facts.items()
-            if there.get(name, now) != now
-        ]
-    except (ValueError, AttributeError) as error:
-        raise WorkdirMismatch(f"cannot read {path}; delete it") from error
+    stored = _read_facts(path)
+    changed = [
+        f"  {name}: {stored[name]} there, {value} now"
+        for name, value in facts.items()
+        if stored.get(name, value) != value
+    ]
     if changed:
         raise WorkdirMismatch(
             f"the run in {workdir} was trained on other data:\n"
@@ -170,8 +182,21 @@ def check_data(workdir: Path, facts: Mapping[str, Any]) -> None:
         )
 
 
+def _read_facts(path: Path) -> dict[str, Any]:
+    """Reads the facts of a run's data; a run that stored none has none."""
+    if not path.exists():
+        return {}
+    try:
+        facts = read_json(path)
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict):
+        raise WorkdirMismatch(f"cannot read {path}; delete it")
+    return facts
+
+
 def mark_finished(workdir: Path, finished: bool) -> None:
-    """Note that the training came to its end, or that it has further to go."""
+    """Notes that the training came to its end, or that it has further to go."""
     if finished:
         (workdir / FINISHED).touch()
     else:

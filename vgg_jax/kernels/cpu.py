@@ -14,14 +14,19 @@ lowered for CPU do the forms below replace it, chosen by shape alone:
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jax.export import is_symbolic_dim
 from jax.sharding import AxisType
 
+from vgg_jax.kernels.trilinear import derivative
+
+Index = TypeVar("Index", int, np.ndarray)
 Pads = tuple[tuple[int, int], tuple[int, int]]  # rows (top, bottom), columns
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
@@ -37,14 +42,18 @@ def _on_cpu(
     return lax.platform_dependent(*args, cpu=fast, default=plain)
 
 
-def _is_auto(*arrays: jax.Array) -> bool:
-    """Neither under `jax.shard_map` nor on a mesh of explicit axes, whose types of an
-    array the forms here do not keep."""
+def _is_covered(*arrays: jax.Array) -> bool:
+    """Whether the forms here can take the arrays.
+
+    They do not keep the types that arrays have under `jax.shard_map` and on a mesh of
+    explicit axes, and they are chosen by sides in numbers, which the symbolic ones of
+    `jax.export` are not.
+    """
     return all(
         kind == AxisType.Auto
         for array in arrays
         for kind in jax.typeof(array).sharding.mesh.axis_types
-    )
+    ) and not any(map(is_symbolic_dim, (n for array in arrays for n in array.shape)))
 
 
 # Convolution
@@ -52,12 +61,17 @@ def _is_auto(*arrays: jax.Array) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Geometry:
-    """Of a convolution: sides of the map and of the kernel, strides and padding."""
+    """Of a convolution: sides of the map and of the kernel, strides and padding.
+
+    It is also the form <conv(x, kernel), g>, whose arrays are x, the kernel and g, the
+    output's gradient.
+    """
 
     size: tuple[int, int]
     kernel: tuple[int, int]
     strides: tuple[int, int]
     padding: Pads
+    is_linear = (True, True, True)
 
     @property
     def output(self) -> tuple[int, int]:
@@ -94,6 +108,54 @@ class _Geometry:
             is_tiny or self.is_whole or self.is_pixelwise
         )
 
+    def shape(
+        self, wanted: int, first: Sequence[int], second: Sequence[int]
+    ) -> tuple[int, ...]:
+        """The shape of x, of the kernel or of g."""
+        match wanted:
+            case 0:
+                return (second[0], *self.size, first[2])
+            case 1:
+                return (*self.kernel, first[3], second[3])
+            case _:
+                return (first[0], *self.output, second[3])
+
+    def derivative(self, wanted: int, first: jax.Array, second: jax.Array) -> jax.Array:
+        """The gradient of x, that of the kernel, or the convolution."""
+        match wanted:
+            case 0:
+                return self._input_gradient(kernel=first, g=second)
+            case 1:
+                return self._kernel_gradient(x=first, g=second)
+            case _:
+                return _conv(first, second, self)
+
+    def _input_gradient(self, kernel: jax.Array, g: jax.Array) -> jax.Array:
+        shape = self.shape(0, kernel.shape, g.shape)
+
+        def transposed(conv: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+            return lambda kernel, g: _transposed(
+                lambda x: conv(x, kernel, self), shape, g
+            )
+
+        if not self.is_dense:
+            return transposed(_plain)(kernel, g)
+        return _on_cpu(transposed(_dense), transposed(_plain), kernel, g)
+
+    def _kernel_gradient(self, x: jax.Array, g: jax.Array) -> jax.Array:
+        shape = self.shape(1, x.shape, g.shape)
+
+        def transposed(conv: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+            return lambda x, g: _transposed(
+                lambda kernel: conv(x, kernel, self), shape, g
+            )
+
+        if self.is_dense and not self.is_pixelwise:
+            fast = transposed(_dense)
+        else:
+            fast = functools.partial(_kernel_gradient, geometry=self)
+        return _on_cpu(fast, transposed(_plain), x, g)
+
 
 def _area(sides: tuple[int, int]) -> int:
     return sides[0] * sides[1]
@@ -128,7 +190,7 @@ def conv_general_dilated(
         and (lhs_dilation if lhs_dilation is None else tuple(lhs_dilation)) in ones
         and (rhs_dilation if rhs_dilation is None else tuple(rhs_dilation)) in ones
         and feature_group_count == batch_group_count == 1
-        and _is_auto(lhs, rhs)
+        and _is_covered(lhs, rhs)
         and precision is preferred_element_type is out_sharding is None
     )
     if not covered:
@@ -171,7 +233,7 @@ def conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.A
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _conv(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
     plain = functools.partial(_plain, geometry=geometry)
     if geometry.is_dense:
@@ -181,40 +243,25 @@ def _conv(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
     return plain(x, kernel)
 
 
-def _conv_forward(
-    x: jax.Array, kernel: jax.Array, geometry: _Geometry
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _conv(x, kernel, geometry), (x, kernel)
+@functools.partial(_conv.defjvp, symbolic_zeros=True)
+def _conv_jvp(
+    geometry: _Geometry, primals: tuple[jax.Array, ...], tangents: tuple[Any, ...]
+) -> tuple[jax.Array, Any]:
+    given = dict(enumerate(primals))
+    changes = [  # an argument that is constant has no tangent, and costs nothing
+        derivative(geometry, given | {slot: tangent})
+        for slot, tangent in enumerate(tangents)
+        if not isinstance(tangent, SymbolicZero)
+    ]
+    return _conv(*primals, geometry), functools.reduce(jnp.add, changes)
 
 
-def _conv_backward(
-    geometry: _Geometry, inputs: tuple[jax.Array, jax.Array], g: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    def gradient(
-        of: Callable[..., jax.Array], wrt: int
-    ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
-        def vjp(x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
-            return jax.vjp(lambda *xs: of(*xs, geometry), x, kernel)[1](g)[wrt]
-
-        return vjp
-
-    args = (*inputs, g)
-    if geometry.is_dense:
-        dx = _on_cpu(gradient(_dense, 0), gradient(_plain, 0), *args)
-    else:
-        dx = gradient(_plain, 0)(*args)
-    if geometry.is_dense and not geometry.is_pixelwise:
-        dkernel = _on_cpu(gradient(_dense, 1), gradient(_plain, 1), *args)
-    else:
-        dkernel = _on_cpu(
-            lambda x, kernel, g: _kernel_gradient(x, g, geometry),
-            gradient(_plain, 1),
-            *args,
-        )
-    return dx, dkernel
-
-
-_conv.defvjp(_conv_forward, _conv_backward)
+def _transposed(
+    function: Callable[[jax.Array], jax.Array], shape: tuple[int, ...], g: jax.Array
+) -> jax.Array:
+    """The transpose of a linear function of an array of this shape, applied to g."""
+    (result,) = jax.linear_transpose(function, jax.ShapeDtypeStruct(shape, g.dtype))(g)
+    return result
 
 
 def _plain(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
@@ -246,8 +293,9 @@ def _dense(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
     rows, columns = geometry.output
     (top, _), (left, _) = geometry.padding
     if geometry.is_whole:
-        product = x.reshape(n, -1) @ kernel.reshape(-1, kernel.shape[-1])
-        return product.reshape(n, 1, 1, -1)
+        features = kernel.shape[-1]
+        product = x.reshape(n, kernel.size // features) @ kernel.reshape(-1, features)
+        return product.reshape(n, 1, 1, features)
     # Input pixel (i, j) reaches output (u, v) by the kernel's pixel
     # (i - u + top, j - v + left), so all outputs by a window of the reversed kernel,
     # with zeros where that is outside.
@@ -263,7 +311,8 @@ def _dense(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
     # [H W, h, w, I, O] -> [H W I, h w O]
     weights = jnp.stack(matrix).reshape(-1, rows, columns, channels, features)
     weights = weights.transpose(0, 3, 1, 2, 4).reshape(height * width * channels, -1)
-    return (x.reshape(n, -1) @ weights).reshape(n, rows, columns, features)
+    product = x.reshape(n, height * width * channels) @ weights
+    return product.reshape(n, rows, columns, features)
 
 
 def _kernel_gradient(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Array:
@@ -371,7 +420,8 @@ def _strided(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Array:
     )
     x = x.reshape(n, height, sh, width, sw, channels).transpose(0, 1, 3, 2, 4, 5)
     blocks = _Geometry((height, width), block_kernel, (1, 1), ((0, 0), (0, 0)))
-    product = _kernel_gradient(x.reshape(n, height, width, -1), g, blocks)
+    x = x.reshape(n, height, width, sh * sw * channels)
+    product = _kernel_gradient(x, g, blocks)
     product = product.reshape(*block_kernel, sh, sw, channels, -1)
     product = product.transpose(0, 2, 1, 3, 4, 5)
     product = product.reshape(block_kernel[0] * sh, -1, channels, g.shape[-1])
@@ -410,74 +460,137 @@ def max_pool(x: jax.Array, *, window: int, stride: int, padding: Pads) -> jax.Ar
 
     A window's gradient goes to its first largest value in row-major order.
     """
-    pool = _max_pool if _is_auto(x) else _plain_max_pool
-    return pool(x, window, stride, padding)
+    pool = _max_pool if _is_covered(x) else _plain_max_pool
+    return pool(x, _Windows(window, stride, padding))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _max_pool(x: jax.Array, window: int, stride: int, padding: Pads) -> jax.Array:
-    return _plain_max_pool(x, window, stride, padding)
+@dataclasses.dataclass(frozen=True)
+class _Windows:
+    """The windows of a pool, and the form <the chosen values of v, g>.
+
+    Its arrays are x, which chooses a pixel in each window; v, of which those pixels are
+    taken; and g, the output's gradient. A small change of x does not change the choice.
+    """
+
+    side: int
+    stride: int
+    padding: Pads
+    is_linear = (False, True, True)
+
+    def shape(
+        self, wanted: int, first: Sequence[int], second: Sequence[int]
+    ) -> tuple[int, ...]:
+        """The shape of v is that of x; g has a cell for each window."""
+        if wanted == 1:
+            return tuple(first)
+        n, height, width, channels = first
+        return (n, *self.output((height, width)), channels)
+
+    def output(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Windows along rows and along columns."""
+        rows, columns = (
+            (n + sum(pads) - self.side) // self.stride + 1
+            for n, pads in zip(size, self.padding, strict=True)
+        )
+        return rows, columns
+
+    @property
+    def overlap(self) -> int:
+        """Windows in a row that may hold a pixel."""
+        return -(-self.side // self.stride)
+
+    def number(self, a: Index, b: Index) -> Index:
+        """Counts pixel (a, b) of a window, in rows of `overlap` strides."""
+        return a * self.overlap * self.stride + b
+
+    def derivative(self, wanted: int, x: jax.Array, given: jax.Array) -> jax.Array:
+        """The gradient of x from g; or the change of the output from that of x."""
+
+        def plain(x: jax.Array, given: jax.Array) -> jax.Array:
+            pool = functools.partial(_plain_max_pool, windows=self)
+            if wanted == 1:
+                return jax.vjp(pool, x)[1](given)[0]
+            return jax.jvp(pool, (x,), (given,))[1]
+
+        fast = _max_pool_gradient if wanted == 1 else _max_pool_change
+        return _on_cpu(functools.partial(fast, windows=self), plain, x, given)
 
 
-def _max_pool_forward(
-    x: jax.Array, window: int, stride: int, padding: Pads
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _max_pool(x: jax.Array, windows: _Windows) -> jax.Array:
+    return _plain_max_pool(x, windows)
+
+
+@_max_pool.defjvp
+def _max_pool_jvp(
+    windows: _Windows, primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    return _max_pool(x, window, stride, padding), x
+    (x,), (change,) = primals, tangents
+    return _max_pool(x, windows), derivative(windows, {0: x, 1: change})
 
 
-def _max_pool_backward(
-    window: int, stride: int, padding: Pads, x: jax.Array, g: jax.Array
-) -> tuple[jax.Array]:
-    def plain(x: jax.Array, g: jax.Array) -> jax.Array:
-        return jax.vjp(lambda x: _plain_max_pool(x, window, stride, padding), x)[1](g)[
-            0
-        ]
-
-    def fast(x: jax.Array, g: jax.Array) -> jax.Array:
-        return _max_pool_gradient(x, g, window, stride, padding)
-
-    return (_on_cpu(fast, plain, x, g),)
-
-
-_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
-
-
-def _plain_max_pool(x: jax.Array, window: int, stride: int, padding: Pads) -> jax.Array:
+def _plain_max_pool(x: jax.Array, windows: _Windows) -> jax.Array:
+    side, stride = windows.side, windows.stride
     return lax.reduce_window(
         x,
         x.dtype.type(-np.inf),  # concrete: only then has reduce_window a gradient
         lax.max,
-        window_dimensions=(1, window, window, 1),
+        window_dimensions=(1, side, side, 1),
         window_strides=(1, stride, stride, 1),
-        padding=((0, 0), *padding, (0, 0)),
+        padding=((0, 0), *windows.padding, (0, 0)),
     )
 
 
-def _max_pool_gradient(
-    x: jax.Array, g: jax.Array, window: int, stride: int, padding: Pads
-) -> jax.Array:
+def _to_blocks(x: jax.Array, windows: _Windows, value: float) -> jax.Array:
+    """The map padded to blocks of one stride, so many that every window's pixels are
+    there; `windows.overlap` windows in a row may hold a pixel."""
+    _, height, width, _ = x.shape
+    rows, columns = windows.output((height, width))
+    (top, _), (left, _) = windows.padding
+    down = (rows + windows.overlap - 1) * windows.stride
+    across = (columns + windows.overlap - 1) * windows.stride
+    return _pad(x, (top, down - height - top), (left, across - width - left), value)
+
+
+def _pixel(blocks: jax.Array, a: int, b: int, windows: _Windows) -> jax.Array:
+    """Pixel (a, b) of every window: [N, h, w, C]."""
+    rows, columns = (
+        side // windows.stride - windows.overlap + 1 for side in blocks.shape[1:3]
+    )
+    stride = windows.stride
+    return blocks[:, a::stride, b::stride][:, :rows, :columns]
+
+
+def _choice(x: jax.Array, windows: _Windows) -> jax.Array:
+    """Which pixel each window chose, numbered as in a window of whole blocks."""
+    blocks = _to_blocks(x, windows, -np.inf)
+    largest = jnp.full((), -np.inf, x.dtype)
+    choice = jnp.zeros((), jnp.int32)
+    for a, b in np.ndindex(windows.side, windows.side):
+        pixel = _pixel(blocks, a, b, windows)
+        choice = jnp.where(pixel > largest, windows.number(a, b), choice)
+        largest = jnp.maximum(pixel, largest)
+    return choice
+
+
+def _max_pool_change(x: jax.Array, change: jax.Array, windows: _Windows) -> jax.Array:
+    """Each window takes the change of its first largest value."""
+    choice, blocks = _choice(x, windows), _to_blocks(change, windows, 0.0)
+    total = jnp.zeros((), change.dtype)
+    for a, b in np.ndindex(windows.side, windows.side):
+        is_chosen = choice == windows.number(a, b)
+        total = jnp.where(is_chosen, _pixel(blocks, a, b, windows), total)
+    return total
+
+
+def _max_pool_gradient(x: jax.Array, g: jax.Array, windows: _Windows) -> jax.Array:
     """Each pixel takes the gradient of the windows whose first largest value it is."""
     n, height, width, channels = x.shape
     _, rows, columns, _ = g.shape
-    (top, _), (left, _) = padding
-    # `overlap` windows in a row may hold a pixel. The map, padded to blocks of one
-    # stride, gets so many more blocks that every window's pixels are there.
-    overlap = -(-window // stride)
+    (top, _), (left, _) = windows.padding
+    stride, overlap = windows.stride, windows.overlap
     down, across = rows + overlap - 1, columns + overlap - 1
-    x = _pad(
-        x,
-        (top, down * stride - height - top),
-        (left, across * stride - width - left),
-        -np.inf,
-    )
-    # Which pixel each window chose, numbered as in a window of whole blocks.
-    side = overlap * stride
-    largest = jnp.full((), -np.inf, x.dtype)
-    choice = jnp.zeros((), jnp.int32)
-    for a, b in np.ndindex(window, window):
-        pixel = x[:, a::stride, b::stride][:, :rows, :columns]
-        choice = jnp.where(pixel > largest, a * side + b, choice)
-        largest = jnp.maximum(pixel, largest)
+    choice = _choice(x, windows)
     if overlap > 1:  # once, not again for each of the windows that hold a pixel
         choice = lax.optimization_barrier(choice)
     inside = np.arange(stride)
@@ -485,7 +598,7 @@ def _max_pool_gradient(
     for i, j in np.ndindex(overlap, overlap):
         # The window that starts i blocks above and j blocks left of a pixel's block.
         around = (i, overlap - 1 - i), (j, overlap - 1 - j)
-        numbers = (inside[:, None] + i * stride) * side + inside + j * stride
+        numbers = windows.number(inside[:, None] + i * stride, inside + j * stride)
         chosen = _pad(choice, *around, -1)[:, :, None, :, None]
         gradient = _pad(g, *around)[:, :, None, :, None]
         total += jnp.where(chosen == numbers[:, None, :, None], gradient, 0)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vgg_jax.analysis import receptive_field
 from vgg_jax.models import ConvNet, create_model
+from vgg_jax.models.measure import receptive_field
 
 
 def positive(name: str) -> ConvNet:

@@ -1,5 +1,6 @@
 """The CPU forms against plain `jax.lax`: values, gradients, and where they are used."""
 
+import functools
 import re
 
 import chex
@@ -11,7 +12,7 @@ from flax import nnx
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from vgg_jax.models import cpu
+from vgg_jax.kernels import cpu
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -126,10 +127,34 @@ def test_weight_gradient_in_parts(monkeypatch, images, cache, groups, loops):
     assert f":f32[{groups},12,12] = dot_general" in traced
 
 
-def test_gradient_of_an_empty_batch_is_zero():
-    x, kernel = jnp.zeros((0, 6, 7, 4)), normal(1, 3, 3, 4, 4)
-    _, (_, found) = value_and_gradients(cpu.conv, x, kernel, stride=1, padding=1)
-    chex.assert_trees_all_equal(found, jnp.zeros_like(kernel))
+@pytest.mark.parametrize(
+    ("size", "channels", "kernel", "stride", "padding"),
+    [
+        ((6, 7), 4, 3, 1, 1),  # gram
+        ((8, 9), 4, 3, 2, 1),  # strided
+        ((8, 7), 3, 3, 1, 1),  # few channels
+        ((2, 2), 4, 3, 1, 1),  # dense
+        ((5, 4), 4, 1, 1, 0),  # one product a pixel
+        ((7, 5), 4, (7, 5), 1, 0),  # one window
+    ],
+)
+def test_an_empty_batch_has_no_outputs_and_a_gradient_of_zero(
+    size, channels, kernel, stride, padding
+):
+    kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
+    x, weights = jnp.zeros((0, *size, channels)), normal(1, *kernel, channels, 4)
+    options = {"stride": stride, "padding": padding}
+    y, (dx, dweights) = value_and_gradients(cpu.conv, x, weights, **options)
+    assert y.shape == plain_conv(x, weights, **options).shape
+    assert dx.shape == x.shape
+    chex.assert_trees_all_equal(dweights, jnp.zeros_like(weights))
+
+
+def test_an_empty_batch_is_pooled():
+    x = jnp.zeros((0, 7, 6, 3))
+    options = {"window": 3, "stride": 2, "padding": ((0, 1), (0, 0))}
+    y, (dx,) = value_and_gradients(cpu.max_pool, x, **options)
+    assert (y.shape, dx.shape) == ((0, 3, 2, 3), x.shape)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -160,8 +185,15 @@ def test_max_pool_equals_lax(window, stride, padding, size):
     options = {"window": window, "stride": stride, "padding": padding}
     # Whole numbers: most windows have a tie.
     x = jnp.round(normal(0, 2, *size, 3))
-    found = value_and_gradients(cpu.max_pool, x, **options)
-    expected = value_and_gradients(plain_max_pool, x, **options)
+    change = normal(3, *x.shape)
+
+    def both_modes(pool):
+        _, after = jax.jvp(lambda x: pool(x, **options), (x,), (change,))
+        return after, value_and_gradients(pool, x, **options)
+
+    found, expected = jax.jit(
+        lambda: (both_modes(cpu.max_pool), both_modes(plain_max_pool))
+    )()
     chex.assert_trees_all_close(found, expected, atol=1e-6)
 
 
@@ -187,20 +219,106 @@ def block(conv, max_pool):
 fast, plain = block(cpu.conv, cpu.max_pool), block(plain_conv, plain_max_pool)
 
 
-def test_second_derivatives_equal_lax():
-    x, kernel = normal(0, 2, 4, 4, 4), normal(1, 3, 3, 4, 4)
-
-    def length(loss):
-        gradient = jax.grad(loss, argnums=1)
-        return jax.jit(jax.grad(lambda k: jnp.sum(gradient(x, k) ** 2)))(kernel)
-
-    chex.assert_trees_all_close(length(fast), length(plain), rtol=1e-4)
+X, KERNEL = normal(0, 2, 4, 4, 4), normal(1, 3, 3, 4, 4)
 
 
-def test_forward_mode_says_that_it_is_missing():
-    x, kernel = normal(0, 1, 4, 4, 4), normal(1, 3, 3, 4, 4)
-    with pytest.raises(TypeError, match="forward-mode"):
-        jax.jvp(lambda k: fast(x, k), (kernel,), (kernel,))
+def jvp(loss, x, kernel):
+    return jax.jvp(loss, (x, kernel), (x, kernel))
+
+
+def jvp_of_the_kernel_alone(loss, x, kernel):
+    return jax.jvp(lambda kernel: loss(x, kernel), (kernel,), (kernel,))
+
+
+def linearize(loss, x, kernel):
+    value, change = jax.linearize(loss, x, kernel)
+    return value, change(x, kernel)
+
+
+def jacfwd(loss, x, kernel):
+    return jax.jacfwd(lambda kernel: loss(x, kernel))(kernel)
+
+
+def hessian(loss, x, kernel):
+    return jax.hessian(lambda scale: loss(x, scale * kernel))(jnp.ones((4, 1)))
+
+
+def gradient(loss):
+    return jax.grad(loss, argnums=(0, 1))
+
+
+def forward_over_reverse(loss, x, kernel):
+    return jax.jvp(gradient(loss), (x, kernel), (x, kernel))
+
+
+def reverse_over_forward(loss, x, kernel):
+    return gradient(lambda *args: jax.jvp(loss, args, (x, kernel))[1])(x, kernel)
+
+
+def reverse_over_reverse(loss, x, kernel):
+    def length(x, kernel):
+        return sum(jnp.sum(d**2) for d in gradient(loss)(x, kernel))
+
+    return jax.grad(length, argnums=(0, 1))(x, kernel)
+
+
+def gradients_of_each_image(loss, x, kernel):
+    each = jax.vmap(lambda x, kernel: gradient(loss)(x[None], kernel), (0, None))
+    return each(x, kernel)
+
+
+def gradient_of_a_sum_over_images(loss, x, kernel):
+    def total(x, kernel):
+        return jax.vmap(lambda x: loss(x[None], kernel))(x).sum()
+
+    return gradient(total)(x, kernel)
+
+
+def gradient_that_computes_again(loss, x, kernel):
+    return gradient(jax.checkpoint(loss))(x, kernel)
+
+
+DERIVATIVES = (
+    jvp,
+    jvp_of_the_kernel_alone,
+    linearize,
+    jacfwd,
+    hessian,
+    forward_over_reverse,
+    reverse_over_forward,
+    reverse_over_reverse,
+    gradients_of_each_image,
+    gradient_of_a_sum_over_images,
+    gradient_that_computes_again,
+)
+
+
+@functools.cache
+def every_derivative():
+    """Of `fast` and of `plain`, by name, from one program."""
+
+    @jax.jit
+    def run(x, kernel):
+        return {
+            d.__name__: [d(f, x, kernel) for f in (fast, plain)] for d in DERIVATIVES
+        }
+
+    return run(X, KERNEL)
+
+
+@pytest.mark.parametrize("derivative", DERIVATIVES)
+def test_derivatives_of_every_mode_and_order_equal_lax(derivative):
+    found, expected = every_derivative()[derivative.__name__]
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        scale = np.abs(b).max()
+        assert scale > 1
+        np.testing.assert_allclose(a / scale, b / scale, atol=1e-5)
+
+
+def test_a_constant_image_has_no_gradient_to_compute():
+    text = str(jax.make_jaxpr(jax.grad(fast, argnums=1))(X, KERNEL))
+    # Of two kernels and of the second convolution's input; of one pool.
+    assert text.count("trilinear_derivative[") == 4
 
 
 @pytest.mark.parametrize("cache", [2**20, 3100])  # at once; two images at a time
@@ -230,23 +348,24 @@ def test_gradient_inside_shard_map():
     chex.assert_trees_all_close(jax.jit(sharded)(x, kernel), expected, rtol=1e-4)
 
 
-def operations(loss, platform):
-    """The arithmetic of the gradient's program, without the choice of a platform."""
-    x, kernel = normal(0, 2, 4, 4, 4), normal(1, 3, 3, 4, 4)
-    traced = jax.jit(jax.value_and_grad(loss, argnums=1)).trace(x, kernel)
-    text = traced.lower(lowering_platforms=(platform,)).as_text()
-    return sorted(
-        name
-        for name in re.findall(r"stablehlo\.\w+", text)
-        if name not in ("stablehlo.case", "stablehlo.return", "stablehlo.constant")
-    )
+def value_and_gradient(loss, x, kernel):
+    return jax.value_and_grad(loss, argnums=1)(x, kernel)
 
 
-def convolutions(loss, platform):
-    """Every convolution of the gradient's program, with its attributes and types."""
-    x, kernel = normal(0, 2, 4, 4, 4), normal(1, 3, 3, 4, 4)
-    traced = jax.jit(jax.value_and_grad(loss, argnums=1)).trace(x, kernel)
-    text = traced.lower(lowering_platforms=(platform,)).as_text()
+def lowered(derivative, loss, platform):
+    traced = jax.jit(functools.partial(derivative, loss)).trace(X, KERNEL)
+    return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def operations(text, *ignored):
+    """The arithmetic of a program, without the choice of a platform."""
+    ignored = {"case", "return", "constant", *ignored}
+    names = re.findall(r"stablehlo\.(\w+)", text)
+    return sorted(name for name in names if name not in ignored)
+
+
+def convolutions(text):
+    """Every convolution of a program, with its attributes and types."""
     return sorted(
         line.split("dim_numbers")[1]
         for line in text.splitlines()
@@ -254,17 +373,26 @@ def convolutions(loss, platform):
     )
 
 
+@pytest.mark.parametrize(
+    ("derivative", "count", "repeated"),
+    [
+        (value_and_gradient, 5, ()),
+        # A kernel is turned around for each of its gradients; XLA does it once.
+        (forward_over_reverse, 18, ("reverse",)),
+    ],
+)
 @pytest.mark.parametrize("platform", ["tpu", "cuda", "rocm"])
-def test_other_platforms_run_the_plain_program(platform):
-    assert operations(fast, platform) == operations(plain, platform)
-    assert convolutions(fast, platform) == convolutions(plain, platform)
-    assert len(convolutions(fast, platform)) == 5
+def test_other_platforms_run_the_plain_program(platform, derivative, count, repeated):
+    found, expected = (lowered(derivative, loss, platform) for loss in (fast, plain))
+    assert operations(found, *repeated) == operations(expected, *repeated)
+    assert convolutions(found) == convolutions(expected)
+    assert len(convolutions(found)) == count
 
 
 def test_cpu_runs_the_other_forms():
-    found = operations(fast, "cpu")
-    assert "stablehlo.select_and_scatter" not in found
-    assert found.count("stablehlo.convolution") == 1  # the first layer's forward
+    found = operations(lowered(value_and_gradient, fast, "cpu"))
+    assert "select_and_scatter" not in found
+    assert found.count("convolution") == 1  # the first layer's forward
 
 
 def test_nnx_conv_calls_it():

@@ -1,9 +1,26 @@
-"""What a network measures for one image: its layers, their totals, the table."""
+"""Receptive fields, sizes and costs of a network, from its rows of layers alone."""
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from flax import nnx
+
 from vgg_jax.console import format_columns
+from vgg_jax.models import ConvNet, create_model
+from vgg_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    Dropout,
+    Layer,
+    LocalResponseNorm,
+    Pool,
+    Relu,
+    channels_after,
+    check_size,
+    receptive_fields,
+    window,
+)
 
 PARAMETER_BYTES = 4  # parameters are float32 whatever the dtype of the computation
 MEBIBYTE = 2**20
@@ -16,6 +33,9 @@ TOTALS = (
     "activation_bytes",
     "multiply_adds",
 )
+
+Network = str | ConvNet | Sequence[Layer]
+ImageSize = int | Sequence[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,3 +163,110 @@ def _costs(measured: LayerSummary | Summary) -> list[str]:
         f"{measured.activation_bytes / MEBIBYTE:.2f}",
         f"{measured.multiply_adds:,}",
     ]
+
+
+def receptive_field(
+    network: Network, image_size: ImageSize = 224, **options: Any
+) -> tuple[LayerSummary, ...]:
+    """What each layer sees and costs, input first: the layers of `summary`.
+
+    Kernel, stride, jump and receptive field are the same at every image size. Arguments
+    and errors are those of `summary`.
+    """
+    return summary(network, image_size, **options).layers
+
+
+def summary(network: Network, image_size: ImageSize = 224, **options: Any) -> Summary:
+    """Sizes and costs of a network for one image; makes no weights.
+
+    Args:
+        network: a name, a key of `vgg_jax.MODELS`; or a model; or rows of layers.
+        image_size: the side in pixels, or (height, width).
+        **options: for a name, keywords of `create_model`: num_classes, in_channels,
+            width, head, dtype ...; for rows, in_channels (3) and dtype ("float32").
+
+    Raises:
+        ValueError: an unknown name or option, or an image too small for the network.
+    """
+    model = _without_arrays(network, options)
+    layers = tuple(model.layers)
+    sides = tuple(image_size) if isinstance(image_size, Sequence) else (image_size,) * 2
+    if len(sides) != 2:
+        raise ValueError(
+            f"expected image_size as a side or (height, width), got {sides}"
+        )
+    height, width = sides
+    check_size(layers, height, width)
+    measured = _measure(layers, height, width, model.in_channels, model.dtype.itemsize)
+    return Summary(
+        network=network if isinstance(network, str) else type(model).__name__,
+        image=(height, width, model.in_channels),
+        dtype=model.dtype.name,
+        layers=tuple(measured),
+    )
+
+
+def _without_arrays(network: Network, options: dict[str, Any]) -> ConvNet:
+    """The model whose layers are measured; its parameters are shapes only."""
+    if isinstance(network, ConvNet):
+        if options:
+            raise ValueError(
+                f"a model has its options already, got {', '.join(options)}; "
+                "leave them out, or pass the model's name"
+            )
+        return network
+    if isinstance(network, str):
+        return nnx.eval_shape(
+            lambda: create_model(network, rngs=nnx.Rngs(0), **options)
+        )
+    for option in options:
+        if option not in ("in_channels", "dtype"):
+            raise ValueError(
+                f"rows of layers take in_channels and dtype, got {option}; "
+                "other options belong to a model's name"
+            )
+    return nnx.eval_shape(lambda: ConvNet(network, rngs=nnx.Rngs(0), **options))
+
+
+def _measure(
+    layers: Sequence[Layer], height: int, width: int, channels: int, itemsize: int
+) -> Iterator[LayerSummary]:
+    """Yields the summary of each layer, from the image up."""
+    for layer, field in zip(layers, receptive_fields(layers), strict=True):
+        kernel, stride, _ = window(layer)
+        height, width = layer.output_size(height), layer.output_size(width)
+        inputs, channels = channels, channels_after(layer, channels)
+        weights = biases = multiply_adds = 0
+        match layer:
+            case Conv():
+                weights = kernel * kernel * inputs * channels
+                biases = channels
+                multiply_adds = height * width * weights
+            case BatchNorm():
+                weights = biases = channels
+        activations = 0 if _is_in_place(layer) else height * width * channels
+        yield LayerSummary(
+            layer=layer.name,
+            kernel=kernel,
+            stride=stride,
+            jump=field.stride,
+            receptive_field=field.size,
+            start=field.start,
+            output=(height, width, channels),
+            weights=weights,
+            biases=biases,
+            activations=activations,
+            activation_bytes=activations * itemsize,
+            multiply_adds=multiply_adds,
+        )
+
+
+def _is_in_place(layer: Layer) -> bool:
+    """Whether a layer's map replaces its input."""
+    match layer:
+        case Conv() | Pool() | LocalResponseNorm():
+            return False
+        case BatchNorm() | Relu() | Dropout():
+            return True
+        case _:
+            raise TypeError(f"no rule to measure {layer}")

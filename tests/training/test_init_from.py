@@ -1,4 +1,4 @@
-"""The ladder end to end with tiny networks: order, weights taken, stops, resumes."""
+"""A curriculum end to end with tiny networks: order, weights taken, stops, resumes."""
 
 import dataclasses
 import os
@@ -14,21 +14,25 @@ import pytest
 
 from vgg_jax.config import Config, Curriculum
 from vgg_jax.distributed import make_mesh
-from vgg_jax.training import init_from as initial
 from vgg_jax.training.checkpoint import Checkpoints
-from vgg_jax.training.curriculum import pending_runs
-from vgg_jax.training.init_from import PRE_INITIALIZED, layers_taken, take_weights
+from vgg_jax.training.init_from import (
+    PRE_INITIALIZED,
+    layers_taken,
+    source_folder,
+    take_weights,
+    unfinished_runs,
+)
 from vgg_jax.training.loop import train
 from vgg_jax.training.metrics import MetricWriter
-from vgg_jax.training.optimizer import Plateau
-from vgg_jax.training.program import Program
+from vgg_jax.training.program import build_program
+from vgg_jax.training.schedule import Plateau
 from vgg_jax.training.workdir import claim, is_finished, mark_finished
 
 
-def climb(config: Config | Curriculum, workdir: Path) -> list[str]:
+def train_all(config: Config | Curriculum, workdir: Path) -> list[str]:
     """As train.py does; the runs that it trained, up to one that was stopped."""
     trained = []
-    for run, folder in pending_runs(config, workdir):
+    for run, folder in unfinished_runs(config, workdir):
         trained.append(folder.name)
         if train(run, folder) is not None:
             break
@@ -36,7 +40,7 @@ def climb(config: Config | Curriculum, workdir: Path) -> list[str]:
 
 
 @pytest.fixture
-def ladder(tiny_config: Any) -> Curriculum:
+def curriculum(tiny_config: Any) -> Curriculum:
     b = dataclasses.replace(tiny_config("vgg13"), init_from="vgg11")
     b_fine = dataclasses.replace(tiny_config("vgg13", rate=1e-3), init_from="vgg13")
     b_fine.data = dataclasses.replace(b_fine.data, scale_max=40)
@@ -44,22 +48,22 @@ def ladder(tiny_config: Any) -> Curriculum:
 
 
 @pytest.mark.usefixtures("one_device")
-def test_a_ladder_stopped_midway_goes_on(
-    ladder: Curriculum,
+def test_a_curriculum_stopped_midway_goes_on(
+    curriculum: Curriculum,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     write = MetricWriter.write
 
-    def stop_in_the_second_rung(self: Any, step: int, values: Any) -> None:
+    def stop_in_the_second_run(self: Any, step: int, values: Any) -> None:
         write(self, step, values)
         if step == 5 and (tmp_path / "vgg13").exists():
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(MetricWriter, "write", stop_in_the_second_rung)
-        assert climb(ladder, tmp_path) == ["vgg11", "vgg13"]
+        patch.setattr(MetricWriter, "write", stop_in_the_second_run)
+        assert train_all(curriculum, tmp_path) == ["vgg11", "vgg13"]
     assert is_finished(tmp_path / "vgg11") and not is_finished(tmp_path / "vgg13")
     printed, warnings = capsys.readouterr()
     assert warnings == ""
@@ -68,13 +72,13 @@ def test_a_ladder_stopped_midway_goes_on(
 
     # The run that it started from is not asked any more.
     shutil.rmtree(tmp_path / "vgg11" / "checkpoints")
-    assert climb(ladder, tmp_path) == ["vgg13", "vgg13_fine"]
+    assert train_all(curriculum, tmp_path) == ["vgg13", "vgg13_fine"]
     printed = capsys.readouterr().out
     assert "run 1 of 3: vgg11 is finished already" in printed
     assert "from the start" in printed  # the third run; the second goes on
     assert printed.count("from the start") == 1
     assert "all 3 runs are finished" in printed
-    assert climb(ladder, tmp_path) == []
+    assert train_all(curriculum, tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -126,7 +130,7 @@ def test_the_best_weights_are_taken_and_the_rest_are_random(
     source, config = tiny_config("vgg11"), tiny_config("vgg13")
     claim(tmp_path / "vgg11", source)
     mesh = make_mesh()
-    init = Program.of(source, mesh).init
+    init = build_program(source, mesh).init
     metric = "validation_top1_error"
     with Checkpoints(tmp_path / "vgg11", metric, read_only=False) as checkpoints:
         for step, error in ((1, 0.9), (2, 0.1), (3, 0.2)):
@@ -137,7 +141,7 @@ def test_the_best_weights_are_taken_and_the_rest_are_random(
                 best = jax.device_get(state.params)
             checkpoints.save(state, Plateau(), {metric: error})
     config.init_from = "vgg11"
-    fresh = Program.of(config, mesh).init(jax.random.key(0))
+    fresh = build_program(config, mesh).init(jax.random.key(0))
     state = take_weights(fresh, config, tmp_path / "vgg13")
     assert set(state.params) == set(fresh.params)
     for name, variables in state.params.items():
@@ -167,7 +171,7 @@ def test_a_run_that_is_not_there_or_not_finished_says_what_to_do(
 def test_where_init_from_looks() -> None:
     def folder(start: str, workdir: str) -> Path:
         config = Config(model=None, data=None, init_from=start)  # type: ignore[arg-type]
-        return initial.source_folder(config, Path(workdir))
+        return source_folder(config, Path(workdir))
 
     assert folder("vgg11", "runs/vgg16") == Path("runs/vgg11")
     assert folder("../old/vgg11", "runs/vgg16") == Path("old/vgg11")
@@ -175,36 +179,46 @@ def test_where_init_from_looks() -> None:
     assert folder("vgg11", "/a/b/vgg16") == Path("/a/b/vgg11")
 
 
-def test_a_ladder_is_checked_before_its_first_rung(
-    ladder: Curriculum, tmp_path: Path
+def test_a_curriculum_is_checked_before_its_first_run(
+    curriculum: Curriculum, tmp_path: Path
 ) -> None:
-    swapped = Curriculum(runs=dict(reversed(ladder.runs.items())))
+    swapped = Curriculum(runs=dict(reversed(curriculum.runs.items())))
     with pytest.raises(ValueError, match="expected a run before it, one of none"):
-        next(pending_runs(swapped, tmp_path))
-    ladder.runs["vgg13_fine"].batch_size = 7
+        next(unfinished_runs(swapped, tmp_path))
+    curriculum.runs["vgg13_fine"].batch_size = 7
     with pytest.raises(ValueError, match="multiple of 8"):
-        next(pending_runs(ladder, tmp_path))
+        next(unfinished_runs(curriculum, tmp_path))
 
 
 def test_one_configuration_is_one_run_in_its_own_folder(
     tiny_config: Any, tmp_path: Path
 ) -> None:
     config = tiny_config()
-    assert list(pending_runs(config, tmp_path)) == [(config, tmp_path)]
+    assert list(unfinished_runs(config, tmp_path)) == [(config, tmp_path)]
 
 
-def test_a_rung_is_skipped_if_it_finished_with_the_same_settings(
-    ladder: Curriculum, tmp_path: Path
+def test_a_run_is_skipped_if_it_finished_with_the_same_settings(
+    curriculum: Curriculum, tmp_path: Path
 ) -> None:
     def left() -> list[str]:
-        return [folder.name for _, folder in pending_runs(ladder, tmp_path)]
+        return [folder.name for _, folder in unfinished_runs(curriculum, tmp_path)]
 
     first = tmp_path / "vgg11"
-    claim(first, ladder.runs["vgg11"])
+    claim(first, curriculum.runs["vgg11"])
     assert left() == ["vgg11", "vgg13", "vgg13_fine"]
     mark_finished(first, True)
     assert left() == ["vgg13", "vgg13_fine"]
-    ladder.runs["vgg11"].num_epochs = 99
+    curriculum.runs["vgg11"].num_epochs = 99
     assert left() == ["vgg11", "vgg13", "vgg13_fine"]
     mark_finished(first, False)
     assert not is_finished(first)
+
+
+def test_a_run_that_left_its_classes_to_the_data_is_skipped_too(
+    tiny_config: Any, tmp_path: Path
+) -> None:
+    stored, run = tiny_config(), tiny_config()
+    claim(tmp_path / "vgg11", stored)
+    mark_finished(tmp_path / "vgg11", True)
+    run.model.num_classes = None
+    assert not list(unfinished_runs(Curriculum(runs={"vgg11": run}), tmp_path))

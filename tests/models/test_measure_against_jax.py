@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from vgg_jax.analysis import summary
 from vgg_jax.models import MODELS, ConvNet, create_model
 from vgg_jax.models.layers import Conv
+from vgg_jax.models.measure import summary
 
 # Floor and ceil pools differ at some, H and W at others.
 SIZED = [

@@ -6,9 +6,9 @@ import json
 import pytest
 from flax import nnx
 
-from vgg_jax.analysis import LayerSummary, Summary, receptive_field, summary
 from vgg_jax.models import MODELS, ConvNet, create_model
 from vgg_jax.models.layers import AveragePool, Conv, Layer, MaxPool, Pool, Relu
+from vgg_jax.models.measure import LayerSummary, Summary, receptive_field, summary
 
 
 @functools.cache

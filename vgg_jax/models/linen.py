@@ -1,0 +1,42 @@
+"""The networks as modules of Linen, for projects that are written in it."""
+
+from typing import Any
+
+from flax import nnx
+from flax.core import FrozenDict
+
+from vgg_jax.models import create_model
+
+
+class LinenConvNet(nnx.bridge.ToLinen):
+    """A network as a Linen module, whose `apply` takes the names of its methods.
+
+    `nnx.bridge.to_linen(create_model, ...)` makes the same module, but without the
+    methods: of it `apply(..., nnx_method="score_map")` asks for them.
+    """
+
+    def score_map(self, *args: Any, **options: Any) -> Any:
+        """Does as `ConvNet.score_map`; for `apply(..., method="score_map")`."""
+        return self(*args, nnx_method="score_map", **options)
+
+    def features(self, *args: Any, **options: Any) -> Any:
+        """Does as `ConvNet.features`; for `apply(..., method="features")`."""
+        return self(*args, nnx_method="features", **options)
+
+
+def to_linen(network: str, *, name: str | None = None, **options: Any) -> LinenConvNet:
+    """Returns a network of the papers as a Linen module.
+
+    Its dropout takes the "dropout" key of `apply(..., train=True, rngs=...)`, and its
+    running statistics are the collection "batch_stats".
+
+    Args:
+        network: a key of `vgg_jax.MODELS`.
+        name: of the module inside another one.
+        **options: as `create_model`.
+
+    Raises:
+        ValueError: an unknown network, option or choice, once the module is run.
+    """
+    kwargs: FrozenDict[str, Any] = FrozenDict({"keep_rngs": True, **options})
+    return LinenConvNet(create_model, args=(network,), kwargs=kwargs, name=name)
