@@ -24,7 +24,7 @@ help:  ## list the targets
 train: environment  ## train CONFIG (a small VGG on Fashion-MNIST) in WORKDIR, evaluate it, write a page
 	.venv/bin/python train.py --config $(CONFIG) --workdir $(WORKDIR)
 	.venv/bin/python $(EVALUATE)
-	.venv/bin/python -m vgg_jax.report $(WORKDIR)
+	.venv/bin/python -m vgg_jax.report --workdir $(WORKDIR)
 
 environment:  ## install REQUIREMENTS into .venv; done at once if it holds them
 	@scripts/environment .venv $(REQUIREMENTS)

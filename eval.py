@@ -1,44 +1,51 @@
-"""Evaluate trained networks on the test set (section 3.2 of arXiv:1409.1556).
+"""Evaluates trained networks on the test set (section 3.2 of arXiv:1409.1556).
 
-python eval.py --config configs/NAME.py [--workdir DIR] [--scales 256,384,512]
-    [--protocol center|tencrop|dense|multicrop|combined]
+  python eval.py --config configs/NAME.py [--workdir DIR] [--protocol dense]
 
-Several --workdir fuse their networks; several --protocol are rows of one table. Without
---protocol: the center crop, dense at each scale, dense over all scales. Writes
-DIR/eval.json and pictures; docs/evaluation.md says what else.
+Several --workdir are fused; several --protocol are rows of one table. Without a
+--protocol the rows are the center crop, dense at each scale, and dense over all scales.
+Writes eval.json and pictures into the first workdir; docs/evaluation.md says which.
 """
 
+import argparse
 import sys
-
-from absl import flags
+from collections.abc import Sequence
 
 from vgg_jax import cli, distributed
+from vgg_jax.config import Config
 
 
-def main(values: flags.FlagValues) -> int:
-    """Evaluate what the flags say; 0."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    from vgg_jax.evaluation.protocols import PROTOCOLS
+
+    parser = cli.Parser("python eval.py", __doc__, config=(Config,))
+    parser.add_workdir("folder of a run; several are fused", several=True)
+    parser.add_argument(
+        "--protocol",
+        action="append",
+        default=[],
+        type=cli.one_of(PROTOCOLS),
+        metavar="NAME",
+        help="; ".join(f"{name}: {one.description}" for name, one in PROTOCOLS.items()),
+    )
+    parser.add_scales("of the networks' own configurations by default")
+    return cli.command(run, parser, arguments)
+
+
+def run(values: argparse.Namespace) -> int:
+    """Evaluates; returns 0."""
+    distributed.join()
     from vgg_jax.evaluation.evaluate import run_evaluation
     from vgg_jax.report.artifacts import write_artifacts
 
     evaluation = run_evaluation(
-        values.workdir or [f"runs/{cli.config_name(sys.argv)}"],
-        values.config,
-        values.protocol,
-        cli.scales(values.scales),
+        values.workdir, values.config, values.protocol, values.scales
     )
     if distributed.is_first():
         write_artifacts(evaluation)
-    return 0
+    return cli.DONE
 
 
 if __name__ == "__main__":
-    values = cli.new_flags()
-    flags.DEFINE_multi_string("workdir", [], "folder of a run", flag_values=values)
-    flags.DEFINE_multi_string(
-        "protocol",
-        [],
-        "center, tencrop, dense, multicrop or combined",
-        flag_values=values,
-    )
-    flags.DEFINE_list("scales", [], "short sides Q in pixels", flag_values=values)
-    cli.run(main, values)
+    sys.exit(main())

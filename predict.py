@@ -1,37 +1,52 @@
-"""Say what is in pictures, and where: python predict.py --weights WORKDIR IMAGE...
+"""Names what is in pictures, and draws where (section 3.2 of arXiv:1409.1556).
 
-Prints the five most probable classes of each and writes IMAGE.heat.png, the score map
-of the first over the picture (section 3.2 of arXiv:1409.1556). The posteriors are those
-of dense evaluation at the scales of the run.
+  python predict.py --workdir DIR IMAGE [IMAGE ...]
+
+Prints the most probable classes of each picture, and writes IMAGE.heat.png: the heat
+map of the first class over the picture. The posteriors are those of dense evaluation at
+the scales of the run in the workdir.
 """
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from vgg_jax import cli
 
 
-def main() -> int:
-    """Follow the command line; 0, or 1 when a picture could not be read."""
-    arguments = parser.parse_args()
-    if arguments.top < 1:
-        parser.error(f"expected --top of at least 1, got {arguments.top}")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = cli.Parser("python predict.py", __doc__)
+    parser.add_argument(
+        "images", nargs="+", type=Path, metavar="IMAGE", help="a picture of any size"
+    )
+    parser.add_workdir("folder of the run whose network is used")
+    parser.add_argument(
+        "--output",
+        default=Path(),
+        type=Path,
+        metavar="DIR",
+        help="folder for the heat maps; the current one by default",
+    )
+    parser.add_argument(
+        "--top",
+        default=5,
+        type=cli.positive,
+        metavar="N",
+        help="classes to print for each picture; 5 by default",
+    )
+    return cli.command(run, parser, arguments)
+
+
+def run(values: argparse.Namespace) -> int:
+    """Predicts; returns 0, or 1 where a picture could not be read."""
     from vgg_jax.predict import load_run, predict_files
 
-    classifier = load_run(arguments.weights)
-    unread = predict_files(
-        classifier, arguments.images, arguments.output, top=arguments.top
-    )
-    return int(unread > 0)
+    classifier = load_run(values.workdir)
+    unread = predict_files(classifier, values.images, values.output, top=values.top)
+    return cli.FAILED if unread else cli.DONE
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    parser.add_argument("--weights", required=True, type=Path, help="a run's folder")
-    parser.add_argument("--output", default=".", type=Path, help="for the heat maps")
-    parser.add_argument("--top", default=5, type=int, help="classes to print (5)")
-    parser.add_argument("--traceback", action="store_true", help="of an error")
-    cli.finish(main)
+    sys.exit(main())

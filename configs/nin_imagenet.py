@@ -2,7 +2,7 @@
 
   python train.py --config configs/nin_imagenet.py
 
-Batch 64 and rate 0.01 as its solver; 450K iterations are 22.5 epochs.
+Batch 64 and rate 0.01 are its solver's; 450K iterations are 22.5 epochs. Not run.
 """
 
 from vgg_jax.config import Config, DataConfig, EvaluationConfig, NiNConfig

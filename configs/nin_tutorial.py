@@ -2,8 +2,9 @@
 
   python train.py --config configs/nin_tutorial.py
 
-Made for a GPU or TPU; on two CPU cores an epoch takes hours. The tutorials' settings:
-10 epochs, batch 128, rate 0.05, neither momentum nor an L2 penalty, no augmentation.
+The tutorials' settings: 10 epochs, batch 128, rate 0.05, neither momentum nor an L2
+penalty, no augmentation. Made for a GPU or TPU; on two CPU cores an epoch takes hours.
+Not run.
 """
 
 from vgg_jax.config import (

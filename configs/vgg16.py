@@ -1,15 +1,13 @@
-"""VGG-16, configuration D, on ImageNet at S = 256: section 3.1 of arXiv:1409.1556.
+"""VGG-16, configuration D, on ImageNet at S = 256.
 
-python train.py --config configs/vgg16.py
+  python train.py --config configs/vgg16.py
+
+Not run.
 """
 
-from vgg_jax.config import Config, DataConfig, EvaluationConfig, VGGConfig
+from configs.imagenet import imagenet
+from vgg_jax.config import Config
 
 
 def get_config() -> Config:
-    return Config(
-        model=VGGConfig(name="vgg16"),
-        data=DataConfig(dataset="imagenet2012", color_shift=0.1, num_workers=8),
-        # Q = S, and S - 32, S, S + 32 together.
-        evaluation=EvaluationConfig(scales=(224, 256, 288)),
-    )
+    return imagenet("vgg16")

@@ -1,17 +1,13 @@
-"""VGG-16, configuration C with 1x1 convolutions, at S from [256, 512], from S = 384.
+"""VGG-16 with 1x1 convolutions, configuration C, on ImageNet at S from [256, 512].
 
   python train.py --config configs/vgg16_c_jitter.py
 
-Section 3.1 of arXiv:1409.1556; it states no rate, so that of S = 384 stays.
+Starts from the run of configs/vgg16_c_384.py. Not run.
 """
 
-from configs import vgg16_c_384
+from configs.imagenet import jittered
 from vgg_jax.config import Config
 
 
 def get_config() -> Config:
-    config = vgg16_c_384.get_config()
-    config.init_from = "vgg16_c_384"
-    config.data.scale_min, config.data.scale_max = 256, 512
-    config.evaluation.scales = (256, 384, 512)  # Q = Smin, their mean, Smax
-    return config
+    return jittered("vgg16_c")

@@ -1,6 +1,10 @@
 """Settings that cannot be trained with are refused in a line that names them."""
 
+import copy
+import dataclasses
 import math
+import pickle
+import pkgutil
 from typing import Any
 
 import pytest
@@ -10,6 +14,7 @@ from vgg_jax.config import (
     DataConfig,
     LocalizationConfig,
     NiNConfig,
+    Setting,
     VGGConfig,
     settings,
     validate,
@@ -65,6 +70,46 @@ def test_the_ends_of_a_range(setting: str, inside: float, outside: float) -> Non
     validate(changed(setting, inside))
     with pytest.raises(ValueError, match=setting):
         validate(changed(setting, outside))
+
+
+def test_every_setting_says_what_it_is() -> None:
+    for whole in (config(), changed("localization", LocalizationConfig())):
+        for name, declared, value in settings(whole):
+            assert declared.help and "\n" not in declared.help, name
+            assert not (declared.choices and declared.table), name
+            if declared.choices:
+                assert value in declared.choices, name
+
+
+def test_names_of_a_table_are_its_keys() -> None:
+    tables = {name: one.table for name, one, _ in settings(config()) if one.table}
+    assert tables.keys() >= {"model.name", "data.dataset"}
+    for name, value in (("model.name", "vgg16"), ("data.dataset", "folder")):
+        assert value in pkgutil.resolve_name(tables[name])
+
+
+@pytest.mark.parametrize(
+    ("declared", "expected"),
+    [
+        (Setting(help="x"), ""),
+        (Setting(help="x", low=0, below=2**32), "[0, 4294967296)"),
+        (Setting(help="x", above=0, high=1), "(0, 1]"),
+        (Setting(help="x", below=0.5), "(-inf, 0.5)"),
+    ],
+)
+def test_an_interval_is_written_as_mathematics_does(
+    declared: Setting, expected: str
+) -> None:
+    assert declared.interval == expected
+
+
+def test_an_unknown_keyword_is_answered_with_the_nearest_setting() -> None:
+    with pytest.raises(TypeError, match="VGGConfig has no setting 'nam': did you mean"):
+        VGGConfig(nam="vgg11")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="did you mean 'batch_size'"):
+        dataclasses.replace(config(), batchsize=3)  # type: ignore[call-arg]
+    assert copy.deepcopy(config()) == config()
+    assert pickle.loads(pickle.dumps(config())) == config()
 
 
 @pytest.mark.parametrize("setting", WORDS)

@@ -1,7 +1,9 @@
 """Every configuration loads, builds its network and takes its own training crop."""
 
+import ast
 import dataclasses
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from vgg_jax.models.layers import output_size
 from vgg_jax.training.init_from import layers_taken
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-LADDER = CONFIGS / "curriculum.py"
+CURRICULUM = CONFIGS / "curriculum.py"
 BOXES = CONFIGS / "fashion_mnist_boxes.py"
-FILES = sorted(path for path in CONFIGS.glob("*.py") if path not in (LADDER, BOXES))
+RECIPE = CONFIGS / "imagenet.py"  # what others are made of
+FILES = sorted(set(CONFIGS.glob("*.py")) - {CURRICULUM, BOXES, RECIPE})
 
 
 def load(path: Path) -> Any:
@@ -82,8 +85,8 @@ def test_boxes_start_from_their_classifier() -> None:
     assert "fc8" not in layers_taken(dataclasses.replace(boxes, model=as_many), classes)
 
 
-def test_the_ladder_is_that_of_section_3_1() -> None:
-    runs = load(LADDER).runs
+def test_the_curriculum_is_that_of_section_3_1() -> None:
+    runs = load(CURRICULUM).runs
     deeper = ("vgg13", "vgg16_c", "vgg16", "vgg19")
     expected = {"vgg11": None} | dict.fromkeys(deeper, "vgg11")
     for name in deeper[1:]:
@@ -98,3 +101,22 @@ def test_the_ladder_is_that_of_section_3_1() -> None:
         assert run.optimizer.learning_rate == (
             1e-2 if run.init_from in (None, "vgg11") else 1e-3
         )
+
+
+@pytest.mark.parametrize(
+    "path", [*FILES, CURRICULUM, BOXES], ids=lambda path: path.stem
+)
+def test_a_docstring_says_what_came_of_a_run(path: Path) -> None:
+    note = ast.get_docstring(ast.parse(path.read_text())) or ""
+    result = re.search(r"error .*\d\.\d+ ± \d\.\d+%", note, re.DOTALL)
+    assert result or "Not run" in note
+
+
+def test_each_file_of_the_paper_names_its_own_network_and_start() -> None:
+    for path in FILES:
+        if path.stem.startswith("vgg"):
+            config = load(path)
+            name = re.sub("_(384|jitter)$", "", path.stem)
+            starts = {"384": name, "jitter": f"{name}_384"}
+            assert config.model.name == name
+            assert config.init_from == starts.get(path.stem.rpartition("_")[2])

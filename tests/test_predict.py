@@ -11,9 +11,10 @@ import pytest
 import vgg_jax
 from vgg_jax import predict as module
 from vgg_jax.config import Config, LocalizationConfig
-from vgg_jax.data.transforms import rescale
 from vgg_jax.models import ConvNet
 from vgg_jax.predict import Classifier, load_run, predict, predict_files
+from vgg_jax.report.figures import draw_heat
+from vgg_jax.report.heat import heat_map
 from vgg_jax.training.workdir import write_class_names
 
 NAMES = tuple("abcdefg")
@@ -53,11 +54,18 @@ def test_the_first_classes_and_their_map(
     order = np.argsort(-expected)[:3]
     assert found.classes == tuple(NAMES[i] for i in order)
     np.testing.assert_allclose(found.posteriors, expected[order], rtol=1e-5)
+    # The heat map is of the whole picture at the scale of training.
     assert min(found.heat.scores.shape) >= 7
-    assert found.heat.image.shape == (128, 179, 3)
-    pixels = (found.heat.image[None] - np.array(classifier.mean)) / classifier.std
-    scores = classifier.model.score_map(pixels.astype(np.float32))[0, ..., order[0]]
-    np.testing.assert_allclose(found.heat.scores, scores, atol=1e-4)
+    assert found.heat.image.shape == (32, 45, 3)
+    heat = heat_map(
+        classifier.model,
+        picture,
+        int(order[0]),
+        classifier.crop,
+        classifier.mean,
+        classifier.std,
+    )
+    np.testing.assert_array_equal(found.heat.scores, heat.scores)
     assert len(predict(classifier, picture, top=99).classes) == len(NAMES)
 
 
@@ -83,9 +91,16 @@ def test_files(
     assert output.out.count(line) == 2
     maps = sorted(path.name for path in (tmp_path / "maps").iterdir())
     assert maps == ["b_one.png.heat.png", f"{tmp_path.name}_one.png.heat.png"]
-    drawn = cv2.imread(str(tmp_path / "maps" / maps[0]))[..., ::-1]
-    assert drawn.shape == (224, 313, 3)  # a map of 128x179, large enough to look at
-    np.testing.assert_array_equal(drawn, rescale(module.overlay(expected.heat), 224))
+    drawn = cv2.imread(str(tmp_path / "maps" / maps[0]))
+    draw_heat(
+        expected.heat,
+        classifier.crop,
+        expected.classes[0],
+        expected.posteriors[0],
+        tmp_path / "expected.png",
+    )
+    assert min(drawn.shape[:2]) >= 224  # a map of 32x45, large enough to look at
+    np.testing.assert_array_equal(drawn, cv2.imread(str(tmp_path / "expected.png")))
 
 
 def test_a_run(

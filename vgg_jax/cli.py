@@ -1,237 +1,286 @@
-"""What the scripts share: flags, the configuration file, errors without a traceback."""
+"""One way to be a command: its flags, what an error looks like, its exit code.
 
-import dataclasses
+Exit codes of every script and `python -m` command:
+
+    0            done
+    1            an error of the data, the files or the machine, or of settings that do
+                 not fit them; one line on stderr says what to do
+    2            a command line that cannot be followed
+    128 + N      stopped by signal N: 130 by Ctrl-C
+"""
+
+import argparse
+import difflib
 import itertools
 import logging
-import operator
-import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
-from absl import flags
-from ml_collections import config_flags
 
-from vgg_jax import config as config_fields
-from vgg_jax import distributed
+from vgg_jax import config_file, distributed
 from vgg_jax.compilation import prepare_jax
-from vgg_jax.config import Config, Curriculum
+from vgg_jax.config import Config, settings
+from vgg_jax.config_file import UsageError
 from vgg_jax.console import did_you_mean
+from vgg_jax.files import explain_os_error
+
+DONE, FAILED, USAGE = 0, 1, 2
+STOPPED = 128  # and the signal's number
 
 MAX_SCALE = 10_000  # pixels: a larger one, such as 256384, is a slip of the pen
 
-
-class UsageError(ValueError):
-    """A command line that cannot be followed."""
-
-
-def new_flags() -> flags.FlagValues:
-    """`--config FILE`, `--config.FIELD=VALUE`, `--traceback`; a script adds its own."""
-    values = flags.FlagValues()
-    # No argument is an override to it: `parse` applies them, to every run of a ladder.
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=[])
-    flags.DEFINE_bool(
-        "traceback", False, "show where an error came from", flag_values=values
-    )
-    return values
+LOST_HOST = (
+    "lost another host, whose own output says why; the same command on all of them "
+    "goes on from the last checkpoint"
+)
 
 
-def run(
-    main: Callable[[flags.FlagValues], int],
-    values: flags.FlagValues,
-    *,
-    accepts: tuple[type, ...] = (Config,),
-) -> None:
-    """Parse the command line, call `main`, exit with its code; 2 for a usage error."""
-    flags.FLAGS.mark_as_parsed()  # Grain's worker processes look at it
+class Parser(argparse.ArgumentParser):
+    """The flags of one command; a mistake is answered with what was probably meant.
 
-    def work() -> int:
-        parse(sys.argv, values, accepts=accepts)
-        distributed.join()
-        return main(values)
+    Args:
+        command: what the user types, such as "python train.py".
+        description: the docstring of the command's module.
+        config: classes of configuration that the command takes. With some it has the
+            flags --config FILE and, for each setting, --config.NAME=VALUE.
+    """
 
-    finish(work)
+    def __init__(
+        self, command: str, description: str | None, *, config: tuple[type, ...] = ()
+    ):
+        super().__init__(
+            prog=command,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.kinds = config
+        self.several_workdirs = False
+        self.add_argument(
+            "--traceback", action="store_true", help="show where an error came from"
+        )
+        if config:
+            self.add_argument(
+                "--config",
+                metavar="FILE",
+                type=Path,
+                help="a configuration, such as configs/vgg16.py; with --help also its "
+                "settings",
+            )
+
+    def add_workdir(self, help: str, *, several: bool = False) -> None:
+        """Adds --workdir, whose value is a path, or a list of paths with `several`.
+
+        Where the command takes a configuration, the default is runs/NAME.
+        """
+        self.several_workdirs = several
+        self.add_argument(
+            "--workdir",
+            type=Path,
+            required=not self.kinds,
+            action="append" if several else "store",
+            metavar="DIR",
+            help=help + ("; runs/NAME by default" if self.kinds else ""),
+        )
+
+    def add_scales(self, default: str) -> None:
+        """Adds --scales, short sides Q; () without it, which stands for `default`."""
+        self.add_argument(
+            "--scales",
+            type=scales,
+            default=(),
+            metavar="Q,Q",
+            help=f"short sides of the images in pixels, such as 256,384,512; {default}",
+        )
+
+    def read(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+        """Parses the arguments, by default those of the process.
+
+        The result has `config` where the command takes one, with the settings of the
+        command line, and the attributes of the other flags.
+
+        Raises:
+            UsageError: a command line that cannot be followed.
+            SystemExit: after --help was printed.
+        """
+        arguments = list(sys.argv[1:] if arguments is None else arguments)
+        wants_help = not {"-h", "--help"}.isdisjoint(arguments)
+        path = _config_path(arguments) if self.kinds else None
+        config = None
+        if path is not None:
+            config = config_file.load(path, self.kinds)
+            usage = self.format_usage().removeprefix("usage: ").strip()
+            self.usage = usage.replace("%", "%%") + " [--config.NAME=VALUE ...]"
+            config_file.add_flags(self, config, with_tables=wants_help)
+        elif self.kinds and not wants_help:
+            nearest = config_file.nearest_file(None)
+            raise UsageError(f"say which configuration: --config FILE; {nearest}")
+        self._refuse_unknown_flags(arguments)
+        values, rest = self.parse_known_args(arguments)
+        if rest:
+            hint = "; settings are --config.NAME=VALUE" if self.kinds else ""
+            raise UsageError(f"unexpected argument {rest[0]!r}{hint}")
+        if path is not None and config is not None:
+            config_file.override(config, vars(values))
+            values.config = config
+            if getattr(values, "workdir", "") is None:
+                run = Path("runs", path.stem)
+                values.workdir = [run] if self.several_workdirs else run
+        return values
+
+    def error(self, message: str) -> NoReturn:
+        """Raises what argparse found wrong; argparse would print the usage and exit."""
+        raise UsageError(f"{message}; --help says more")
+
+    def paths(self, values: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+        """Gives each argument and setting that is a path, with the flag's name."""
+        for action in self._actions:
+            value = getattr(values, action.dest, None)
+            for path in value if isinstance(value, list) else [value]:
+                if isinstance(path, Path):
+                    yield (*action.option_strings, action.dest)[0], path
+        config = getattr(values, "config", None)
+        for name, _, value in settings(config) if isinstance(config, Config) else ():
+            if name.endswith("_dir"):
+                yield f"--config.{name}", Path(value)
+
+    def _refuse_unknown_flags(self, arguments: Sequence[str]) -> None:
+        """Answers the first flag that is none with those that may be meant.
+
+        `--batch_size`, `--config.bacth_size` and `--config.model.batch_size` are all
+        answered with `--config.batch_size`.
+        """
+        flags = [name for name in self._option_string_actions if name[:2] == "--"]
+        words: dict[str, list[str]] = {}  # what may be typed for a flag, shortest first
+        for flag in sorted(flags, key=len):
+            word = flag.removeprefix("--").removeprefix("config.")
+            for typed in {word, word.rpartition(".")[2]}:
+                words.setdefault(typed, []).append(flag)
+        for argument in itertools.takewhile("--".__ne__, arguments):
+            name = argument.partition("=")[0]
+            if name[:2] != "--" or name in flags:
+                continue
+            word = name[2:].lower()
+            word = word.removeprefix("noconfig.").removeprefix("config.")
+            near = words.get(word) or words.get(word.rpartition(".")[2])
+            if near is None:
+                similar = difflib.get_close_matches(word, words, cutoff=0.7)
+                near = list(itertools.chain(*(words[typed] for typed in similar)))
+            meant = " or ".join(map(repr, dict.fromkeys(near)))
+            raise UsageError(
+                f"{self.prog} has no flag {name!r}: "
+                + (f"did you mean {meant}?" if meant else "--help lists its flags")
+            )
 
 
-def finish(work: Callable[[], int]) -> None:
-    """Call `work`, exit with its code; an error that a user can mend is one line."""
-    prepare_jax()
-    if "--traceback" not in sys.argv:
-        logging.getLogger("absl").addFilter(_says_it_in_a_line)
+def _config_path(arguments: Sequence[str]) -> Path | None:
+    """The file that --config names: it is read first, for its settings are flags."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", nargs="?", type=Path)
+    return first.parse_known_args(arguments)[0].config
+
+
+def scales(text: str) -> tuple[int, ...]:
+    """Short sides Q as a flag gives them, such as 256,384,512.
+
+    Raises:
+        argparse.ArgumentTypeError: not whole numbers from 1 to `MAX_SCALE`.
+    """
+    parts = text.split(",")
+    if not all(part.isdecimal() and 1 <= int(part) <= MAX_SCALE for part in parts):
+        raise argparse.ArgumentTypeError(
+            "expected short sides in pixels such as 256,384,512, each up to "
+            f"{MAX_SCALE:,}, got {text!r}"
+        )
+    return tuple(map(int, parts))
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1.
+
+    Raises:
+        argparse.ArgumentTypeError: other text.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number of at least 1, got {text!r}"
+        )
+    return int(text)
+
+
+def one_of(names: Iterable[str]) -> Callable[[str], str]:
+    """A reader of a flag whose values are names; it answers others with the nearest."""
+
+    def read(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(
+                f"unknown name {text!r}: {did_you_mean(text, names)}"
+            )
+        return text
+
+    return read
+
+
+def comma_separated(read: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """A reader of a flag with several values, such as "0.5,1,2"."""
+
+    def read_all(text: str) -> tuple[Any, ...]:
+        try:
+            return tuple(map(read, text.split(",")))
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"expected {read.__name__}s with commas between them, got {text!r}"
+            ) from None
+
+    return read_all
+
+
+def command(
+    main: Callable[[argparse.Namespace], int],
+    parser: Parser,
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Reads the command line, calls `main`, and prints an error as one line.
+
+    Args:
+        main: does the work; its result is an exit code.
+        parser: reads the command line.
+        arguments: by default those of the process.
+
+    Returns:
+        The exit code, as this module's docstring says.
+    """
+    values = argparse.Namespace(traceback=False)
     try:
-        code = work()
-    except (UsageError, flags.Error) as error:
-        code = _complain(error, 2)
+        values = parser.read(arguments)
+        prepare_jax()
+        if not values.traceback:
+            logging.getLogger("absl").addFilter(_is_no_orbax_traceback)
+        return main(values)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
-        if "--traceback" in sys.argv:
+        if values.traceback:
             traceback.print_exc()
-        code = _complain(error, 1)
+        message = str(error)
+        if isinstance(error, OSError):
+            message = explain_os_error(error, [*parser.paths(values)])
+        if distributed.several() and isinstance(error, jax.errors.JaxRuntimeError):
+            message = f"{LOST_HOST}\nerror: {message}"
+        where = f"host {jax.process_index()}: " if distributed.several() else ""
+        print(f"{where}error: {message}", file=sys.stderr, flush=True)
+        code = USAGE if isinstance(error, UsageError) else FAILED
         distributed.abandon(code)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr, flush=True)
-        code = 128 + signal.SIGINT
+        code = STOPPED + signal.SIGINT
         distributed.abandon(code)
-    sys.exit(code)
-
-
-def parse(
-    argv: list[str],
-    values: flags.FlagValues,
-    *,
-    accepts: tuple[type, ...] = (Config,),
-) -> None:
-    """Read the flags; `values.config` is then one of `accepts`, overrides applied.
-
-    Raises:
-        UsageError: no such configuration, field or file; the message names the nearest.
-        ValueError: a setting of another type than its field's.
-    """
-    path = _config_path(argv)
-    if path is None:
-        raise UsageError(f"say which configuration: --config FILE; {_existing(path)}")
-    if not path.is_file():
-        raise UsageError(f"no configuration file {path}; {_existing(path)}")
-    values.set_gnu_getopt()  # overrides may stand between other flags
-    try:
-        overrides = values(argv, known_only=True)[1:]
-    except Exception as error:
-        # A wrong flag; else whatever the file raises, which ml_collections may wrap.
-        if isinstance(error, flags.Error) and "parsing config file" not in str(error):
-            raise
-        raise UsageError(f"cannot use {path}: {_explain(error)}") from error
-    config: Any = values.config
-    if not isinstance(config, accepts):
-        raise UsageError(
-            f"expected get_config() in {path} to return a vgg_jax.config."
-            f"{' or '.join(a.__name__ for a in accepts)}, got {type(config).__name__}"
-        )
-    if isinstance(config, Config):
-        values["config"].value = _override(config, overrides)
-    elif isinstance(config, Curriculum):
-        changed = {name: _override(r, overrides) for name, r in config.runs.items()}
-        for field in _overridden(overrides):
-            _check_common(field, config)
-        config.runs = changed
-
-
-def _explain(error: BaseException) -> str:
-    """What a configuration file raised, with the nearest names of an unknown field."""
-    while error.__context__ is not None:
-        error = error.__context__
-    text = f"{type(error).__name__}: {error}"
-    match = re.match(
-        r"(\w+)\.__init__\(\) got an unexpected keyword.*'(\w+)'", str(error)
-    )
-    if match and dataclasses.is_dataclass(
-        kind := getattr(config_fields, match[1], None)
-    ):
-        text += (
-            f": {did_you_mean(match[2], [f.name for f in dataclasses.fields(kind)])}"
-        )
-    return text
-
-
-def _override(config: Config, overrides: list[str]) -> Config:
-    """The configuration with `--config.FIELD=VALUE`s applied."""
-    config_fields.validate_types(config)
-    known = sorted(_fields(config))
-    for field in _overridden(overrides):
-        if field not in known:
-            raise UsageError(
-                f"no setting {field!r} in a configuration of {config.model.name}: "
-                f"{did_you_mean(field, known)}"
-            )
-    fields = flags.FlagValues()
-    config_flags.DEFINE_config_dataclass(
-        "config", config, flag_values=fields, sys_argv=overrides
-    )
-    rest = fields(["", *overrides])
-    if len(rest) > 1:
-        raise UsageError(f"unexpected argument {rest[1]!r}; settings are --config.X=Y")
-    config_fields.validate_types(fields.config)  # ml_collections puts text into tuples
-    return fields.config
-
-
-def _overridden(overrides: list[str]) -> list[str]:
-    """The fields that arguments such as --config.a.b=1 or --noconfig.c change."""
-    found = (re.match(r"--?(?:no)?config\.([^=]*)", text) for text in overrides)
-    return [match[1] for match in found if match]
-
-
-def _check_common(field: str, curriculum: Curriculum) -> None:
-    """That the runs agree on a setting, so that one value can stand for all."""
-    values = {
-        name: operator.attrgetter(field)(run) for name, run in curriculum.runs.items()
-    }
-    if len(set(map(repr, values.values()))) > 1:
-        listed = ", ".join(f"{value!r} in {name}" for name, value in values.items())
-        raise UsageError(
-            f"--config.{field} would give every run the same, and they differ: "
-            f"{listed}; change it in the configuration files"
-        )
-
-
-def _says_it_in_a_line(record: logging.LogRecord) -> bool:
-    """Orbax logs a traceback of the error that it raises afterwards."""
-    return not (record.exc_info and "orbax" in record.pathname)
-
-
-def scales(texts: list[str]) -> tuple[int, ...]:
-    """Short sides Q as the command line gives them, such as 256,384,512.
-
-    Raises:
-        UsageError: not whole numbers from 1 to `MAX_SCALE`.
-    """
-    if not all(text.isdecimal() and 1 <= int(text) <= MAX_SCALE for text in texts):
-        raise UsageError(
-            "expected --scales 256,384,512, short sides in pixels up to "
-            f"{MAX_SCALE:,}, got {','.join(texts)!r}"
-        )
-    return tuple(map(int, texts))
-
-
-def config_name(argv: list[str]) -> str:
-    """The configuration file's name, which names the default workdir."""
-    path = _config_path(argv)
-    assert path is not None
-    return path.stem
-
-
-def _config_path(argv: list[str]) -> Path | None:
-    path = None
-    for argument, following in itertools.pairwise([*argv, ""][1:]):
-        name, equals, value = argument.partition("=")
-        if name in ("--config", "-config"):
-            path = Path(value if equals else following)
-    return path
-
-
-def _existing(path: Path | None) -> str:
-    here = sorted(map(str, Path("configs").glob("*.py")))
-    return did_you_mean(str(path), here) if here else "write one as configs/ shows"
-
-
-def _fields(config: Any, prefix: str = "") -> Iterator[str]:
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from _fields(value, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name
-
-
-def _complain(error: Exception, code: int) -> int:
-    where = ""
-    if distributed.several():
-        where = f"host {jax.process_index()}: "
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            where += (
-                "lost another host, whose own output says why; the same command on all "
-                "of them goes on from the last checkpoint\n"
-            )
-    print(f"{where}error: {error}", file=sys.stderr, flush=True)
     return code
+
+
+def _is_no_orbax_traceback(record: logging.LogRecord) -> bool:
+    """Whether a log record is shown; Orbax logs tracebacks of errors that it raises."""
+    return not (record.exc_info and "orbax" in record.pathname)

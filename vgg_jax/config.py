@@ -11,7 +11,7 @@ import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 from vgg_jax.console import did_you_mean
 
@@ -31,7 +31,9 @@ class Setting:
     Args:
         help: one line that says what it is, with its unit.
         resumable: a run that goes on may change it, for its steps stay as they were.
-        choices: the values of a string setting; () for any.
+        choices: the values of a string setting; () for any, or those of `table`.
+        table: "module:NAME" of the mapping whose keys are the values, which its own
+            room reads and refuses unknown ones.
         low, above: a number is at least `low`, or above `above`.
         high, below: a number is at most `high`, or below `below`.
     """
@@ -39,6 +41,7 @@ class Setting:
     help: str
     resumable: bool = False
     choices: tuple[str, ...] = ()
+    table: str = ""
     low: float | None = None
     above: float | None = None
     high: float | None = None
@@ -49,12 +52,12 @@ class Setting:
         """The range of a number, such as "[0, 1)"; "" where any number will do."""
         if {self.low, self.above, self.high, self.below} == {None}:
             return ""
-        begin = f"[{self.low:g}" if self.low is not None else "("
+        begin = f"[{self.low}" if self.low is not None else "("
         if self.low is None:
-            begin += "-inf" if self.above is None else f"{self.above:g}"
-        end = f"{self.high:g}]" if self.high is not None else ")"
+            begin += "-inf" if self.above is None else f"{self.above}"
+        end = f"{self.high}]" if self.high is not None else ")"
         if self.high is None:
-            end = ("inf" if self.below is None else f"{self.below:g}") + end
+            end = ("inf" if self.below is None else f"{self.below}") + end
         return f"{begin}, {end}"
 
     def allows(self, number: float) -> bool:
@@ -84,11 +87,28 @@ def section(kind: type, help: str) -> Any:
     return dataclasses.field(default_factory=kind, metadata=metadata)
 
 
+class Section:
+    """Base of the settings dataclasses; answers a keyword that is no setting."""
+
+    def __new__(cls, *args: Any, **values: Any) -> Self:
+        """Makes an object for `__init__`.
+
+        Raises:
+            TypeError: an unknown setting; the message has the nearest names.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        for name in values.keys() - known:
+            raise TypeError(
+                f"{cls.__name__} has no setting {name!r}: {did_you_mean(name, known)}"
+            )
+        return super().__new__(cls)
+
+
 @dataclasses.dataclass(kw_only=True)
-class VGGConfig:
+class VGGConfig(Section):
     """Keywords of `vgg_jax.create_model` for the VGG networks (Table 1)."""
 
-    name: str = setting(..., "the network, a key of vgg_jax.MODELS")
+    name: str = setting(..., "the network", table="vgg_jax.models:MODELS")
     num_classes: int | None = setting(
         1000, "outputs of the network; None takes the number from the data", low=1
     )
@@ -110,10 +130,10 @@ class VGGConfig:
 
 
 @dataclasses.dataclass(kw_only=True)
-class NiNConfig:
+class NiNConfig(Section):
     """Keywords of `vgg_jax.create_model` for Network in Network (arXiv:1312.4400)."""
 
-    name: str = setting(..., "the network, a key of vgg_jax.MODELS")
+    name: str = setting(..., "the network", table="vgg_jax.models:MODELS")
     num_classes: int | None = setting(
         1000, "outputs of the network; None takes the number from the data", low=1
     )
@@ -131,10 +151,10 @@ class NiNConfig:
 
 
 @dataclasses.dataclass(kw_only=True)
-class DataConfig:
+class DataConfig(Section):
     """Which images, and how a training crop is taken from them."""
 
-    dataset: str = setting(..., "the data set, a key of vgg_jax.data.sources.SOURCES")
+    dataset: str = setting(..., "the data set", table="vgg_jax.data.sources:DATASETS")
     data_dir: str = setting(
         "~/.cache/vgg_jax",
         "where it is prepared; for folder, the pictures",
@@ -190,7 +210,7 @@ class DataConfig:
 
 
 @dataclasses.dataclass(kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(Section):
     """The optimizer and the schedule of its learning rate.
 
     Section 3.1 uses SGD with momentum, whose rate falls when validation accuracy stops
@@ -198,7 +218,7 @@ class OptimizerConfig:
     """
 
     name: str = setting(
-        "sgd", "the optimizer, a key of vgg_jax.training.optimizer.OPTIMIZERS"
+        "sgd", "the optimizer", table="vgg_jax.training.optimizer:OPTIMIZERS"
     )
     learning_rate: float = setting(
         1e-2, "the rate that the schedule begins with, after any warm-up", above=0
@@ -221,7 +241,7 @@ class OptimizerConfig:
     )
     epsilon: float = setting(1e-8, "of adamw: added to the root of that mean", above=0)
     schedule: str = setting(
-        "plateau", "of the rate, a key of vgg_jax.training.schedule.SCHEDULES"
+        "plateau", "of the rate", table="vgg_jax.training.schedule:SCHEDULES"
     )
     warmup_epochs: float = setting(
         0.0, "epochs in which the rate rises linearly to the schedule's own", low=0
@@ -255,7 +275,7 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(kw_only=True)
-class EvaluationConfig:
+class EvaluationConfig(Section):
     """Section 3.2: the scales Q and the order of soft-max and spatial average."""
 
     center_scale: int = setting(
@@ -279,7 +299,7 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(kw_only=True)
-class LocalizationConfig:
+class LocalizationConfig(Section):
     """Appendix A: the network says where the object is, not what it is."""
 
     regression: str = setting(
@@ -296,7 +316,7 @@ class LocalizationConfig:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Config:
+class Config(Section):
     """One run: a network, its data, its training and its evaluation."""
 
     model: VGGConfig | NiNConfig = setting(..., "the network")

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and read without running code."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+PARTIAL = ".partial"  # the end of the name of a file that is being written
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -20,7 +23,7 @@ def replacing(path: Path) -> Iterator[Path]:
     A reader sees the old file or the whole new one. An error in the block leaves the
     old one.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     yield partial
     os.replace(partial, path)
 
@@ -71,10 +74,15 @@ def load_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         *(AttributeError, EOFError, IndexError, KeyError, OSError),
         *(RuntimeError, TypeError, ValueError, zipfile.BadZipFile, zlib.error),
     ) as error:
-        raise ValueError(
-            f"{path} is damaged or of another version ({type(error).__name__}: "
-            f"{error}); delete it and run eval.py, which writes it anew"
-        ) from error
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> ValueError:
+    """The error to raise for an unreadable file that eval.py writes."""
+    return ValueError(
+        f"{path} is damaged or of another version ({type(error).__name__}: {error}); "
+        "delete it and run eval.py, which writes it anew"
+    )
 
 
 @contextlib.contextmanager
@@ -90,3 +98,43 @@ def lock(path: Path, report: Callable[[str], None]) -> Iterator[None]:
             report("waiting for another process that prepares it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+# What helps against an operating system's error.
+REMEDIES = {
+    errno.EACCES: "give one that you may read and write",
+    errno.EPERM: "give one that you may read and write",
+    errno.EROFS: "give one on a disk that can be written to",
+    errno.EEXIST: "that is a file; give a folder",
+    errno.ENOTDIR: "that is a file; give a folder",
+    errno.EISDIR: "that is a folder; give a file",
+    errno.ENOENT: "give one that exists, or make its folder first",
+    errno.ENOSPC: "free some space, or give one on another disk",
+    errno.EDQUOT: "free some space, or give one on another disk",
+}
+
+
+def explain_os_error(error: OSError, paths: Sequence[tuple[str, Path]]) -> str:
+    """Says what an operating system refused, which flag gave the path, and a remedy.
+
+    Args:
+        error: of the system, or of this library, which says all that is to be said.
+        paths: that the user gave, each with the name of its flag.
+    """
+    if error.errno is None:
+        return str(error)
+    message, flags = str(error.strerror), [flag for flag, _ in paths]
+    if error.filename:
+        name = os.fsdecode(error.filename).removesuffix(PARTIAL)
+        message = f"{name}: {message}"
+        place = Path(os.path.abspath(name))
+        flags = [flag for flag, path in paths if _is_on_the_way(path, place)]
+    if error.errno in REMEDIES and flags:
+        message += f"; {' or '.join(dict.fromkeys(flags))}: {REMEDIES[error.errno]}"
+    return message
+
+
+def _is_on_the_way(path: Path, place: Path) -> bool:
+    """Whether one of two paths is the other or a folder above it."""
+    path = Path(os.path.abspath(path.expanduser()))
+    return path in (place, *place.parents) or place in path.parents

@@ -5,20 +5,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from vgg_jax.console import short_names
 from vgg_jax.data.sources import open_source
-from vgg_jax.data.transforms import CorruptImage, decode, rescale
-from vgg_jax.files import replacing
+from vgg_jax.data.transforms import CorruptImage, decode
 from vgg_jax.inference.dense import dense_posteriors
 from vgg_jax.models import ConvNet
-from vgg_jax.report.heat import ScoreMap, map_side, overlay, score_map
+from vgg_jax.report.figures import draw_heat
+from vgg_jax.report.heat import ScoreMap, heat_map
 from vgg_jax.training.checkpoint import check_classifies, restore_model
 from vgg_jax.training.workdir import read_class_names
-
-SHOWN = 224  # pixels; a heat map's file has at least such a short side
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +48,7 @@ class Prediction:
     Args:
         classes: their names.
         posteriors: of each.
-        heat: the score map of the first.
+        heat: the heat map of the first.
     """
 
     classes: tuple[str, ...]
@@ -94,7 +91,7 @@ def load_run(workdir: Path | str) -> Classifier:
 def predict(classifier: Classifier, image: np.ndarray, *, top: int = 5) -> Prediction:
     """Dense evaluation of one picture of any size (section 3.2): uint8 [H, W, C].
 
-    The heat map is of the whole picture, enlarged until it has enough cells to look at.
+    The heat map is of the whole picture, near the scale of training.
 
     Raises:
         ValueError: another kind of array, or a scale too small for the network.
@@ -111,18 +108,23 @@ def predict(classifier: Classifier, image: np.ndarray, *, top: int = 5) -> Predi
         )
     )
     best = np.argsort(-found, kind="stable")[:top]
-    enlarged = rescale(image, map_side(of.model.layers, of.crop))
     return Prediction(
         classes=tuple(of.class_names[label] for label in best),
         posteriors=tuple(found[best].tolist()),
-        heat=score_map(of.model, enlarged, int(best[0]), of.mean, of.std),
+        heat=heat_map(of.model, image, int(best[0]), of.crop, of.mean, of.std),
     )
 
 
 def predict_files(
     classifier: Classifier, files: Sequence[Path], output: Path, *, top: int = 5
 ) -> int:
-    """Print the classes of each picture, write its heat map into the folder `output`.
+    """Prints the classes of each picture and draws its heat map into a folder.
+
+    Args:
+        classifier: the network.
+        files: the pictures.
+        output: the folder; it is made where it is missing.
+        top: how many classes to print.
 
     Returns:
         How many could not be read; each is named on stderr.
@@ -137,16 +139,12 @@ def predict_files(
             print(f"error: {error}", file=sys.stderr)
             unread += 1
             continue
-        found = predict(classifier, image, top=top)
-        drawn = overlay(found.heat)
-        if min(drawn.shape[:2]) < SHOWN:
-            drawn = rescale(drawn, SHOWN)
+        prediction = predict(classifier, image, top=top)
+        classes = list(zip(prediction.classes, prediction.posteriors, strict=True))
         picture = output / f"{name.replace('/', '_')}.heat.png"
-        with replacing(picture) as partial:
-            png = cv2.imencode(".png", drawn[..., ::-1])[1]
-            partial.write_bytes(png.tobytes())
+        draw_heat(prediction.heat, classifier.crop, *classes[0], picture)
         print(name)
-        for class_name, posterior in zip(found.classes, found.posteriors, strict=True):
+        for class_name, posterior in classes:
             print(f"  {posterior:7.2%}  {class_name}")
-        print(f"  where it sees {found.classes[0]}: {picture}", flush=True)
+        print(f"  where it sees {classes[0][0]}: {picture}", flush=True)
     return unread

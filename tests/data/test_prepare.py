@@ -1,12 +1,10 @@
-import pytest
-
-from vgg_jax.data import fashion_mnist, prepare
+from vgg_jax.data import fashion_mnist
+from vgg_jax.data.prepare import __main__ as prepare
 
 
 def run(capsys, *arguments: str) -> tuple[int, str]:
-    with pytest.raises(SystemExit) as caught:
-        prepare.main(arguments)
-    return caught.value.code, capsys.readouterr().err
+    code = prepare.main(arguments)
+    return code, capsys.readouterr().err
 
 
 def test_fashion_mnist_from_a_folder_without_the_files(tmp_path, capsys):

@@ -176,7 +176,7 @@ def test_several_networks_are_fused(workdirs: list[Path], config: Config) -> Non
     assert not np.array_equal(matrix, confusion_matrix(alone[0]))
     assert not np.array_equal(matrix, confusion_matrix(alone[1]))
     gallery = load_gallery(workdirs[0] / "examples.npz")
-    assert gallery.title == "one + two: center at Q = 40; score maps of one"
+    assert gallery.title == "one + two: center at Q = 40; heat maps of one"
     right, wrong = choose_examples(both, 24)
     assert gallery.examples == tuple(right + wrong)
     assert np.abs(alone[0].posteriors - alone[1].posteriors).max() > 0.1

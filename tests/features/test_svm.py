@@ -54,7 +54,7 @@ def pictures(tmp_path_factory) -> Path:
 
 
 def command(workdir: Path, pictures: Path, *more: str) -> list[str]:
-    return [f"--weights={workdir}", f"--data_dir={pictures}", *more]
+    return [f"--workdir={workdir}", f"--data_dir={pictures}", *more]
 
 
 def test_a_report_of_a_folder(tmp_path, network, pictures, capsys, monkeypatch):
@@ -78,13 +78,13 @@ def test_a_report_of_a_folder(tmp_path, network, pictures, capsys, monkeypatch):
 
     # Nothing is computed again, but for a picture that is new.
     asked = []
-    compute = collection._compute
+    run_pass = collection.over_source
 
-    def watched(model, source, config, index, scale, layer):
-        asked.extend(source[int(i)]["name"] for i in index)
-        return compute(model, source, config, index, scale, layer)
+    def watched(network, head, source, *arguments, **options):
+        asked.extend(source[i]["name"] for i in range(len(source)))
+        return run_pass(network, head, source, *arguments, **options)
 
-    monkeypatch.setattr(collection, "_compute", watched)
+    monkeypatch.setattr(collection, "over_source", watched)
     assert svm.main(command(tmp_path, pictures, fraction)) == 0
     assert [Path(name).name for name in asked] == ["00.png"]  # the torn one, again
     again = json.loads((tmp_path / "svm.json").read_text())
@@ -116,18 +116,23 @@ def test_other_weights_are_other_descriptors(tmp_path, network, pictures):
 
 
 @pytest.mark.parametrize(
-    ("more", "match"),
+    ("more", "code", "match"),
     [
         (
             ["--layer=relu9"],
+            1,
             "no layer 'relu9'; the last one before its classes is 'relu7'",
         ),
-        (["--scales=a"], "expected --scales 256,384,512"),
-        (["--data_dir=/nowhere"], "no folder /nowhere"),
+        (
+            ["--scales=a"],
+            2,
+            "--scales: expected short sides in pixels such as 256,384,512",
+        ),
+        (["--data_dir=/nowhere"], 1, "no folder /nowhere"),
     ],
 )
-def test_errors_are_a_line(network, pictures, capsys, more, match):
-    assert svm.main(command(network, pictures, *more)) == 1
+def test_errors_are_a_line(network, pictures, capsys, more, code, match):
+    assert svm.main(command(network, pictures, *more)) == code
     assert match in capsys.readouterr().err
 
 

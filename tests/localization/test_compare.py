@@ -68,13 +68,19 @@ def few(monkeypatch):
     )
 
 
+def command(*workdirs: str) -> list[str]:
+    """The arguments for networks of boxes and, last, a classifier."""
+    *boxes, classes = workdirs
+    return [*(f"--workdir={b}" for b in boxes), f"--classifier_workdir={classes}"]
+
+
 def test_scr_and_pcr_together(tmp_path, few, capsys):
     save_run(tmp_path / "classes", CLASSES)
     for regression in ("scr", "pcr"):
         save_run(tmp_path / regression / "boxes", boxes(regression))
     # Runs of one name are told apart.
     paths = [str(tmp_path / name) for name in ("scr/boxes", "pcr/boxes", "classes")]
-    assert main([*paths[:2], "--classifier", paths[2]]) == 0
+    assert main(command(*paths)) == 0
     printed = capsys.readouterr().out
     assert "12 images; dense at short sides 64, 96" in printed
     errors = json.loads((tmp_path / "scr/boxes/localization.json").read_text())[
@@ -108,7 +114,7 @@ def test_one_class_and_five(tmp_path, few, monkeypatch, place, top_1, top_5):
             weights=np.ones(12),
         )
 
-    monkeypatch.setattr(evaluate, "dense", right_boxes)
+    monkeypatch.setattr(evaluate, "dense_boxes", right_boxes)
     save_run(tmp_path / "classes", CLASSES)
     save_run(tmp_path / "boxes", boxes("scr"))
     errors = run.run_localization([tmp_path / "boxes"], tmp_path / "classes")
@@ -139,5 +145,5 @@ def test_networks_that_do_not_fit(tmp_path: Path, where, what, match):
 
 
 def test_no_run(tmp_path: Path, capsys):
-    assert main([str(tmp_path / "no"), "--classifier", str(tmp_path)]) == 1
+    assert main(command(str(tmp_path / "no"), str(tmp_path))) == 1
     assert "no run in" in capsys.readouterr().err

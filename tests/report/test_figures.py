@@ -1,5 +1,7 @@
 """The curves and the sheet of predictions."""
 
+import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -16,10 +18,13 @@ from vgg_jax.models import ConvNet
 from vgg_jax.report.figures import (
     curves,
     draw_curves,
+    draw_heat,
     draw_predictions,
+    heat_figure,
     read_metrics,
 )
 from vgg_jax.report.gallery import choose_examples, make_gallery
+from vgg_jax.report.heat import ScoreMap, enlarge, explain, overlay
 
 LINES = [
     {
@@ -71,6 +76,31 @@ def test_curves_of_boxes_show_the_error_of_boxes() -> None:
     assert any("10.00% at epoch 2" in text.get_text() for text in error.texts)
 
 
+def test_a_line_that_a_validation_cuts_short_is_no_tooth() -> None:
+    """The points are means over equally many steps, wherever the lines end."""
+    losses = np.random.default_rng(0).uniform(1, 2, 400)
+    cut = [*range(50, 401, 50), 86, 172, 258, 344]
+    ends = sorted(cut)
+    lines = [
+        {
+            "step": end,
+            "epoch": end / 86,
+            "train_loss": losses[begin:end].mean(),
+            "train_top1_error": 0.5,
+        }
+        for begin, end in itertools.pairwise([0, *ends])
+    ]
+    loss, error, _ = curves(lines).axes
+    shown = dict(zip(ends, loss.lines[0].get_ydata(), strict=True))
+    for end in range(50, 401, 50):  # every line but those that are cut short
+        assert shown[end] == pytest.approx(losses[end - 50 : end].mean())
+    # A cut line's own steps count as they are, those before it with their line's mean.
+    mean = losses[50:86].sum() + 14 * losses[:50].mean()
+    assert shown[86] == pytest.approx(mean / 50)
+    np.testing.assert_allclose(error.lines[0].get_ydata(), 0.5)
+    np.testing.assert_allclose(loss.lines[0].get_xdata(), np.array(ends) / 86)
+
+
 @pytest.mark.parametrize("lines", [LINES, LINES[:1], LINES[-1:]])
 def test_curves_of_a_run_of_any_length(tmp_path: Path, lines: list[dict]) -> None:
     metrics, output = tmp_path / "metrics.jsonl", tmp_path / "curves.png"
@@ -111,9 +141,34 @@ def test_sheet_of_predictions(
     assert list(tmp_path.iterdir()) == [output]
 
 
+@pytest.mark.parametrize("shape", [(16, 16, 1), (300, 200, 3), (16, 640, 3)])
+def test_picture_of_a_heat_map(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+    height, width, _ = shape
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    scores = np.random.default_rng(1).normal(size=(7, 9)).astype(np.float32)
+    heat = ScoreMap(image, scores, (-0.5, width - 0.5, height - 0.5, -0.5), 4)
+    figure = heat_figure(heat, 16, "$a_b$ & co", 0.875)
+    picture, map_, bar = figure.axes
+    shown = enlarge(heat)
+    np.testing.assert_array_equal(
+        np.atleast_3d(picture.images[0].get_array()), shown.image
+    )
+    np.testing.assert_array_equal(map_.images[0].get_array(), overlay(shown))
+    # The class, its posterior and the scale of the colors.
+    assert figure.get_suptitle() == "$a_b$ & co  87.5%"
+    np.testing.assert_allclose(bar.get_xlim(), (scores.min(), scores.max()))
+    assert " ".join(bar.get_xlabel().split()) == explain(heat, 16)
+    draw_heat(heat, 16, "$a_b$ & co", 0.875, tmp_path / "heat.png")
+    drawn = cv2.imread(str(tmp_path / "heat.png"))
+    assert drawn.shape[1] == 1050 and 200 < drawn.shape[0] < 1500
+    # No map is higher than another where all of its scores are the same.
+    flat = dataclasses.replace(heat, scores=scores * 0)
+    draw_heat(flat, 16, "x", 1.0, tmp_path / "heat.png")
+
+
 def test_matplotlib_is_used_without_its_global_state() -> None:
     script = (
-        "import sys, vgg_jax.evaluation.evaluate; "
+        "import sys, vgg_jax.report.artifacts; "
         "print('matplotlib.figure' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
     )
     done = subprocess.run(
@@ -130,6 +185,10 @@ def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path: Path) -> None:
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged in line 2"):
-        read_metrics(path)
+    for second in (b'{"st', b"\xff\xfe", b"3", b'{"epoch": 1}'):
+        path.write_bytes(b'{"step": 1}\n' + second + b'\n{"step": 3}\n')
+        with pytest.raises(
+            ValueError,
+            match=r"metrics\.jsonl is damaged in line 2 .*; remove that line",
+        ):
+            read_metrics(path)

@@ -19,7 +19,7 @@ from vgg_jax.report.gallery import (
     make_gallery,
     save_gallery,
 )
-from vgg_jax.report.heat import map_side, score_map
+from vgg_jax.report.heat import heat_map
 
 
 def make(confidences: list[tuple[int, int, float]], classes: int = 4) -> Predictions:
@@ -82,12 +82,14 @@ def test_gallery_is_of_the_predicted_class_and_survives_its_file(
     found = load_gallery(tmp_path / "examples.npz")
     chex.assert_trees_all_equal(dataclasses.asdict(found), dataclasses.asdict(made))
     assert found.title == "a row" and found.examples == tuple(examples)
-    side = map_side(model.layers, config.data.crop)
+    crop = config.data.crop
     for example, result in zip(examples, found.maps, strict=True):
-        image = center_crop(rescale(source.images[example.index], side), side)
-        np.testing.assert_array_equal(result.image, image)
-        expected = score_map(
-            model, image, example.predicted, config.data.mean, config.data.std
+        image = source.images[example.index]
+        square = center_crop(image, min(image.shape[:2]))
+        np.testing.assert_array_equal(result.image, rescale(square, crop))
+        expected = heat_map(
+            model, square, example.predicted, crop, config.data.mean, config.data.std
         )
         np.testing.assert_array_equal(result.scores, expected.scores)
         assert result.extent == expected.extent
+        assert result.square == expected.square == crop // 4

@@ -1,4 +1,6 @@
-"""Where a score map lies on its image, and how it is laid over it."""
+"""Heat maps: at which scale, where they lie on the image, and how they are drawn."""
+
+from collections.abc import Callable
 
 import chex
 import jax
@@ -10,14 +12,24 @@ from flax import nnx
 import vgg_jax
 from tests.models.drawn import network
 from vgg_jax.config import Config
+from vgg_jax.data.transforms import rescale
+from vgg_jax.inference.forward import MapHead, Network
+from vgg_jax.inference.tiling import tiled_map
 from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import Conv, Layer, MaxPool, output_size
 from vgg_jax.report import heat
 from vgg_jax.report.heat import (
+    BATCH,
     CELLS,
+    PLACES,
+    SHOWN,
     ScoreMap,
+    enlarge,
+    explain,
+    heat_map,
     map_interval,
     map_side,
+    occlusion_map,
     overlay,
     score_map,
 )
@@ -29,9 +41,127 @@ def test_the_map_has_enough_cells_and_starts_at_the_crop() -> None:
         return nnx.eval_shape(lambda: make(name, rngs=nnx.Rngs(0), **options)).layers
 
     assert map_side(layers("vgg16"), 224) == 448
-    small = layers("vgg11", head="global_pool", ceil_mode=True)
-    assert map_side(small, 28) == 210
     assert map_side(layers("nin_cifar"), 28) == 28
+    # It would have them at 210 pixels, where nothing looks as it did in training.
+    assert map_side(layers("vgg11", head="global_pool", ceil_mode=True), 28) is None
+
+
+def bright_square(row: int, column: int) -> tuple[ConvNet, np.ndarray]:
+    """A classifier whose class 1 is a bright square, and an image that has one.
+
+    The scores are the mean over space of 0 and of the pixel's brightness.
+    """
+    layers = (Conv("scores", 2, kernel=1),)
+    model = ConvNet(
+        layers,
+        num_classes=2,
+        in_channels=1,
+        init="he",
+        dtype="float32",
+        rngs=nnx.Rngs(0),
+    )
+    graphdef, state = nnx.split(model)
+    kernel = jnp.array([0.0, 1.0]).reshape(1, 1, 1, 2)
+    state = jax.tree.map(lambda a: kernel if a.ndim == 4 else a * 0, state)
+    image = np.full((32, 64, 1), 20, np.uint8)
+    image[row : row + 4, column : column + 4] = 220
+    return nnx.merge(graphdef, state), image
+
+
+def test_hiding_what_the_class_looks_like_takes_the_evidence_away() -> None:
+    model, image = bright_square(8, 40)
+    heat = occlusion_map(model, image, 1, 32, (20.0,), (1.0,))
+    assert heat.scores.shape == (PLACES, 2 * PLACES) and heat.square == 8
+    assert heat.extent == (-0.5, 63.5, 31.5, -0.5)
+    # Hidden as a whole, all of its evidence is gone; hidden elsewhere, none is.
+    evidence = 16 * 200 / image.size
+    assert heat.scores.max() == pytest.approx(evidence, rel=1e-3)
+    hides = np.argwhere(heat.scores > 0.99 * evidence)
+    center = (hides.mean(axis=0) + 0.5) * 32 / PLACES  # in pixels
+    assert np.abs(center - (10, 42)).max() < 1.5
+    assert heat.scores[:, :12] == pytest.approx(0, abs=1e-4)
+    # For the other class the same square is evidence against it.
+    against = occlusion_map(model, image, 0, 32, (20.0,), (1.0,))
+    np.testing.assert_allclose(against.scores, -heat.scores, atol=1e-4)
+
+
+def test_each_place_is_hidden_at_the_scale_of_training(
+    model: ConvNet, config: Config, make_source: Callable
+) -> None:
+    """The map's numbers, one image at a time."""
+    image = make_source([(48, 40)]).images[0]
+    crop, (mean, std) = config.data.crop, (config.data.mean, config.data.std)
+    heat = heat_map(model, image, 4, crop, mean, std)
+    assert map_side(model.layers, crop) is None
+    assert heat.image.shape == (38, 32, 3) and heat.scores.shape == (14, 12)
+    border = np.concatenate(
+        [heat.image[[0, -1]].reshape(-1, 3), *heat.image[:, [0, -1]]]
+    )
+    answer = jax.jit(model.score_map)
+
+    def log_odds(pixels: np.ndarray) -> float:
+        normalized = np.float32((pixels[None] - np.array(mean)) / std)
+        p = jax.nn.softmax(answer(normalized).mean(axis=(1, 2)))[0, 4]
+        return float(jnp.log(p) - jnp.log1p(-p))
+
+    for row, column in ((0, 0), (7, 5), (13, 11)):
+        hidden = heat.image.copy()
+        top, left = (
+            round((place + 0.5) * side / places - 4)
+            for place, side, places in ((row, 38, 14), (column, 32, 12))
+        )
+        hidden[max(0, top) : top + 8, max(0, left) : left + 8] = np.median(
+            border, axis=0
+        )
+        np.testing.assert_allclose(
+            heat.scores[row, column], log_odds(heat.image) - log_odds(hidden), atol=1e-4
+        )
+
+
+def test_a_long_image_hides_a_bounded_number_of_places() -> None:
+    model, image = bright_square(8, 40)
+    long = np.tile(image, (1, 16, 1))
+    assert occlusion_map(model, long, 1, 32, (0.0,), (1.0,)).scores.shape == (12, 36)
+    assert PLACES**2 % BATCH == 0  # a square image fills its batches, but for itself
+
+
+def test_a_fine_map_is_that_of_scores_near_the_training_scale() -> None:
+    model = nnx.merge(*network("nin_imagenet", num_classes=5, width=0.05))
+    side = map_side(model.layers, 224)
+    assert side is not None and 224 <= side <= 448
+    image = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
+    heat = heat_map(model, image, 3, 224, (120.0,) * 3, (60.0,) * 3)
+    expected = score_map(model, rescale(image, side), 3, (120.0,) * 3, (60.0,) * 3)
+    np.testing.assert_array_equal(heat.scores, expected.scores)
+    assert heat.square == 0 and heat.extent == expected.extent
+
+
+def test_a_sentence_says_which_of_the_two_it_is() -> None:
+    image = np.zeros((32, 48, 1), np.uint8)
+    hidden = ScoreMap(image, np.zeros((12, 18)), (-0.5, 47.5, 31.5, -0.5), 8)
+    text = explain(hidden, 32)
+    assert "hiding a square of 8 pixels" in text and "48 x 32 pixels" in text
+    text = explain(ScoreMap(image, np.zeros((7, 9)), (0, 48, 32, 0)), 16)
+    assert (
+        "score is highest, in 9 x 7 cells" in text
+        and "2 times its training crop" in text
+    )
+
+
+def test_a_small_image_is_enlarged_with_its_map() -> None:
+    scores = np.zeros((2, 4), np.float32)
+    scores[1, 2] = 3
+    image = np.zeros((16, 32, 1), np.uint8)
+    image[12, 20] = 255  # the center of the map's cell (1, 2)
+    shown = enlarge(ScoreMap(image, scores, (-0.5, 31.5, 15.5, -0.5)))
+    assert shown.image.shape == (SHOWN, 2 * SHOWN, 1)
+    brightest = np.unravel_index(shown.image.argmax(), shown.image.shape)[:2]
+    hottest = np.unravel_index(
+        overlay(shown)[..., 0].argmax(), overlay(shown).shape[:2]
+    )
+    assert np.abs(np.subtract(brightest, hottest)).max() <= SHOWN / 16
+    large = ScoreMap(np.zeros((300, 300, 1), np.uint8), scores, (0, 300, 300, 0))
+    assert enlarge(large) is large
 
 
 @pytest.mark.parametrize("side", [96, 101])
@@ -86,6 +216,7 @@ def test_the_map_of_nin_is_its_last_blocks() -> None:
     """Its class activation map: the mean over space is what the network answers."""
     model = nnx.merge(*network("nin_imagenet", num_classes=5, width=0.05))
     side = map_side(model.layers, 224)
+    assert side is not None
     image = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     pixels = jnp.asarray((image[None] - 120.0) / 60)
     logits = np.asarray(model(pixels))[0]
@@ -119,8 +250,15 @@ def test_a_long_image_goes_through_in_tiles(
     image = np.random.default_rng(0).integers(0, 256, (64, 1200, 3), np.uint8)
     whole = score_map(model, image, 4, config.data.mean, config.data.std)
     monkeypatch.setattr(heat, "TILE", 256)
-    monkeypatch.setattr(heat, "_scores", None)
+    tiles: list[tuple[int, ...]] = []
+
+    def spy(network: Network, head: MapHead, image: np.ndarray) -> np.ndarray:
+        tiles.append(image.shape)
+        return tiled_map(network, head, image)
+
+    monkeypatch.setattr(heat, "tiled_map", spy)
     tiled = score_map(model, image, 4, config.data.mean, config.data.std)
+    assert tiles == [image.shape]
     assert tiled.extent == whole.extent
     chex.assert_trees_all_close(tiled.scores, whole.scores, atol=1e-4)
 

@@ -1,5 +1,6 @@
 """The page of runs: well-formed, whole, escaped, and the paper's tables in it."""
 
+import base64
 import dataclasses
 import html.parser
 import json
@@ -7,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cv2
+import jinja2
 import numpy as np
 import pytest
 
 from vgg_jax.config import Config, DataConfig, VGGConfig
 from vgg_jax.evaluation.errors import Rate
+from vgg_jax.evaluation.evaluate import Evaluation
 from vgg_jax.evaluation.predictions import Predictions
 from vgg_jax.evaluation.results import (
     Result,
@@ -22,8 +25,10 @@ from vgg_jax.evaluation.results import (
 )
 from vgg_jax.report import __main__ as report
 from vgg_jax.report import paper_tables
-from vgg_jax.report.artifacts import write_details
-from vgg_jax.report.comparison import compare, is_the_papers
+from vgg_jax.report.artifacts import write_artifacts
+from vgg_jax.report.gallery import Example, Gallery, load_gallery
+from vgg_jax.report.heat import ScoreMap, enlarge
+from vgg_jax.report.paper_tables import Json, compare, is_the_papers
 from vgg_jax.training.workdir import claim
 
 VOID = {"meta", "img", "br"}
@@ -40,6 +45,7 @@ class Page(html.parser.HTMLParser):
         self.sources: list[str] = []
         self.ids: list[str] = []
         self.rows: list[list[str]] = []
+        self.attributes: list[str] = []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -49,6 +55,7 @@ class Page(html.parser.HTMLParser):
         self.sources += [values["src"]] if "src" in values else []
         self.links += [values["href"]] if "href" in values else []
         self.ids += [values["id"]] if "id" in values else []
+        self.attributes += [f"{name}={value}" for name, value in attrs]
         if tag == "tr":
             self.rows.append([])
         if tag in ("td", "th"):
@@ -63,6 +70,11 @@ class Page(html.parser.HTMLParser):
         self.texts.append(data)
         if self.open and self.open[-1] in ("td", "th"):
             self.rows[-1][-1] += data
+
+
+def write_page(*arguments: object) -> int:
+    """Runs the command as `python -m vgg_jax.report` does; its exit code."""
+    return report.main(list(map(str, arguments)))
 
 
 def result(
@@ -121,14 +133,23 @@ def workdir(
         skipped=(),
     )
     write_json(folder / "eval.json", [found])
-    write_details(folder, model, source, config, found, predictions)
+    write_artifacts(
+        Evaluation(
+            results=[found],
+            model=model,
+            config=config,
+            workdir=folder,
+            source=source,
+            predictions=predictions,
+        )
+    )
     return folder
 
 
 def test_the_page_has_everything_and_needs_nothing(
     workdir: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    assert report.main([str(workdir)]) == 0
+    assert write_page("--workdir", workdir) == 0
     output = workdir / "report.html"
     assert str(output) in capsys.readouterr().out
     text = output.read_text()
@@ -162,12 +183,72 @@ def test_the_page_has_everything_and_needs_nothing(
     # A phone is not given the width of a desk.
     assert 'name="viewport" content="width=device-width' in text
     assert "mean over the" not in text
+    assert text.startswith("<!DOCTYPE html>")
+    # What the heat maps show is said beside them.
+    assert "hiding a square of 8 pixels" in " ".join(whole.split())
 
 
-def test_classes_worst_first_and_mistakes_most_frequent_first() -> None:
+EVIL = "<script>alert('1')</script> & \"x\" onerror='y'"
+
+
+@pytest.fixture
+def evil(config: Config, tmp_path: Path) -> report.Run:
+    """A run whose name, classes, files, data and protocol want to be HTML."""
+    names = (EVIL, EVIL + "2")
+    image = np.zeros((8, 8, 3), np.uint8)
+    heat = ScoreMap(image, np.zeros((2, 2), np.float32), (-0.5, 7.5, 7.5, -0.5), 2)
+    gallery = Gallery(
+        title=EVIL,
+        class_names=names,
+        crop=8,
+        examples=(Example(0, 0, 1, 0.5), Example(1, 1, 1, 0.5)),
+        names=(EVIL.replace("/", ""), EVIL.replace("/", "")),
+        maps=(heat, heat),
+    )
+    row = dataclasses.replace(result(("vgg16",), "dense", (256,)), protocol=EVIL)
+    write_json(tmp_path / "eval.json", [row])
+    (row,) = read_json(tmp_path / "eval.json")
+    row["networks"][0]["run"] = EVIL
+    return report.Run(
+        name=EVIL,
+        config=dataclasses.replace(
+            config,
+            model=dataclasses.replace(config.model, name=EVIL),
+            data=dataclasses.replace(config.data, dataset=EVIL),
+        ),
+        results=[row],
+        metrics=[],
+        gallery=gallery,
+        confusion=(np.array([[1, 2], [3, 4]]), names),
+    )
+
+
+def test_text_is_escaped_everywhere(evil: report.Run) -> None:
+    text = report.make_report([evil])
+    assert "<script" not in text and '"x"' not in text and "'y'" not in text
+    page = Page(text)  # no element and no attribute comes from a text
+    assert not any(attribute.startswith("onerror") for attribute in page.attributes)
+    whole = " ".join(page.texts)
+    plain = EVIL.replace("/", "")
+    # Title, heading, link, run and data of the row, protocol, model, data, details.
+    assert whole.count(EVIL) >= 9 and whole.count(plain) == 2
+    assert f"alt={EVIL}" in page.attributes
+    assert f"alt=where {EVIL}2 is seen" in page.attributes
+
+
+def test_a_value_that_is_not_given_is_an_error() -> None:
+    with pytest.raises(jinja2.UndefinedError):
+        report.TEMPLATES.get_template("template.html").render(title="x")
+
+
+def test_classes_worst_first_and_mistakes_most_frequent_first(
+    evil: report.Run,
+) -> None:
     matrix = np.array([[8, 2, 0], [4, 5, 1], [0, 0, 0]])
-    found = Page("".join(report._classes(matrix, ("a", "b", "c"))))
-    assert found.rows == [
+    run = dataclasses.replace(
+        evil, results=[], gallery=None, confusion=(matrix, ("a", "b", "c"))
+    )
+    assert Page(report.make_report([run])).rows == [
         ["is", "taken for", "images", "of its class %"],
         ["b", "a", "4", "40.0"],
         ["a", "b", "2", "20.0"],
@@ -177,6 +258,50 @@ def test_classes_worst_first_and_mistakes_most_frequent_first() -> None:
         ["a", "10", "20.0", "b"],
         ["c", "0", "no images", ""],
     ]
+
+
+def test_a_run_without_mistakes_says_so(evil: report.Run) -> None:
+    run = dataclasses.replace(evil, confusion=(np.eye(2, dtype=int), ("a", "b")))
+    assert "None." in Page(report.make_report([run])).texts
+
+
+def at_step(step: int, top1: float) -> Json:
+    """A row of eval.json."""
+    networks = [{"run": "vgg", "model": "vgg11", "step": step, "train_scale": [32, 32]}]
+    return {
+        "networks": networks,
+        "protocol": "dense",
+        "scales": [32],
+        "averaging": "score_map",
+        "images": 10,
+        "top1_error": top1,
+        "top1_interval": [top1, top1],
+        "top5_error": 0.0,
+        "top5_interval": [0.0, 0.0],
+    }
+
+
+def test_the_step_is_named_where_a_networks_rows_differ_in_it(evil: report.Run) -> None:
+    run = dataclasses.replace(evil, results=[at_step(1000, 0.5), at_step(2000, 0.25)])
+    assert [row["network"] for row in report.result_rows([run])] == [
+        "vgg, step 1,000",
+        "vgg, step 2,000",
+    ]
+    run = dataclasses.replace(evil, results=[at_step(1000, 0.5)])
+    assert [row["network"] for row in report.result_rows([run])] == ["vgg"]
+
+
+def test_the_papers_tables_stand_beside_runs_on_imagenet_alone(
+    evil: report.Run,
+) -> None:
+    assert "Beside the paper" not in report.make_report([evil])
+    config = dataclasses.replace(
+        evil.config, data=dataclasses.replace(evil.config.data, dataset="imagenet2012")
+    )
+    page = Page(report.make_report([evil, dataclasses.replace(evil, config=config)]))
+    assert page.texts.count("Beside the paper") == 2 and "paper" in page.ids
+    rows = [row for row in page.rows if "not run" in row]
+    assert len(rows) == 12 + 10 + 6 + 4
 
 
 def test_a_run_without_an_evaluation_says_so(tmp_path: Path, config: Config) -> None:
@@ -190,21 +315,52 @@ def test_a_run_without_an_evaluation_says_so(tmp_path: Path, config: Config) -> 
 def test_errors_are_one_line(
     workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
+    this = ("--workdir", workdir)
     for arguments, message in (
-        ([tmp_path / "nowhere"], "no run in"),
-        ([workdir, workdir], "same one twice"),
-        ([workdir, "--output", tmp_path / "no" / "x.html"], "x.html"),
+        (("--workdir", tmp_path / "nowhere"), "no run in"),
+        ((*this, *this), "same one twice"),
+        (
+            (*this, "--output", tmp_path / "no" / "x.html"),
+            "--output: give one that exists, or make its folder",
+        ),
     ):
-        assert report.main([str(a) for a in arguments]) == 1
+        assert write_page(*arguments) == 1
         assert message in capsys.readouterr().err
-    (workdir / "examples.npz").write_bytes(b"torn")
-    assert report.main([str(workdir)]) == 1
-    assert "examples.npz" in capsys.readouterr().err
+    remedies = {
+        "examples.npz": "delete it and run eval.py",
+        "confusion.csv": "delete it and run eval.py",
+        "metrics.jsonl": "remove that line",
+        "eval.json": "move it away",
+    }
+    for name, remedy in remedies.items():
+        path = workdir / name
+        whole = path.read_bytes()
+        path.write_bytes(b"torn\n")
+        assert write_page(*this) == 1
+        error = capsys.readouterr().err
+        assert str(path) in error and remedy in error and error.count("\n") == 1
+        path.write_bytes(whole)
+    assert write_page(*this) == 0
+    capsys.readouterr()
+    path.unlink()
+    path.mkdir()
+    assert write_page(*this) == 1
+    error = capsys.readouterr().err
+    assert str(path) in error and "make it a file that you may read" in error
 
 
 def rows_of(results: list[Result], tmp_path: Path) -> list[list[str]]:
+    """The paper's tables as lists of cells, with a header each."""
     write_json(tmp_path / "eval.json", results)
-    return Page("".join(compare(read_json(tmp_path / "eval.json")))).rows
+    tables = compare(read_json(tmp_path / "eval.json"))
+    return [
+        cells
+        for rows in tables.values()
+        for cells in [
+            list(rows[0]),
+            *([cell or "not run" for cell in row.values()] for row in rows),
+        ]
+    ]
 
 
 def test_cells_of_the_paper_that_were_run(tmp_path: Path) -> None:
@@ -287,16 +443,14 @@ def test_only_runs_like_the_papers_stand_beside_it() -> None:
 
 def test_examples_are_shown_as_they_are(workdir: Path) -> None:
     """Each card's first picture is the image that the network was given."""
-    import base64
-
     found = Page(report.make_report([report.read_run(workdir, "x")]))
     jpegs = [s for s in found.sources if s.startswith("data:image/jpeg")]
     data = np.frombuffer(base64.b64decode(jpegs[0].partition(",")[2]), np.uint8)
     shown = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
-    gallery = report.load_gallery(workdir / "examples.npz")
+    gallery = load_gallery(workdir / "examples.npz")
     wrong = [
-        found.image
-        for example, found in zip(gallery.examples, gallery.maps, strict=True)
+        enlarge(heat).image
+        for example, heat in zip(gallery.examples, gallery.maps, strict=True)
         if example.label != example.predicted
     ]
     assert np.abs(shown.astype(int) - wrong[0]).mean() < 12

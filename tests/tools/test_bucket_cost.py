@@ -142,7 +142,7 @@ def test_what_the_command_refuses(
 ) -> None:
     file = tmp_path / "sizes"
     file.write_text(text)
-    assert main(["--sizes", str(file)]) == 2
+    assert main(["--sizes", str(file)]) == 1
     assert message in capsys.readouterr().err
-    assert main(["--from", str(tmp_path)]) == 2
+    assert main(["--from", str(tmp_path)]) == 1
     assert "no pictures" in capsys.readouterr().err

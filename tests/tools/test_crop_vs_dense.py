@@ -126,5 +126,5 @@ def test_the_command(
     assert exact < TOLERANCE
     for name in ("windows.png", "windows_stages.png"):
         assert cv2.imread(str(tmp_path / name)) is not None
-    assert main([*arguments, "--image", str(tmp_path / "none")]) == 2
+    assert main([*arguments, "--image", str(tmp_path / "none")]) == 1
     assert "none" in capsys.readouterr().err

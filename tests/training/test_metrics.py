@@ -1,11 +1,17 @@
 """What the values of a line must not hide."""
 
+import json
+import struct
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from vgg_jax.training.metrics import (
+    MetricWriter,
     Throughput,
     TrainingDiverged,
     summarize_training,
@@ -84,3 +90,39 @@ def test_compilation_and_pauses_do_not_count(clock: Clock) -> None:
     clock.now += 4
     assert throughput.measure(31) == 2.5
     assert throughput.time_left() == "21s"  # 69 steps at 20 steps in 6 s
+
+
+def records(path: Path) -> Iterator[bytes]:
+    """The records of a TFRecord file: length, checksum, data, checksum."""
+    data = path.read_bytes()
+    while data:
+        (length,) = struct.unpack_from("<Q", data)
+        yield data[12 : 12 + length]
+        data = data[16 + length :]
+
+
+def test_tensorboard_has_groups_and_the_file_its_names(tmp_path: Path) -> None:
+    training = {"train_loss": 2.0, "learning_rate": 0.1, "epoch": 0.5}
+    validation = {"validation_loss": 3.0, "validation_top5_error": 0.5, "epoch": 0.5}
+    with MetricWriter(tmp_path, 0) as writer:
+        writer.write(7, training)
+        writer.write(7, validation)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert list(map(json.loads, lines)) == [
+        {"step": 7, **training},
+        {"step": 7, **validation},
+    ]
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    points = {
+        value.tag: (event.step, round(value.simple_value, 6))
+        for event in map(Event.FromString, records(events))
+        for value in event.summary.value
+    }
+    assert points == {
+        "train/loss": (7, 2.0),
+        "train/learning_rate": (7, 0.1),
+        "train/epoch": (7, 0.5),
+        "validation/loss": (7, 3.0),
+        "validation/top5_error": (7, 0.5),
+        "validation/epoch": (7, 0.5),
+    }

@@ -142,7 +142,7 @@ def collect(
                 values = rows["output"][is_decoded]
                 names = [digests[i] for i in numbers[is_decoded]]
                 kept.update(zip(names, values, strict=True))
-                if distributed.is_first():
+                if names and distributed.is_first():
                     kept.save()
             collections.append(kept)
     whole = [i for i, d in enumerate(digests) if all(d in kept for kept in collections)]

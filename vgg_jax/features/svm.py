@@ -1,11 +1,10 @@
-"""A linear SVM on the descriptors of a folder of pictures (appendix B).
+"""Trains a linear SVM on the descriptors of a folder of pictures (appendix B).
 
-python -m vgg_jax.features.svm --weights WORKDIR --data_dir FOLDER
+  python -m vgg_jax.features.svm --workdir DIR --data_dir PICTURES
 
-WORKDIR is the run of a network, which is not trained further. FOLDER holds a folder a
-class, or train/ and test/ with a folder a class in each. Descriptors are kept in
-WORKDIR/descriptors; C is chosen on validation images held out of the training ones.
-Prints a classification report of the test images and writes it to WORKDIR/svm.json.
+The network of the run in the workdir is not trained further. Its descriptors are kept
+in DIR/descriptors; C is chosen on validation images held out of the training ones.
+Prints a classification report of the test images and writes it to DIR/svm.json.
 """
 
 import argparse
@@ -18,9 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vgg_jax.cli import UsageError
-from vgg_jax.cli import scales as parse_scales
-from vgg_jax.compilation import cache_compilations
+from vgg_jax import cli
 from vgg_jax.config import Config
 from vgg_jax.data.folder import open_folder
 from vgg_jax.evaluation.errors import wilson
@@ -37,7 +34,7 @@ SPLITS = ("train", "validation", "test")
 class Request:
     """What to do; short sides Q in pixels, () for the run's own."""
 
-    weights: Path
+    workdir: Path
     data_dir: str
     scales: tuple[int, ...]
     aggregate: str
@@ -63,7 +60,7 @@ def run(request: Request) -> dict[str, Any]:
             "the SVM is scikit-learn's, which is not installed; type "
             "`pip install -r requirements-svm.txt`"
         ) from error
-    model, trained_with, step = restore_model(request.weights)
+    model, trained_with, step = restore_model(request.workdir)
     scales = request.scales or tuple(trained_with.evaluation.scales)
     validate_request(model, scales, request.aggregate, request.layer)
     config = _with_folder(trained_with, request)
@@ -77,7 +74,7 @@ def run(request: Request) -> dict[str, Any]:
             model,
             source,
             config,
-            workdir=request.weights,
+            workdir=request.workdir,
             step=step,
             scales=scales,
             layer=request.layer,
@@ -111,7 +108,7 @@ def run(request: Request) -> dict[str, Any]:
     )
     report = {
         **dataclasses.asdict(request),
-        "weights": str(request.weights),
+        "workdir": str(request.workdir),
         "step": step,
         "scales": scales,
         "images": {split: len(labels) for split, (_, labels) in parts.items()},
@@ -121,7 +118,7 @@ def run(request: Request) -> dict[str, Any]:
         "mean_class_recall": recall,
         "classes": classification_report(*by_class, output_dict=True, **table),
     }
-    path = request.weights / "svm.json"
+    path = request.workdir / "svm.json"
     write_text(path, json.dumps(report, indent=2) + "\n")
     print(f"written to {path}")
     return report
@@ -139,28 +136,43 @@ def _with_folder(config: Config, request: Request) -> Config:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """What the command line says; 0, or 1 after an error's one line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m vgg_jax.features.svm",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    """Runs the command; returns its exit code."""
+    parser = cli.Parser("python -m vgg_jax.features.svm", __doc__)
+    parser.add_workdir("folder of the run whose network describes the pictures")
+    parser.add_argument(
+        "--data_dir",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="pictures, a folder a class; or train/ and test/ with a folder a class",
     )
-    parser.add_argument("--weights", type=Path, required=True, metavar="WORKDIR")
-    parser.add_argument("--data_dir", required=True, metavar="FOLDER")
-    parser.add_argument("--scales", default="", metavar="Q,Q", help="short sides")
-    parser.add_argument("--aggregate", choices=AGGREGATES, default="mean")
-    parser.add_argument("--layer", default="relu7", help="whose activations")
-    parser.add_argument("--validation_fraction", type=float, default=0.1, metavar="F")
-    options = vars(parser.parse_args(arguments))
-    cache_compilations()
-    try:
-        texts = options.pop("scales")
-        scales = parse_scales(texts.split(",")) if texts else ()
-        run(Request(scales=scales, **options))
-    except (UsageError, ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    parser.add_scales("those of the run's configuration by default")
+    parser.add_argument(
+        "--aggregate",
+        type=cli.one_of(AGGREGATES),
+        default="mean",
+        metavar="NAME",
+        help=f"how scales are combined: {' or '.join(AGGREGATES)}; mean by default",
+    )
+    parser.add_argument(
+        "--layer", default="relu7", help="whose activations are taken; relu7 by default"
+    )
+    parser.add_argument(
+        "--validation_fraction",
+        type=float,
+        default=0.1,
+        metavar="F",
+        help="part of the training pictures that C is chosen on; 0.1 by default",
+    )
+    return cli.command(_run, parser, arguments)
+
+
+def _run(values: argparse.Namespace) -> int:
+    """Does what the command line says; returns 0."""
+    names = [field.name for field in dataclasses.fields(Request)]
+    options = {name: getattr(values, name) for name in names}
+    run(Request(**options | {"data_dir": str(values.data_dir)}))
+    return cli.DONE
 
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
-"""Where networks see the objects of a test set (appendix A of arXiv:1409.1556).
+"""Measures how well networks find objects (appendix A of arXiv:1409.1556).
 
-python -m vgg_jax.localization BOXES [BOXES ...] --classifier RUN [--scales 256,384]
+  python -m vgg_jax.localization --workdir BOXES --classifier_workdir CLASSES
 
-BOXES are workdirs of localization networks, whose boxes are merged together; RUN is
-that of a classifier, which rates them. Prints errors; writes localization.json
-and boxes.png into the first of BOXES.
+Prints errors, and writes localization.json and boxes.png into the first workdir.
 """
 
 import argparse
@@ -12,32 +10,34 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vgg_jax.cli import UsageError, scales
-from vgg_jax.compilation import cache_compilations
+from vgg_jax import cli
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Evaluate what the command line says; 0, or 1 after an error's one line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m vgg_jax.localization",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    """Runs the command; returns its exit code."""
+    parser = cli.Parser("python -m vgg_jax.localization", __doc__)
+    parser.add_workdir(
+        "folder of the run of a network that predicts boxes; those of several networks "
+        "are merged together",
+        several=True,
     )
-    parser.add_argument("boxes", type=Path, nargs="+", metavar="BOXES")
-    parser.add_argument("--classifier", type=Path, required=True, metavar="RUN")
-    parser.add_argument("--scales", default="", metavar="Q,Q", help="short sides")
-    options = parser.parse_args(arguments)
-    cache_compilations()
-    # Here, so that --help is quick.
+    parser.add_argument(
+        "--classifier_workdir",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of the run of a classifier, which rates the boxes",
+    )
+    parser.add_scales("those of the first workdir's configuration by default")
+    return cli.command(run, parser, arguments)
+
+
+def run(values: argparse.Namespace) -> int:
+    """Evaluates; returns 0."""
     from vgg_jax.localization.compare import run_localization
 
-    try:
-        chosen = scales(options.scales.split(",")) if options.scales else ()
-        run_localization(options.boxes, options.classifier, chosen)
-    except (UsageError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    run_localization(values.workdir, values.classifier_workdir, values.scales)
+    return cli.DONE
 
 
 if __name__ == "__main__":

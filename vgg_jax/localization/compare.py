@@ -1,18 +1,18 @@
 """What `python -m vgg_jax.localization` does: from networks to errors and a picture."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from vgg_jax import distributed
 from vgg_jax.config import Config
 from vgg_jax.console import short_names
 from vgg_jax.data.sources import open_source
 from vgg_jax.evaluation import protocols
 from vgg_jax.evaluation.errors import Rate, top_k_error
-from vgg_jax.files import write_text
+from vgg_jax.files import write_json
 from vgg_jax.localization import localize
 from vgg_jax.localization.figure import draw_boxes
 from vgg_jax.localization.localize import (
@@ -96,8 +96,9 @@ def run_localization(
         "scales": scales,
         "errors": {name: dataclasses.asdict(rate) for name, rate in errors.items()},
     }
-    write_text(workdirs[0] / "localization.json", json.dumps(record, indent=2) + "\n")
-    draw_boxes(best, source, localizers[0].in_channels, workdirs[0] / "boxes.png")
+    if distributed.is_first():
+        write_json(workdirs[0] / "localization.json", record)
+        draw_boxes(best, source, localizers[0].in_channels, workdirs[0] / "boxes.png")
     return errors
 
 

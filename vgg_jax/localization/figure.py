@@ -10,7 +10,7 @@ from vgg_jax import boxes
 from vgg_jax.data.sources import Source
 from vgg_jax.data.transforms import decode
 from vgg_jax.localization.localize import Localizations, right_boxes
-from vgg_jax.report import style
+from vgg_jax.report.figures import INK, RIGHT, WRONG, save_figure
 
 ROWS, COLUMNS = 4, 6
 
@@ -30,7 +30,7 @@ def draw_boxes(
         figsize=(2 * COLUMNS, 2.3 * ROWS + 0.5), dpi=120, layout="constrained"
     )
     figure.suptitle(
-        "first box of each image; true boxes are dashed", color=style.INK, fontsize=12
+        "first box of each image; true boxes are dashed", color=INK, fontsize=12
     )
     right = right_boxes(localizations)[:, 0]
     shown = np.flatnonzero(localizations.weights > 0)[: ROWS * COLUMNS]
@@ -41,7 +41,7 @@ def draw_boxes(
         example = source[int(i)]
         image = decode(example["image"], channels, example["name"])
         axes.imshow(image, cmap="gray", vmin=0, vmax=255)
-        color = style.RIGHT if right[i] else style.WRONG
+        color = RIGHT if right[i] else WRONG
         whole = boxes.window(0, 0, *image.shape[:2])
         for box, edge, dashes in (
             (localizations.targets[i], "white", "--"),
@@ -55,4 +55,4 @@ def draw_boxes(
             )
         name = source.class_names[localizations.classes[i, 0]]
         axes.set_title(name, color=color, fontsize=10)
-    style.save(figure, output)
+    save_figure(figure, output)

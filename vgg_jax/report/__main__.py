@@ -1,261 +1,287 @@
-"""One HTML page of runs: python -m vgg_jax.report WORKDIR...
+"""Writes one HTML page about runs.
 
-Results beside those of the paper, curves, examples with class score maps, the most
-confident mistakes, the confusion matrix and the classes one by one. The page needs no
-other file and no network. It shows what eval.py left in the workdirs, and runs nothing.
+  python -m vgg_jax.report --workdir DIR [--workdir DIR]
+
+Results, curves, examples with heat maps, the most confident mistakes, the confusion
+matrix and the classes one by one; runs on ImageNet stand beside the paper's tables. The
+page needs no other file and no network. It shows what eval.py left in the workdirs, and
+runs nothing.
 """
 
 import argparse
+import base64
 import dataclasses
+import io
 import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import cv2
+import jinja2
 import numpy as np
+from matplotlib.figure import Figure
 
+from vgg_jax import cli
 from vgg_jax.config import Config
 from vgg_jax.console import short_names
 from vgg_jax.evaluation.errors import class_results
 from vgg_jax.evaluation.protocols import PROTOCOLS
 from vgg_jax.evaluation.results import read_json, train_scale
 from vgg_jax.files import write_text
-from vgg_jax.report.comparison import Json, compare, is_the_papers, percent
 from vgg_jax.report.confusion import draw_confusion, read_csv
 from vgg_jax.report.figures import Lines, curves, read_metrics
-from vgg_jax.report.gallery import Example, Gallery, load_gallery
-from vgg_jax.report.heat import ScoreMap, overlay
-from vgg_jax.report.page import drawing, escape, page, photograph, table
+from vgg_jax.report.gallery import Gallery, load_gallery
+from vgg_jax.report.heat import enlarge, explain, overlay
+from vgg_jax.report.paper_tables import Json, compare, is_the_papers, percent
 from vgg_jax.training.workdir import read_config
 
 CONFUSIONS = 10  # pairs of classes that are listed
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("vgg_jax", "report"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a workdir holds; None or empty for what is not there yet."""
+    """What a workdir holds; None or empty for what is not there yet.
+
+    Args:
+        name: of the workdir.
+        config: the run's settings.
+        results: rows of eval.json.
+        metrics: lines of metrics.jsonl.
+        gallery: examples with their heat maps.
+        confusion: counts [C, C] and the names of the classes.
+    """
 
     name: str
     config: Config
-    results: list[Json]  # rows of eval.json
+    results: list[Json]
     metrics: Lines
     gallery: Gallery | None
     confusion: tuple[np.ndarray, tuple[str, ...]] | None
 
 
 def read_run(workdir: Path, name: str) -> Run:
-    """The files of a run.
+    """Reads the files of a run.
 
     Raises:
-        FileNotFoundError: no run there.
-        ValueError: a file of another layout.
+        FileNotFoundError: there is no run in `workdir`.
+        OSError: a file cannot be read; the message names it and says what to do.
+        ValueError: a file is damaged; the message names it and says what to do.
     """
     gallery, confusion = workdir / "examples.npz", workdir / "confusion.csv"
     metrics = workdir / "metrics.jsonl"
-    return Run(
-        name=name,
-        config=read_config(workdir),
-        results=read_json(workdir / "eval.json"),
-        metrics=read_metrics(metrics) if metrics.exists() else [],
-        gallery=load_gallery(gallery) if gallery.exists() else None,
-        confusion=read_csv(confusion) if confusion.exists() else None,
-    )
+    config = read_config(workdir)
+    try:
+        return Run(
+            name=name,
+            config=config,
+            results=read_json(workdir / "eval.json"),
+            metrics=read_metrics(metrics) if metrics.exists() else [],
+            gallery=load_gallery(gallery) if gallery.exists() else None,
+            confusion=read_csv(confusion) if confusion.exists() else None,
+        )
+    except OSError as error:
+        raise OSError(
+            f"cannot read {error.filename} ({error.strerror}); make it a file that you "
+            "may read, or move it away and run eval.py"
+        ) from error
 
 
 def make_report(runs: Sequence[Run]) -> str:
-    """The page."""
-    links = [
-        ("results", "Results"),
-        *((f"run{i}", run.name) for i, run in enumerate(runs)),
-        ("paper", "Beside the paper"),
-    ]
-    body = [
-        "<h1>Evaluation of VGG and Network in Network</h1>",
-        '<p class="note">Errors are of images that no training and no choice of a '
-        "checkpoint has seen; ± is half of the 95% interval (Wilson).</p>",
-        "<nav>"
-        + "".join(f'<a href="#{at}">{escape(text)}</a>' for at, text in links)
-        + "</nav>",
-        *_results(runs),
-    ]
-    for i, run in enumerate(runs):
-        body.append(f'<h2 id="run{i}">{escape(run.name)}</h2>')
-        body += _run(run)
-    body += compare(
-        [row for run in runs if is_the_papers(run.config) for row in run.results]
+    """Renders the page of runs."""
+    on_imagenet = any(run.config.data.dataset == "imagenet2012" for run in runs)
+    like_the_paper = [run for run in runs if is_the_papers(run.config)]
+    return TEMPLATES.get_template("template.html").render(
+        title="Evaluation: " + ", ".join(run.name for run in runs),
+        results=result_rows(runs),
+        protocols=protocols_of(runs),
+        runs=[describe_run(run) for run in runs],
+        paper=compare([row for run in like_the_paper for row in run.results])
+        if on_imagenet
+        else {},
     )
-    return page("Evaluation: " + ", ".join(run.name for run in runs), body)
 
 
-def _results(runs: Sequence[Run]) -> Iterator[str]:
-    yield '<h2 id="results">Results</h2>'
-    rows = {
-        json.dumps(row): (
-            " + ".join(network["run"] for network in row["networks"]),
-            row["protocol"]
+def result_rows(runs: Sequence[Run]) -> list[Mapping[str, str]]:
+    """Makes the rows of the results table, one for each different row of eval.json.
+
+    The step stands beside a network that was evaluated at several.
+    """
+    rows = {json.dumps(row): (row, run.config) for run in runs for row in run.results}
+    steps = defaultdict(set)
+    for row, _ in rows.values():
+        for network in row["networks"]:
+            steps[network["run"]].add(network["step"])
+
+    def name(network: Json) -> str:
+        several = len(steps[network["run"]]) > 1
+        return network["run"] + (f", step {network['step']:,}" if several else "")
+
+    return [
+        {
+            "network": " + ".join(map(name, row["networks"])),
+            "protocol": row["protocol"]
             + (", mean of posteriors" if row["averaging"] == "posteriors" else ""),
-            percent(row, "top1"),
-            percent(row, "top5"),
-            ", ".join(map(str, row["scales"])),
-            ", ".join(
+            "top-1 error %": percent(row, "top1"),
+            "top-5 error %": percent(row, "top5"),
+            "test Q": ", ".join(map(str, row["scales"])),
+            "train S": ", ".join(
                 dict.fromkeys(train_scale(n["train_scale"]) for n in row["networks"])
             ),
-            f"{row['images']:,}",
-            run.config.data.dataset,
-        )
-        for run in runs
-        for row in run.results
-    }
-    if not rows:
-        yield '<p class="none">Not evaluated yet: run eval.py.</p>'
-        return
-    errors = ("top-1 error %", "top-5 error %")
-    header = ("network", "protocol", *errors, "test Q", "train S", "images", "data")
-    yield table(header, rows.values(), numbers=(*errors, "images"))
+            "images": f"{row['images']:,}",
+            "data": config.data.dataset,
+        }
+        for row, config in rows.values()
+    ]
+
+
+def protocols_of(runs: Sequence[Run]) -> Mapping[str, str]:
+    """Descriptions of the protocols in the results, and of those that they combine."""
     used = {row["protocol"] for run in runs for row in run.results}
     used |= {part for name in used & PROTOCOLS.keys() for part in PROTOCOLS[name].parts}
-    known = "; ".join(
-        f"{name}: {method.description}"
-        for name, method in PROTOCOLS.items()
+    return {
+        name: protocol.description
+        for name, protocol in PROTOCOLS.items()
         if name in used
-    )
-    yield f'<p class="note">{escape(known)}.</p>'
+    }
 
 
-def _run(run: Run) -> Iterator[str]:
-    config = run.config
-    yield (
-        f'<p class="note">{escape(config.model.name)} on '
-        f"{escape(config.data.dataset)}, {config.model.num_classes} classes, crops of "
-        f"{config.data.crop} pixels at S = "
-        f"{train_scale((config.data.scale_min, config.data.scale_max))}.</p>"
-    )
-    if run.gallery is None or run.confusion is None:
-        yield (
-            '<p class="none">No confusion matrix and no examples here: eval.py writes '
-            "them into the first workdir that it is given.</p>"
-        )
-    else:
-        yield (
-            '<p class="note">Confusion matrix, examples and classes: '
-            f"{escape(run.gallery.title)}.</p>"
-        )
-    yield '<div class="columns">'
-    if run.metrics:
-        yield "<div><h3>Training</h3>" + drawing(
-            curves(run.metrics, (5.2, 6.6)), "loss, top-1 error and rate by epoch"
-        ) + "</div>"  # fmt: skip
+def describe_run(run: Run) -> Mapping[str, Any]:
+    """Prepares a run's section of the page; None or empty for what it does not have."""
+    data = run.config.data
+    section: dict[str, Any] = {
+        "name": run.name,
+        "model": run.config.model.name,
+        "dataset": data.dataset,
+        "num_classes": run.config.model.num_classes,
+        "crop": data.crop,
+        "train_scale": train_scale((data.scale_min, data.scale_max)),
+        "details": None,
+        "curves": run.metrics and svg(curves(run.metrics, (5.2, 6.6))),
+        "confusion": None,
+        "mistakes": [],
+        "classes": [],
+        "right": [],
+        "wrong": [],
+        "heat_note": None,
+    }
     if run.confusion:
-        yield "<div><h3>Confusion matrix</h3>" + drawing(
-            draw_confusion(*run.confusion), "images by true and predicted class", "wide"
-        ) + "</div>"  # fmt: skip
-    yield "</div>"
+        section["confusion"] = svg(draw_confusion(*run.confusion, side=5.2))
+        section["mistakes"] = mistake_rows(*run.confusion)
+        section["classes"] = class_rows(*run.confusion)
     if run.gallery:
-        yield from _examples(run.gallery)
-    if run.confusion:
-        yield from _classes(*run.confusion)
+        section["details"] = run.confusion and run.gallery.title
+        section["heat_note"] = explain(run.gallery.maps[0], run.gallery.crop)
+        for card in cards(run.gallery):
+            kind = "right" if card["true"] == card["predicted"] else "wrong"
+            section[kind].append(card)
+    return section
 
 
-def _examples(gallery: Gallery) -> Iterator[str]:
-    cards: dict[str, list[str]] = {"wrong": [], "right": []}
-    for shown in zip(gallery.examples, gallery.names, gallery.maps, strict=True):
-        kind = "right" if shown[0].label == shown[0].predicted else "wrong"
-        cards[kind].append(_card(gallery, kind, *shown))
-    for kind, title in (
-        ("wrong", "The most confident mistakes"),
-        ("right", "Right answers"),
+def cards(gallery: Gallery) -> Iterator[Mapping[str, str]]:
+    """Makes the picture, heat map and texts of each example."""
+    for example, name, heat in zip(
+        gallery.examples, gallery.names, gallery.maps, strict=True
     ):
-        if cards[kind]:
-            yield f"<h3>{title}</h3>"
-            yield f'<div class="cards">{"".join(cards[kind])}</div>'
-    height, width = gallery.maps[0].scores.shape
-    side = gallery.maps[0].image.shape[0]
-    yield (
-        '<p class="note">Beside each picture: the scores of the predicted class, '
-        f"{height} x {width} cells, of the network on the center square at {side} "
-        "pixels; dark is the lowest score of a picture, bright its highest.</p>"
-    )
+        shown = enlarge(heat)
+        yield {
+            "image": jpeg(shown.image),
+            "heat": jpeg(overlay(shown)),
+            "predicted": gallery.class_names[example.predicted],
+            "true": gallery.class_names[example.label],
+            "posterior": f"{example.posterior:.1%}",
+            "name": Path(name).name,
+        }
 
 
-def _card(
-    gallery: Gallery, kind: str, example: Example, name: str, found: ScoreMap
-) -> str:
-    predicted = gallery.class_names[example.predicted]
-    true = gallery.class_names[example.label]
-    truth = "" if kind == "right" else f"<br>is {escape(true)}"
-    pair = photograph(found.image, true) + photograph(
-        overlay(found), f"where {predicted} is seen"
-    )
-    return (
-        f'<figure class="{kind}"><div class="pair">{pair}</div><figcaption>'
-        f"<b>{escape(predicted)}</b> {example.posterior:.1%}{truth}"
-        f"<small>{escape(Path(name).name)}</small></figcaption></figure>"
-    )
+def mistake_rows(matrix: np.ndarray, names: Sequence[str]) -> list[Mapping[str, str]]:
+    """Makes the rows of the pairs of classes that are mistaken most often.
 
-
-def _classes(matrix: np.ndarray, names: tuple[str, ...]) -> Iterator[str]:
+    Args:
+        matrix: counts [C, C]; a row is a true class.
+        names: C names of the classes.
+    """
     wrong = matrix * (1 - np.eye(len(names), dtype=int))
     order = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS]
-    pairs = [(int(i) // len(names), int(i) % len(names)) for i in order]
-    yield '<div class="columns"><div><h3>Most frequent mistakes</h3>'
-    yield table(
-        ("is", "taken for", "images", "of its class %"),
-        [
-            (
-                names[t],
-                names[p],
-                wrong[t, p],
-                f"{100 * wrong[t, p] / matrix[t].sum():.1f}",
-            )
-            for t, p in pairs
-            if wrong[t, p]
-        ],
-        numbers=("images", "of its class %"),
-    )
-    yield "</div><div><h3>Classes, worst first</h3>"
-    rows = sorted(class_results(matrix, names), key=lambda row: -(row.top1_error or 0))
-    yield table(
-        ("class", "images", "top-1 error %", "mostly taken for"),
-        [
-            (
-                row.name,
-                row.images,
-                "no images"
-                if row.top1_error is None
-                else f"{100 * row.top1_error:.1f}",
-                row.mistaken_for or "",
-            )
-            for row in rows
-        ],
-        numbers=("images", "top-1 error %"),
-    )
-    yield "</div></div>"
+    pairs = [divmod(int(i), len(names)) for i in order]
+    return [
+        {
+            "is": names[true],
+            "taken for": names[predicted],
+            "images": f"{wrong[true, predicted]:,}",
+            "of its class %": (
+                f"{100 * wrong[true, predicted] / matrix[true].sum():.1f}"
+            ),
+        }
+        for true, predicted in pairs
+        if wrong[true, predicted]
+    ]
+
+
+def class_rows(matrix: np.ndarray, names: Sequence[str]) -> list[Mapping[str, str]]:
+    """Makes the rows of the classes, the worst first; arguments as `mistake_rows`."""
+    results = class_results(matrix, names)
+    return [
+        {
+            "class": result.name,
+            "images": f"{result.images:,}",
+            "top-1 error %": "no images"
+            if result.top1_error is None
+            else f"{100 * result.top1_error:.1f}",
+            "mostly taken for": result.mistaken_for or "",
+        }
+        for result in sorted(results, key=lambda result: -(result.top1_error or 0))
+    ]
+
+
+def svg(figure: Figure) -> str:
+    """Encodes a figure as the data URI of an SVG."""
+    data = io.BytesIO()
+    figure.savefig(data, format="svg", metadata={"Date": None})
+    return _data_uri("image/svg+xml", data.getvalue())
+
+
+def jpeg(pixels: np.ndarray) -> str:
+    """Encodes an image uint8 [H, W, 1 or 3] as the data URI of a JPEG."""
+    _, data = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
+    return _data_uri("image/jpeg", data.tobytes())
+
+
+def _data_uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the page; 0, or 1 after an error's one line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m vgg_jax.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("workdirs", nargs="+", type=Path, metavar="WORKDIR")
+    """Runs the command; returns its exit code."""
+    parser = cli.Parser("python -m vgg_jax.report", __doc__)
+    parser.add_workdir("folder of a run; several are set side by side", several=True)
     parser.add_argument(
-        "--output", type=Path, help="the page; by default report.html in the first"
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the page; by default report.html in the first workdir",
     )
-    values = parser.parse_args(arguments)
-    output = values.output or values.workdirs[0] / "report.html"
-    try:
-        paths = [path.resolve() for path in values.workdirs]
-        runs = [read_run(*pair) for pair in zip(paths, short_names(paths), strict=True)]
-        text = make_report(runs)
-        write_text(output, text)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return cli.command(run, parser, arguments)
+
+
+def run(values: argparse.Namespace) -> int:
+    """Writes the page; returns 0."""
+    output = values.output or values.workdir[0] / "report.html"
+    paths = [path.resolve() for path in values.workdir]
+    runs = [read_run(*pair) for pair in zip(paths, short_names(paths), strict=True)]
+    text = make_report(runs)
+    write_text(output, text)
     print(f"{output}  {len(text) / 2**20:.1f} MiB")
-    return 0
+    return cli.DONE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""The confusion matrix as a table in a file, and as a picture."""
+"""The confusion matrix: its CSV file and its figure."""
 
 import csv
 import io
@@ -6,17 +6,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from vgg_jax.files import write_text
-from vgg_jax.report import style
-from vgg_jax.report.figures import short
+from vgg_jax.files import damaged, write_text
+from vgg_jax.report.figures import INK, MUTED, RULE, shorten
 
+SHARES = LinearSegmentedColormap.from_list(
+    "shares", ["#ffffff", "#cddcf0", "#7b9cc9", "#3b5f94", "#14213d"]
+)
 NAMED = 20  # classes, at most, that the picture has room to name
 
 
 def write_csv(path: Path, matrix: np.ndarray, class_names: Sequence[str]) -> None:
-    """Counts int [C, C]: a row a true class, a column a predicted class."""
+    """Writes counts int [C, C]: a row for each true class, a column for each predicted.
+
+    Args:
+        path: the file.
+        matrix: the counts.
+        class_names: C names.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["true \\ predicted", *class_names])
@@ -26,11 +35,11 @@ def write_csv(path: Path, matrix: np.ndarray, class_names: Sequence[str]) -> Non
 
 
 def read_csv(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(counts int [C, C], class names), as `write_csv` wrote them.
+    """Reads (counts int [C, C], class names), as `write_csv` wrote them.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: another kind of file; the message names it.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or of another kind; the message names it.
     """
     try:
         (_, *names), *rows = csv.reader(io.StringIO(path.read_text()))
@@ -38,31 +47,35 @@ def read_csv(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
         if matrix.shape != (len(names), len(names)):
             raise ValueError(f"{len(names)} names, counts {list(matrix.shape)}")
     except (ValueError, csv.Error) as error:
-        raise ValueError(
-            f"expected {path} to have a row and a column of counts for each class, as "
-            f"eval.py writes it ({error}); delete it and run eval.py"
-        ) from error
+        raise damaged(path, error) from error
     return matrix, tuple(names)
 
 
-def draw_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """The figure of counts int [C, C]: shares of each true class, a row each.
+def draw_confusion(
+    matrix: np.ndarray, class_names: Sequence[str], side: float = 7
+) -> Figure:
+    """Draws counts int [C, C] as the shares of each true class, which is a row.
 
     Up to `NAMED` classes have their names and numbers. Colors are on a square-root
     scale, so that rare mistakes are seen.
+
+    Args:
+        matrix: the counts.
+        class_names: C names.
+        side: of the figure, in inches; what is written on it has the same size.
     """
     images = matrix.sum(axis=1, keepdims=True)
     shares = matrix / np.maximum(images, 1)
-    figure = Figure(figsize=(7, 7), dpi=150, layout="constrained")
+    figure = Figure(figsize=(side, side), dpi=150, layout="constrained")
     axes = figure.subplots()
-    axes.imshow(np.sqrt(shares), cmap=style.SHARES, vmin=0, vmax=1)
-    axes.set_xlabel("predicted", color=style.INK)
-    axes.set_ylabel("true", color=style.INK)
-    axes.tick_params(colors=style.MUTED, length=0)
-    axes.spines[:].set_color(style.RULE)
+    axes.imshow(np.sqrt(shares), cmap=SHARES, vmin=0, vmax=1)
+    axes.set_xlabel("predicted", color=INK)
+    axes.set_ylabel("true", color=INK)
+    axes.tick_params(colors=MUTED, length=0)
+    axes.spines[:].set_color(RULE)
     if len(class_names) > NAMED:
         return figure
-    names = [short(name) for name in class_names]
+    names = [shorten(name) for name in class_names]
     ticks = range(len(names))
     axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(ticks, names)
@@ -77,7 +90,7 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
                 str(count),
                 ha="center",
                 va="center",
-                color="white" if light else style.INK,
+                color="white" if light else INK,
                 fontsize=9,
             )
     return figure

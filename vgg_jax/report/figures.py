@@ -1,54 +1,84 @@
-"""Pictures of a run: its curves, and a sheet of predictions with class score maps."""
+"""Figures: training curves, a sheet of predictions, and the heat map of an image."""
 
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import NullLocator, PercentFormatter
 
-from vgg_jax.report import style
+from vgg_jax.files import replacing
 from vgg_jax.report.gallery import Example, Gallery
-from vgg_jax.report.heat import ScoreMap, overlay
+from vgg_jax.report.heat import HEAT, ScoreMap, enlarge, explain, overlay
 
 Lines = list[dict[str, Any]]
 COLUMNS = 4
 
+INK, MUTED, RULE = "#1f2933", "#64707d", "#dde2e8"
+TRAIN, VALIDATION, RATE = "#7b9cc9", "#c2410c", "#475569"
+RIGHT, WRONG = "#1f7a4d", "#b4232a"
+
+
+def style_axes(axes: Axes) -> None:
+    """Gives axes a light grid, and no frame at the top and the right."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(RULE)
+    axes.grid(color=RULE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=MUTED, labelsize=10)
+
+
+def save_figure(figure: Figure, output: Path) -> None:
+    """Writes a figure as a PNG, whole or not at all."""
+    with replacing(output) as partial:
+        figure.savefig(partial, format="png", facecolor="white")
+
 
 def draw_curves(metrics: Path, output: Path) -> None:
-    """Loss, top-1 error and learning rate against epochs, from metrics.jsonl to a PNG.
+    """Draws loss, error and learning rate by epoch, from a metrics.jsonl to a PNG.
 
     A run that has logged nothing yet leaves no picture.
     """
     lines = read_metrics(metrics)
     if lines:
-        style.save(curves(lines), output)
+        save_figure(curves(lines), output)
 
 
 def read_metrics(path: Path) -> Lines:
-    """The objects in a metrics.jsonl, but for a last line that a kill cut short.
+    """Reads the objects in a metrics.jsonl, but for a last line that a kill cut short.
 
     Raises:
-        ValueError: a line that is no such object; the message names it.
+        FileNotFoundError: there is no such file.
+        ValueError: a line is not an object with a step; the message names it.
     """
-    found = []
-    for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
+    lines = []
+    for number, text in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not text.endswith(b"\n"):
             break
         try:
-            found.append(json.loads(line))
+            line = json.loads(text)
+            if not isinstance(line, dict) or "step" not in line:
+                raise ValueError("not the metrics of a step")
         except ValueError as error:
             raise ValueError(
                 f"{path} is damaged in line {number} ({error}); remove that line"
             ) from error
-    return found
+        lines.append(line)
+    return lines
 
 
 def curves(lines: Lines, size: tuple[float, float] = (10, 9.5)) -> Figure:
-    """The figure of `draw_curves`, from the objects in metrics.jsonl.
+    """Draws the figure of `draw_curves` from the objects in metrics.jsonl.
+
+    A line that a validation or a checkpoint cut short averages fewer steps than others
+    do, and would stand out as a tooth. So each point of a training curve is the mean
+    over as many steps as the longest line has, up to that point.
 
     Args:
         lines: the objects.
@@ -58,36 +88,51 @@ def curves(lines: Lines, size: tuple[float, float] = (10, 9.5)) -> Figure:
     panels = figure.subplots(3, sharex=True, height_ratios=(3, 3, 1.6))
     loss, error, rate = panels
     for axes in panels:
-        style.quiet(axes)
+        style_axes(axes)
     learns_boxes = any("train_box_error" in line for line in lines)
     name = "box_error" if learns_boxes else "top1_error"
     _draw_pair(loss, lines, "loss")
     unit = "half a squared distance" if learns_boxes else "nats"
-    loss.set_ylabel(f"loss ({unit})", color=style.INK)
-    loss.legend(loc="upper right", frameon=False, labelcolor=style.INK, fontsize=11)
+    loss.set_ylabel(f"loss ({unit})", color=INK)
+    loss.legend(loc="upper right", frameon=False, labelcolor=INK, fontsize=11)
     _draw_pair(error, lines, name)
     readable = "boxes that are wrong" if learns_boxes else "top-1 error"
-    error.set_ylabel(readable, color=style.INK)
+    error.set_ylabel(readable, color=INK)
     error.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     _mark_best(error, *_series(lines, f"validation_{name}"))
     _draw_rate(rate, panels, *_series(lines, "learning_rate"))
-    rate.set_xlabel("epochs", color=style.INK)
+    rate.set_xlabel("epochs", color=INK)
     return figure
 
 
 def _series(lines: Lines, name: str) -> tuple[list[float], list[float]]:
     """(epochs, values) of the lines that have this name."""
-    found = [(line["epoch"], line[name]) for line in lines if name in line]
-    return [epoch for epoch, _ in found], [value for _, value in found]
+    points = [(line["epoch"], line[name]) for line in lines if name in line]
+    return [epoch for epoch, _ in points], [value for _, value in points]
+
+
+def _equal_means(lines: Lines, name: str) -> tuple[list[float], np.ndarray]:
+    """(epochs, means over equally many steps) of a metric of training.
+
+    Each line holds the mean over the steps since the line before it. The sum over all
+    steps so far, linear within a line, gives the mean over any interval.
+    """
+    epochs, values = _series(lines, name)
+    steps = np.array([0, *(line["step"] for line in lines if name in line)])
+    lengths = np.diff(steps)
+    sums = np.cumsum([0, *(lengths * values)])
+    first = np.maximum(steps[1:] - lengths.max(initial=1), 0)
+    means = (sums[1:] - np.interp(first, steps, sums)) / (steps[1:] - first)
+    return epochs, means
 
 
 def _draw_pair(axes: Axes, lines: Lines, name: str) -> None:
-    training = _series(lines, f"train_{name}")
-    axes.plot(*training, color=style.TRAIN, linewidth=1.5, label="training")
+    training = _equal_means(lines, f"train_{name}")
+    axes.plot(*training, color=TRAIN, linewidth=1.5, label="training")
     validation = _series(lines, f"validation_{name}")
     axes.plot(
         *validation,
-        color=style.VALIDATION,
+        color=VALIDATION,
         linewidth=2,
         marker="o",
         markersize=4,
@@ -100,16 +145,21 @@ def _mark_best(axes: Axes, epochs: list[float], errors: list[float]) -> None:
     if not errors:
         return
     best = int(np.argmin(errors))
-    at = (epochs[best], errors[best])
-    axes.plot(*at, "o", markersize=11, color=style.VALIDATION, fillstyle="none")
+    axes.plot(
+        *(epochs[best], errors[best]),
+        "o",
+        markersize=11,
+        color=VALIDATION,
+        fillstyle="none",
+    )
     axes.text(
         0.99,
         0.95,
-        f"lowest on validation: {errors[best]:.2%} at epoch {epochs[best]:.4g}",
+        f"lowest on validation: {errors[best]:.2%} at epoch {epochs[best]:.3g}",
         transform=axes.transAxes,
         ha="right",
         va="top",
-        color=style.VALIDATION,
+        color=VALIDATION,
         fontsize=11,
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 3},
     )
@@ -119,10 +169,10 @@ def _draw_rate(
     axes: Axes, panels: Sequence[Axes], epochs: list[float], rates: list[float]
 ) -> None:
     """The rate, and a line through every panel where it changes."""
-    axes.set_ylabel("learning rate", color=style.INK)
+    axes.set_ylabel("learning rate", color=INK)
     if not rates:
         return
-    axes.step(epochs, rates, where="post", color=style.RATE, linewidth=2)
+    axes.step(epochs, rates, where="post", color=RATE, linewidth=2)
     axes.set_yscale("log")
     axes.set_ylim(min(rates) / 3, max(rates) * 4)
     axes.yaxis.set_minor_locator(NullLocator())
@@ -131,21 +181,21 @@ def _draw_rate(
             continue
         if i:
             for panel in panels:
-                panel.axvline(epoch, color=style.RATE, linewidth=1, linestyle="--")
+                panel.axvline(epoch, color=RATE, linewidth=1, linestyle="--")
         axes.annotate(
             f"{rate:g}",
             (epoch, rate),
             xytext=(5, 5),
             textcoords="offset points",
-            color=style.RATE,
+            color=RATE,
             fontsize=10,
         )
 
 
 def draw_predictions(gallery: Gallery, output: Path) -> None:
-    """A sheet of predictions, right ones and the most confident mistakes, as a PNG.
+    """Draws a sheet of right predictions and the most confident mistakes, as a PNG.
 
-    Each is the picture, and the picture under the score map of the predicted class.
+    Each is the picture, and the picture under the heat map of the predicted class.
     """
     shown = list(zip(gallery.examples, gallery.maps, strict=True))
     right = [pair for pair in shown if pair[0].label == pair[0].predicted]
@@ -153,8 +203,8 @@ def draw_predictions(gallery: Gallery, output: Path) -> None:
     groups = [
         group
         for group in (
-            ("Right", style.RIGHT, right),
-            ("Wrong: the most confident mistakes", style.WRONG, wrong),
+            ("Right", RIGHT, right),
+            ("Wrong: the most confident mistakes", WRONG, wrong),
         )
         if group[-1]
     ]
@@ -178,29 +228,24 @@ def draw_predictions(gallery: Gallery, output: Path) -> None:
             wspace=0.1,
             hspace=0.45,
         )
-        for at, (example, found) in enumerate(examples):
-            pair = grid[at].subgridspec(1, 2, wspace=0.04).subplots()
-            _draw_example(pair, example, found, gallery.class_names, color)
+        for place, (example, heat) in enumerate(examples):
+            pair = grid[place].subgridspec(1, 2, wspace=0.04).subplots()
+            _draw_example(pair, example, heat, gallery.class_names, color)
     _draw_note(parts[-1], gallery.crop, gallery.maps[0])
-    style.save(figure, output)
+    save_figure(figure, output)
 
 
 def _draw_example(
     pair: Sequence[Axes],
     example: Example,
-    found: ScoreMap,
+    heat: ScoreMap,
     class_names: Sequence[str],
     color: str,
 ) -> None:
-    picture = found.image if found.image.shape[-1] == 3 else found.image[..., 0]
-    for axes, pixels in zip(pair, (picture, overlay(found)), strict=True):
-        axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.spines[:].set_color(style.RULE)
-    predicted = f"{short(class_names[example.predicted])}  {example.posterior:.1%}"
-    true = f"truth: {short(class_names[example.label])}"
-    for text, ink, height in ((predicted, color, 1.2), (true, style.MUTED, 1.05)):
+    _draw_image_and_heat(pair, heat)
+    predicted = f"{shorten(class_names[example.predicted])}  {example.posterior:.1%}"
+    true = f"truth: {shorten(class_names[example.label])}"
+    for text, ink, height in ((predicted, color, 1.2), (true, MUTED, 1.05)):
         pair[0].text(
             0,
             height,
@@ -212,32 +257,92 @@ def _draw_example(
         )
 
 
-def short(name: str) -> str:
-    """A class name that fits a picture."""
+def _draw_image_and_heat(pair: Sequence[Axes], heat: ScoreMap) -> None:
+    """Draws an image on the first axes and its heat map on the second."""
+    shown = enlarge(heat)
+    image = shown.image if shown.image.shape[-1] == 3 else shown.image[..., 0]
+    for axes, pixels in zip(pair, (image, overlay(shown)), strict=True):
+        axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_color(RULE)
+
+
+def shorten(name: str) -> str:
+    """Cuts a class name to a length that fits a picture."""
     return name if len(name) <= 24 else name[:23] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def _draw_note(part: SubFigure, crop: int, found: ScoreMap) -> None:
-    side = found.image.shape[0]
-    height, width = found.scores.shape
+def _draw_note(part: SubFigure, crop: int, heat: ScoreMap) -> None:
+    note = (
+        f"Beside each picture: {explain(heat, crop)} Every picture has its own range."
+    )
     part.text(
         0.02,
         0.5,
-        f"Beside each picture: the scores of the predicted class, {height} x {width} "
-        f"cells, of the network on its\ncenter square at {side} x {side} pixels, "
-        f"{side / crop:g} times the training crop. Every picture has its "
-        "own range.",
-        color=style.MUTED,
+        textwrap.fill(note, 110),
+        color=MUTED,
         fontsize=10.5,
         va="center",
         linespacing=1.5,
     )
     legend = part.add_axes((0.78, 0.5, 0.2, 0.2))
-    legend.imshow(np.linspace(0, 1, 256)[None], cmap=style.HEAT, aspect="auto")
-    legend.set_xticks([0, 255], ["lowest score", "highest"])
+    legend.imshow(np.linspace(0, 1, 256)[None], cmap=HEAT, aspect="auto")
+    legend.set_xticks([0, 255], ["lowest", "highest"])
     first, last = legend.get_xticklabels()
     first.set_horizontalalignment("left")
     last.set_horizontalalignment("right")
-    legend.tick_params(length=0, colors=style.MUTED, labelsize=10)
+    legend.tick_params(length=0, colors=MUTED, labelsize=10)
     legend.set_yticks([])
     legend.spines[:].set_visible(False)
+
+
+def draw_heat(
+    heat: ScoreMap, crop: int, class_name: str, posterior: float, output: Path
+) -> None:
+    """Draws a picture, its heat map, the class with its posterior and the scale: a PNG.
+
+    Args:
+        heat: the heat map of the class.
+        crop: side of the training crop, in pixels.
+        class_name: the class.
+        posterior: its posterior, from 0 to 1.
+        output: the file to write.
+    """
+    save_figure(heat_figure(heat, crop, class_name, posterior), output)
+
+
+def heat_figure(heat: ScoreMap, crop: int, class_name: str, posterior: float) -> Figure:
+    """Draws the figure of `draw_heat`: two panels, beside or above each other."""
+    height, width = heat.image.shape[:2]
+    wide = width > 1.5 * height
+    figure = Figure(
+        figsize=(7, 2 * min(6.6 * height / width, 5) + 1.6)
+        if wide
+        else (7, min(3.1 * height / width, 8) + 1.4),
+        dpi=150,
+        layout="constrained",
+    )
+    panels = figure.subplots(2, 1) if wide else figure.subplots(1, 2)
+    _draw_image_and_heat(panels, heat)
+    figure.suptitle(
+        f"{shorten(class_name)}  {posterior:.1%}",
+        color=INK,
+        fontsize=14,
+        weight="bold",
+        parse_math=False,
+    )
+    low, high = float(heat.scores.min()), float(heat.scores.max())
+    bar = figure.colorbar(
+        ScalarMappable(Normalize(low, high if high > low else low + 1), HEAT),
+        ax=panels,
+        location="bottom",
+        aspect=50,
+        pad=0.03,
+    )
+    bar.set_label(
+        textwrap.fill(explain(heat, crop), 95), color=MUTED, fontsize=9, linespacing=1.4
+    )
+    bar.ax.tick_params(colors=MUTED, labelsize=9)
+    bar.outline.set_edgecolor(RULE)  # type: ignore[operator]
+    return figure

@@ -1,4 +1,4 @@
-"""Examples worth looking at, with the score map of the class that was predicted."""
+"""Examples worth looking at, each with the heat map of the predicted class."""
 
 import dataclasses
 import itertools
@@ -9,12 +9,12 @@ import numpy as np
 
 from vgg_jax.config import Config
 from vgg_jax.data.sources import Source
-from vgg_jax.data.transforms import center_crop, decode, rescale
+from vgg_jax.data.transforms import center_crop, decode
 from vgg_jax.evaluation.errors import predicted_classes
 from vgg_jax.evaluation.predictions import Predictions
 from vgg_jax.files import load_arrays, save_arrays
 from vgg_jax.models import ConvNet
-from vgg_jax.report.heat import ScoreMap, map_side, score_map
+from vgg_jax.report.heat import ScoreMap, heat_map
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Gallery:
     """Examples of one row of the table, right ones first.
 
     Args:
-        title: of the row.
-        class_names: of all labels.
+        title: the row in words.
+        class_names: the name of each label.
         crop: side of the training crop, in pixels.
-        examples: [n] of them.
-        names: of their images.
-        maps: the predicted class's; all of one size.
+        examples: n predictions.
+        names: n names of their images.
+        maps: n heat maps of the predicted classes, all of one size.
     """
 
     title: str
@@ -51,7 +51,7 @@ class Gallery:
 def choose_examples(
     predictions: Predictions, count: int
 ) -> tuple[list[Example], list[Example]]:
-    """(right, wrong) examples, at most `count` in all, half of each if possible.
+    """Chooses (right, wrong) examples, at most `count`, half of each if possible.
 
     The right ones go through the classes in turn, in the source's order; the wrong ones
     are those with the highest posteriors, highest first.
@@ -84,20 +84,25 @@ def make_gallery(
     *,
     title: str,
 ) -> Gallery:
-    """Examples with the class score maps of a network run densely (section 3.2).
+    """Makes the heat map of the predicted class for the center square of each example.
 
-    Each image is enlarged until its map is large enough to look at, and its center
-    square is taken.
+    Args:
+        model: a classifier.
+        source: the images.
+        config: how the network sees an image.
+        examples: the predictions to show.
+        title: the row of the table that they are of, in words.
     """
     data = config.data
-    side = map_side(model.layers, data.crop)
     names, maps = [], []
     for example in examples:
         stored = source[example.index]
         names.append(stored["name"])
         image = decode(stored["image"], model.in_channels, stored["name"])
-        image = center_crop(rescale(image, side), side)
-        maps.append(score_map(model, image, example.predicted, data.mean, data.std))
+        square = center_crop(image, min(image.shape[:2]))
+        maps.append(
+            heat_map(model, square, example.predicted, data.crop, data.mean, data.std)
+        )
     return Gallery(
         title=title,
         class_names=tuple(source.class_names),
@@ -109,7 +114,7 @@ def make_gallery(
 
 
 def save_gallery(path: Path, gallery: Gallery) -> None:
-    """Write a file of arrays, whole or not at all."""
+    """Writes a gallery as a file of arrays, whole or not at all."""
     examples = zip(*map(dataclasses.astuple, gallery.examples), strict=True)
     save_arrays(
         path,
@@ -120,16 +125,18 @@ def save_gallery(path: Path, gallery: Gallery) -> None:
 
 
 def load_gallery(path: Path) -> Gallery:
-    """What `save_gallery` wrote.
+    """Reads what `save_gallery` wrote.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a damaged file; the message names it.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged; the message names it.
     """
     stored = load_arrays(path, (*_EXAMPLE, *_GALLERY, *_MAP))
     examples = zip(*(stored[name].tolist() for name in _EXAMPLE), strict=True)
     maps = zip(
-        stored["image"], stored["scores"], stored["extent"].tolist(), strict=True
+        *(stored["image"], stored["scores"]),
+        *(stored["extent"].tolist(), stored["square"].tolist()),
+        strict=True,
     )
     return Gallery(
         title=str(stored["title"]),
@@ -137,7 +144,10 @@ def load_gallery(path: Path) -> Gallery:
         crop=int(stored["crop"]),
         examples=tuple(Example(*row) for row in examples),
         names=tuple(stored["names"].tolist()),
-        maps=tuple(ScoreMap(image, scores, tuple(e)) for image, scores, e in maps),
+        maps=tuple(
+            ScoreMap(image, scores, tuple(extent), square)
+            for image, scores, extent, square in maps
+        ),
     )
 
 

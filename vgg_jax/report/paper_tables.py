@@ -1,8 +1,18 @@
-"""Tables 3 to 6 of arXiv:1409.1556: errors in %, on the ImageNet validation set."""
+"""Tables 3 to 6 of arXiv:1409.1556, and our own errors beside the published ones.
+
+Errors are in per cent, on the ImageNet validation set.
+"""
 
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+from vgg_jax.config import Config, VGGConfig
+from vgg_jax.evaluation.results import train_scale
+
+Json = dict[str, Any]
+Cells = dict[str, str | None]  # by the name of the column; None was not run
 Scales = tuple[int, ...]
 
 LETTERS = {
@@ -17,7 +27,7 @@ LETTERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network of the paper: its name here, training scales S, test scales Q."""
+    """A network of the paper: its name in this project, its S and its test scales Q."""
 
     model: str
     train_scale: tuple[int, int]
@@ -121,3 +131,72 @@ TABLES: Sequence[Table] = (
         ),
     ),
 )
+
+
+def is_the_papers(config: Config) -> bool:
+    """Tells whether a run is on ImageNet and its network as large as in the paper."""
+    shape = ("num_classes", "width", "head", "fc_features", "fc_kernel", "in_channels")
+    return (
+        config.data.dataset == "imagenet2012"
+        and config.data.crop == 224
+        and isinstance(config.model, VGGConfig)
+        and all(
+            getattr(config.model, field) == getattr(VGGConfig, field) for field in shape
+        )
+    )
+
+
+def compare(results: Sequence[Json]) -> dict[str, list[Cells]]:
+    """Puts rows of eval.json into the cells of the published tables that they fit.
+
+    Returns:
+        The rows of each table, by its title.
+    """
+    # Of rows that differ in the averaging alone the default's is shown.
+    default_last = sorted(results, key=lambda row: row["averaging"] == "score_map")
+    ours = {_result_key(row): row for row in default_last}
+    return {
+        table.title: [_cells(table, row, ours.get(_row_key(row))) for row in table.rows]
+        for table in TABLES
+    }
+
+
+def _cells(table: Table, row: Row, ours: Json | None) -> Cells:
+    cells: Cells = {
+        "network": _join(f"{LETTERS[n.model]} {n.model}" for n in row.networks),
+        "train S": _join(train_scale(n.train_scale) for n in row.networks),
+        "protocol": row.protocol,
+        "paper": f"{row.top1_error} / {row.top5_error}",
+        "ours": None
+        if ours is None
+        else f"{percent(ours, 'top1')} / {percent(ours, 'top5')}",
+        "test Q": _join(", ".join(map(str, n.scales)) for n in row.networks),
+        "paper, test set": f"- / {row.test_top5_error or '-'}",
+    }
+    if len({row.protocol for row in table.rows}) == 1:
+        del cells["protocol"]
+    if all(row.test_top5_error is None for row in table.rows):
+        del cells["paper, test set"]
+    return cells
+
+
+def percent(row: Json, name: str) -> str:
+    """Formats a row's error, "top1" or "top5", with half of its interval."""
+    low, high = row[f"{name}_interval"]
+    return f"{100 * row[f'{name}_error']:.2f} ± {50 * (high - low):.2f}"
+
+
+def _join(texts: Iterator[str]) -> str:
+    """Texts about several networks, each of them once."""
+    return " + ".join(dict.fromkeys(texts))
+
+
+def _result_key(row: Json) -> str:
+    networks = sorted((n["model"], n["train_scale"]) for n in row["networks"])
+    return json.dumps([networks, row["protocol"], sorted(row["scales"])])
+
+
+def _row_key(row: Row) -> str:
+    networks = sorted((n.model, n.train_scale) for n in row.networks)
+    scales = sorted({scale for n in row.networks for scale in n.scales})
+    return json.dumps([networks, row.protocol, scales])

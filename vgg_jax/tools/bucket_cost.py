@@ -1,4 +1,6 @@
-"""What padding to buckets costs: python -m vgg_jax.tools.bucket_cost --scales 256,384
+"""Measures what padding images to buckets costs in dense evaluation.
+
+  python -m vgg_jax.tools.bucket_cost --scales 256,384
 
 Prints, for a list of image sizes, the programs that dense evaluation compiles and the
 multiply-adds that padding adds, and the best buckets for the list. Without --sizes or
@@ -10,12 +12,13 @@ import dataclasses
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from flax import nnx
 
+from vgg_jax import cli
 from vgg_jax.analysis import summary
 from vgg_jax.config import BUCKET_RATIOS
 from vgg_jax.console import progress_bar
@@ -239,37 +242,49 @@ def folder_sizes(folder: Path) -> Counter[Shape]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print what the command line asks for; 0, or 2 after an error's one line."""
-
-    def numbers(kind: type) -> Callable[[str], tuple]:
-        return lambda text: tuple(kind(part) for part in text.split(","))
-
-    parser = argparse.ArgumentParser(
-        prog="python -m vgg_jax.tools.bucket_cost",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--network", default="vgg16", help=", ".join(MODELS))
+    """Runs the command; returns its exit code."""
+    parser = cli.Parser("python -m vgg_jax.tools.bucket_cost", __doc__)
     parser.add_argument(
-        "--scales", type=numbers(int), default=(256, 384, 512), metavar="Q,Q"
+        "--network",
+        default="vgg16",
+        type=cli.one_of(MODELS),
+        metavar="NAME",
+        help=f"one of {', '.join(MODELS)}; vgg16 by default",
     )
+    parser.add_scales("256,384,512 by default")
     parser.add_argument(
-        "--ratios", type=numbers(float), default=BUCKET_RATIOS, metavar="R,R"
+        "--ratios",
+        type=cli.comma_separated(float),
+        default=BUCKET_RATIOS,
+        metavar="R,R",
+        help="width over height of the buckets; by default those of dense evaluation",
     )
     data = parser.add_mutually_exclusive_group()
-    data.add_argument("--sizes", type=Path, metavar="FILE", help="width,height[,count]")
-    data.add_argument("--from", type=Path, metavar="FOLDER", dest="folder")
-    options = parser.parse_args(arguments)
-    try:
-        if options.folder:
-            sizes = folder_sizes(options.folder)
-        else:
-            sizes = read_sizes(options.sizes or ILSVRC)
-        print(report(options.network, sizes, options.ratios, options.scales))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    data.add_argument(
+        "--sizes",
+        type=Path,
+        metavar="FILE",
+        help="sizes of images, a line each: width,height or width,height,count",
+    )
+    data.add_argument(
+        "--from",
+        type=Path,
+        metavar="FOLDER",
+        dest="folder",
+        help="pictures whose sizes are taken, in this folder and those below",
+    )
+    return cli.command(run, parser, arguments)
+
+
+def run(values: argparse.Namespace) -> int:
+    """Prints the costs; returns 0."""
+    if values.folder:
+        sizes = folder_sizes(values.folder)
+    else:
+        sizes = read_sizes(values.sizes or ILSVRC)
+    scales = values.scales or (256, 384, 512)
+    print(report(values.network, sizes, values.ratios, scales))
+    return cli.DONE
 
 
 if __name__ == "__main__":

@@ -1,20 +1,22 @@
-"""Mean and principal components of a training set's pixels, for the color shift.
+"""Measures the colors of a training set: mean and principal components of its pixels.
 
-python -m vgg_jax.tools.color_pca --config configs/NAME.py [--images 10000]
+  python -m vgg_jax.tools.color_pca --config configs/NAME.py [--images 10000]
 
 A run with --config.data.color_pca=computed uses what this leaves beside the data.
 """
 
+import argparse
 import dataclasses
 import json
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 
 from vgg_jax import cli
-from vgg_jax.config import DataConfig
+from vgg_jax.config import Config, DataConfig
 from vgg_jax.console import progress_bar
 from vgg_jax.data import color as color
 from vgg_jax.data.base import Source
@@ -80,8 +82,22 @@ def measure(source: Source, config: DataConfig, images: int) -> Pixels:
     return Pixels(count, mean, np.sqrt(np.maximum(variances[::-1], 0)), axes)
 
 
-def main(values: flags.FlagValues) -> int:
-    """Measure, print and save."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    command = "python -m vgg_jax.tools.color_pca"
+    parser = cli.Parser(command, __doc__, config=(Config,))
+    parser.add_argument(
+        "--images",
+        type=cli.positive,
+        default=10_000,
+        metavar="N",
+        help="images to measure at most; 10,000 by default",
+    )
+    return cli.command(run, parser, arguments)
+
+
+def run(values: argparse.Namespace) -> int:
+    """Measures, prints and saves; returns 0."""
     # Whatever shift the configuration asks for, its axes need not be there yet.
     config = dataclasses.replace(values.config.data, color_shift=0.0)
     pixels = measure(open_source(config, "train"), config, values.images)
@@ -90,7 +106,7 @@ def main(values: flags.FlagValues) -> int:
     print(pixels)
     print(f"saved in {path}; --config.data.color_pca=computed uses it, and")
     print(f'--config.data.mean="{_numbers(pixels.mean, 3)}" this mean')
-    return 0
+    return cli.DONE
 
 
 def _numbers(values: np.ndarray, digits: int) -> str:
@@ -99,8 +115,4 @@ def _numbers(values: np.ndarray, digits: int) -> str:
 
 
 if __name__ == "__main__":
-    parsed = cli.new_flags()
-    flags.DEFINE_integer(
-        "images", 10_000, "how many to measure at most", flag_values=parsed
-    )
-    cli.run(main, parsed)
+    sys.exit(main())

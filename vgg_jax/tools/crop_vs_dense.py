@@ -1,6 +1,6 @@
-"""Crops against the dense pass, in pictures.
+"""Draws where crops and the dense pass of a network differ.
 
-python -m vgg_jax.tools.crop_vs_dense --image FILE --output DIR
+  python -m vgg_jax.tools.crop_vs_dense --image FILE --output DIR
 
 One cell of VGG's score map sees one 224x224 window of the image. Given that window as a
 crop, every layer pads its border with zeros; in the dense pass it sees the neighbors
@@ -21,6 +21,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from vgg_jax import cli
 from vgg_jax.analysis import receptive_field
 from vgg_jax.console import did_you_mean
 from vgg_jax.inference.forward import Extras, Network, ScoreMap
@@ -137,7 +138,8 @@ def draw(model: ConvNet, name: str, image: np.ndarray, output: Path) -> str:
     """
     from matplotlib.figure import Figure
 
-    from vgg_jax.report import style
+    from vgg_jax.report.figures import INK, RIGHT, TRAIN, VALIDATION, save_figure
+    from vgg_jax.report.heat import HEAT
 
     network = Network.from_model(model, IMAGENET)
     stages = tuple(
@@ -166,19 +168,19 @@ def draw(model: ConvNet, name: str, image: np.ndarray, output: Path) -> str:
     figure = Figure(figsize=(10, 4.6), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
     left.imshow(image)
-    for at, color in ((0, style.TRAIN), (64, style.VALIDATION), (160, style.RIGHT)):
+    for at, color in ((0, TRAIN), (64, VALIDATION), (160, RIGHT)):
         box = {"fill": False, "linewidth": 2.5, "edgecolor": color}
         left.add_patch(_rectangle((at - 0.5, at - 0.5), 224, 224, **box))
-    left.set_title("windows (0, 0), (2, 2) and (5, 5)", color=style.INK, fontsize=11)
-    shown = right.imshow(100 * difference, cmap=style.HEAT, vmin=0)
+    left.set_title("windows (0, 0), (2, 2) and (5, 5)", color=INK, fontsize=11)
+    shown = right.imshow(100 * difference, cmap=HEAT, vmin=0)
     for (i, j), value in np.ndenumerate(difference):
-        ink = "white" if value < 0.7 * difference.max() else style.INK
+        ink = "white" if value < 0.7 * difference.max() else INK
         right.text(
             j, i, f"{value:.1%}", ha="center", va="center", color=ink, fontsize=9
         )
     right.set_title(
         f"{name}: scores, dense against crop, difference %",
-        color=style.INK,
+        color=INK,
         fontsize=11,
     )
     figure.colorbar(shown, ax=right, shrink=0.9)
@@ -186,7 +188,7 @@ def draw(model: ConvNet, name: str, image: np.ndarray, output: Path) -> str:
         axes.set_xticks([])
         axes.set_yticks([])
     output.mkdir(parents=True, exist_ok=True)
-    style.save(figure, output / "windows.png")
+    save_figure(figure, output / "windows.png")
 
     figure = Figure(figsize=(12, 3.1), dpi=150, layout="constrained")
     lines.append("in window (2, 2), by stage: difference at the border, in the middle")
@@ -195,15 +197,15 @@ def draw(model: ConvNet, name: str, image: np.ndarray, output: Path) -> str:
         start = 2 * side // 7  # 64 of 224 pixels
         part = seen[stage][0, start : start + side, start : start + side]
         found = relative_difference(part, alone[stage][0])
-        shown = axes.imshow(100 * found, cmap=style.HEAT, vmin=0)
+        shown = axes.imshow(100 * found, cmap=HEAT, vmin=0)
         figure.colorbar(shown, ax=axes, shrink=0.75)
-        axes.set_title(f"{stage}, {side} x {side}, %", color=style.INK, fontsize=11)
+        axes.set_title(f"{stage}, {side} x {side}, %", color=INK, fontsize=11)
         axes.set_xticks([])
         axes.set_yticks([])
         border = np.concatenate([found[0], found[-1], found[1:-1, 0], found[1:-1, -1]])
         center = found[side // 2 - 1 : side // 2 + 1, side // 2 - 1 : side // 2 + 1]
         lines.append(f"  {stage:8} {border.mean():6.1%} {center.mean():6.1%}")
-    style.save(figure, output / "windows_stages.png")
+    save_figure(figure, output / "windows_stages.png")
     return "\n".join(lines)
 
 
@@ -214,31 +216,43 @@ def _rectangle(*args: object, **options: object):  # type: ignore[no-untyped-def
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw what the command line asks for; 0, or 2 after an error's one line."""
+    """Runs the command; returns its exit code."""
+    vggs = [name for name in MODELS if name.startswith("vgg")]
+    parser = cli.Parser("python -m vgg_jax.tools.crop_vs_dense", __doc__)
+    parser.add_argument(
+        "--network",
+        default="vgg16",
+        type=cli.one_of(vggs),
+        metavar="NAME",
+        help=f"one of {', '.join(vggs)}; vgg16 by default",
+    )
+    parser.add_argument(
+        "--width",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="multiplies every hidden layer's channels; 1 by default",
+    )
+    parser.add_argument(
+        "--image", type=Path, required=True, metavar="FILE", help="a picture"
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="for the drawings"
+    )
+    return cli.command(run, parser, arguments)
+
+
+def run(values: argparse.Namespace) -> int:
+    """Draws, and prints the numbers; returns 0."""
     from vgg_jax.data.transforms import center_crop, decode, rescale
 
-    parser = argparse.ArgumentParser(
-        prog="python -m vgg_jax.tools.crop_vs_dense",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    data = values.image.read_bytes()
+    image = center_crop(rescale(decode(data, 3, str(values.image)), 384), 384)
+    model = create_model(
+        values.network, width=values.width, init="he", rngs=nnx.Rngs(0)
     )
-    vggs = [name for name in MODELS if name.startswith("vgg")]
-    parser.add_argument("--network", default="vgg16", choices=vggs)
-    parser.add_argument("--width", type=float, default=1.0)
-    parser.add_argument("--image", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    options = parser.parse_args(arguments)
-    try:
-        data = options.image.read_bytes()
-        image = center_crop(rescale(decode(data, 3, str(options.image)), 384), 384)
-        model = create_model(
-            options.network, width=options.width, init="he", rngs=nnx.Rngs(0)
-        )
-        print(draw(model, options.network, image, options.output))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    print(draw(model, values.network, image, values.output))
+    return cli.DONE
 
 
 if __name__ == "__main__":

@@ -1,19 +1,20 @@
-"""What an initialization does, before any training and without data.
+"""Shows what an initialization does, before any training and without data.
 
-python -m vgg_jax.tools.init_check --config configs/vgg16.py [--config.model.init=he]
+  python -m vgg_jax.tools.init_check --config configs/vgg16.py [--config.model.init=he]
 
 Eight smooth random images, normalized as the configuration's data are, go through its
 network once for each init scheme. Prints which schemes will not start to learn and why,
 and the layers under the configuration's own.
 """
 
+import argparse
 import dataclasses
 import math
+import sys
 from collections.abc import Sequence
 
 import jax
 import numpy as np
-from absl import flags
 
 from vgg_jax import cli
 from vgg_jax.config import Config, known_num_classes
@@ -82,11 +83,18 @@ def report(config: Config) -> str:
     )
 
 
-def main(values: flags.FlagValues) -> int:
-    """Print the report; 0."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    command = "python -m vgg_jax.tools.init_check"
+    parser = cli.Parser(command, __doc__, config=(Config,))
+    return cli.command(run, parser, arguments)
+
+
+def run(values: argparse.Namespace) -> int:
+    """Prints the report; returns 0."""
     print(report(values.config))
-    return 0
+    return cli.DONE
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.new_flags())
+    sys.exit(main())

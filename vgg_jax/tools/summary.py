@@ -1,8 +1,12 @@
-"""Tables of a network: python -m vgg_jax.tools.summary vgg16 --size 384
+"""Prints tables of a network, layer by layer, or of stacks of convolutions.
 
-Prints kernel, stride, jump, receptive field, output, parameters, activations and
-multiply-adds of each layer for one image. --compare sets stacks of 3x3 convolutions
-against 5x5 and 7x7. Makes no weights and touches no accelerator.
+  python -m vgg_jax.tools.summary vgg16 --size 384
+  python -m vgg_jax.tools.summary --compare
+
+The first has kernel, stride, jump, receptive field, output, parameters, activations and
+multiply-adds of each layer for one image. The second sets stacks of 3x3 convolutions
+against one of 5x5 and one of 7x7 (section 2.3 of arXiv:1409.1556). No weights are made
+and no accelerator is touched.
 """
 
 import argparse
@@ -12,23 +16,101 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vgg_jax import cli
 from vgg_jax.analysis.measure import summary
+from vgg_jax.analysis.results import MEBIBYTE
+from vgg_jax.config import VGGConfig, settings
+from vgg_jax.console import format_columns
 from vgg_jax.models import MODELS
-from vgg_jax.tools.stacks import compare_stacks, format_stacks
+from vgg_jax.models.layers import Conv, Layer, Relu
+
+STACKS = ((2, 3), (1, 5), (3, 3), (1, 7))  # convolutions, kernel: two pairs
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(
-            f"expected a whole number of at least 1, got {text!r}"
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """Convolutions in a row, each with a ReLU, from C channels to C."""
+
+    convolutions: int  # each followed by a ReLU
+    kernel: int
+    receptive_field: int
+    weights: int  # biases left out, as the paper does
+    weights_per_c2: int  # weights / C^2: 18, 25, 27, 49
+    activations: int
+    activation_bytes: int  # in float32
+    multiply_adds: int
+
+
+def compare_stacks(channels: int = 256, image_size: int = 56) -> tuple[Stack, ...]:
+    """Two 3x3 convolutions against one 5x5, and three against one 7x7.
+
+    Equal receptive fields and more ReLUs for fewer weights and multiply-adds; the price
+    is a map to keep for each convolution. The defaults are VGG's third stage at 224.
+
+    Args:
+        channels: C, of the input and of every convolution.
+        image_size: side in pixels of the map that the stack works on.
+
+    Raises:
+        ValueError: no channels or no pixels.
+    """
+    if channels < 1:
+        raise ValueError(f"expected at least one channel, got {channels}")
+    stacks = []
+    for count, kernel in STACKS:
+        layers: list[Layer] = []
+        for i in range(1, count + 1):
+            layers.append(Conv(f"conv{i}", channels, kernel, padding=kernel // 2))
+            layers.append(Relu(f"relu{i}"))
+        measured = summary(layers, image_size, in_channels=channels)
+        stacks.append(
+            Stack(
+                convolutions=count,
+                kernel=kernel,
+                receptive_field=measured.layers[-1].receptive_field,
+                weights=measured.weights,
+                weights_per_c2=measured.weights // channels**2,
+                activations=measured.activations,
+                activation_bytes=measured.activation_bytes,
+                multiply_adds=measured.multiply_adds,
+            )
         )
-    return int(text)
+    return tuple(stacks)
+
+
+def format_stacks(stacks: Sequence[Stack]) -> str:
+    """The comparison as a table."""
+    return format_columns(
+        [
+            "stack",
+            "field",
+            "ReLUs",
+            "weights",
+            "",
+            "activations",
+            "MiB",
+            "multiply-adds",
+        ],
+        [
+            [
+                f"{stack.convolutions} x {stack.kernel}x{stack.kernel}",
+                str(stack.receptive_field),
+                str(stack.convolutions),
+                f"{stack.weights_per_c2} C^2",
+                f"{stack.weights:,}",
+                f"{stack.activations:,}",
+                f"{stack.activation_bytes / MEBIBYTE:.2f}",
+                f"{stack.multiply_adds:,}",
+            ]
+            for stack in stacks
+        ],
+    )
 
 
 def _size(text: str) -> tuple[int, int]:
     height, by, width = text.partition("x")
     try:
-        return _count(height), _count(width if by else height)
+        return cli.positive(height), cli.positive(width if by else height)
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(
             f"expected pixels, as 384 or 384x512, got {text!r}"
@@ -37,67 +119,85 @@ def _size(text: str) -> tuple[int, int]:
 
 # Keywords of create_model that change a table.
 OPTIONS: dict[str, Callable[[str], Any]] = {
-    "num_classes": _count,
-    "in_channels": _count,
+    "num_classes": cli.positive,
+    "in_channels": cli.positive,
     "width": float,
     "head": str,
-    "fc_features": _count,
-    "fc_kernel": _count,
+    "fc_features": cli.positive,
+    "fc_kernel": cli.positive,
     "dtype": str,
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print what the command line asks for; 0, or 2 after an error's one line."""
-    parser = _parser()
-    values = vars(parser.parse_args(arguments))
-    name, size = values.pop("network"), values.pop("size")
-    as_json = values.pop("json")
-    compare, channels = values.pop("compare"), values.pop("channels")
-    if name is None and not compare:
-        parser.error(f"say which network: {', '.join(MODELS)}")
-    try:
-        network = None if name is None else summary(name, size, **values)
-        stacks = compare_stacks(channels) if compare else None
-    except (TypeError, ValueError, OverflowError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if as_json:
-        found = {} if network is None else network.to_dict()
-        if stacks is not None:
-            found["stacks"] = [dataclasses.asdict(stack) for stack in stacks]
-        print(json.dumps(found, indent=2))
-    else:
-        tables = [str(network)] if network else []
-        tables += [format_stacks(stacks)] if stacks else []
-        print("\n\n".join(tables))
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m vgg_jax.tools.summary",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("network", nargs="?", help=", ".join(MODELS))
+    """Runs the command; returns its exit code."""
+    parser = cli.Parser("python -m vgg_jax.tools.summary", __doc__)
     parser.add_argument(
-        "--size", type=_size, default=224, help="pixels, as 384 or 384x512 (HxW)"
+        "network", nargs="?", metavar="NETWORK", help=f"one of {', '.join(MODELS)}"
+    )
+    parser.add_argument(
+        "--size",
+        type=_size,
+        default=224,
+        metavar="HxW",
+        help="pixels, as 384 or 384x512; 224 by default",
     )
     parser.add_argument("--json", action="store_true", help="every number, as JSON")
     parser.add_argument(
         "--compare", action="store_true", help="3x3 stacks against 5x5 and 7x7"
     )
     parser.add_argument(
-        "--channels", type=_count, default=256, help="of the stacks compared (256)"
+        "--channels",
+        type=cli.positive,
+        default=256,
+        metavar="C",
+        help="of the stacks compared; 256 by default",
     )
-    options = parser.add_argument_group("options of the network")
+    options = parser.add_argument_group("options of the network, as of create_model")
+    help = {name: one.help for name, one, _ in settings(VGGConfig(name="vgg16"))}
     for name, kind in OPTIONS.items():
         options.add_argument(
-            f"--{name}", type=kind, metavar="X", default=argparse.SUPPRESS
+            f"--{name}",
+            type=kind,
+            metavar="X",
+            default=argparse.SUPPRESS,
+            help=help[name],
         )
-    options.add_argument("--ceil_mode", action="store_true", default=argparse.SUPPRESS)
-    return parser
+    options.add_argument(
+        "--ceil_mode",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help=help["ceil_mode"],
+    )
+    return cli.command(run, parser, arguments)
+
+
+def run(values: argparse.Namespace) -> int:
+    """Prints the tables; returns 0."""
+    if values.network is None and not values.compare:
+        raise cli.UsageError(f"say which network: {', '.join(MODELS)}")
+    given = {
+        name: value
+        for name, value in vars(values).items()
+        if name in {*OPTIONS, "ceil_mode"}
+    }
+    network = None
+    if values.network is not None:
+        try:
+            network = summary(values.network, values.size, **given)
+        except (TypeError, OverflowError) as error:
+            raise ValueError(str(error)) from error
+    stacks = compare_stacks(values.channels) if values.compare else None
+    if values.json:
+        tables = {} if network is None else network.to_dict()
+        if stacks is not None:
+            tables["stacks"] = [dataclasses.asdict(stack) for stack in stacks]
+        print(json.dumps(tables, indent=2))
+    else:
+        texts = [str(network)] if network else []
+        texts += [format_stacks(stacks)] if stacks else []
+        print("\n\n".join(texts))
+    return cli.DONE
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a run needs on a TPU, without one: asks the TPU compiler.
+"""Asks the TPU compiler what a run needs on a TPU, without one.
 
     pip install -r requirements-tpu.txt
     python -m vgg_jax.tools.tpu_check --config configs/vgg16.py --topology v5e:2x4
@@ -9,6 +9,7 @@ and the compiler's estimate of the time. Any setting can follow, such as
 --config.batch_size=512. Exits with 1 where a program does not fit into a chip's memory.
 """
 
+import argparse
 import dataclasses
 import functools
 import importlib.util
@@ -16,13 +17,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import flags
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
@@ -50,15 +50,35 @@ _ENVIRONMENT = {
 }
 
 
-def main(argv: list[str]) -> int:
-    """Check as the flags say; 0, or 1 where a program does not fit."""
-    values = _new_flags()
-    cli.parse(argv, values)
-    for name in values.programs:
-        if name not in PROGRAMS:
-            raise cli.UsageError(
-                f"unknown program {name!r}: {did_you_mean(name, PROGRAMS)}"
-            )
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = cli.Parser("python -m vgg_jax.tools.tpu_check", __doc__, config=(Config,))
+    parser.add_argument(
+        "--topology",
+        type=cli.comma_separated(str),
+        default=("v5e:2x4",),
+        metavar="NAME,NAME",
+        help="chips and their arrangement; several are compared; v5e:2x4 by default, "
+        f"known chips are {', '.join(CHIPS)}",
+    )
+    parser.add_argument(
+        "--programs",
+        type=cli.comma_separated(cli.one_of(PROGRAMS)),
+        default=PROGRAMS,
+        metavar="NAME,NAME",
+        help=f"which to compile: {', '.join(PROGRAMS)}; all by default",
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="a file for every number"
+    )
+    return cli.command(run, parser, arguments)
+
+
+def run(values: argparse.Namespace) -> int:
+    """Compiles what the flags say; returns 0, or 1 where a program does not fit."""
+    jax.config.update("jax_platforms", "cpu")  # leaves a TPU that is there alone
+    # A program for chips that are not there cannot be read back.
+    jax.config.update("jax_enable_compilation_cache", False)
     config = values.config
     meshes = {name: topology_mesh(name) for name in values.topology}
     reports: list[Report] = []
@@ -73,8 +93,8 @@ def main(argv: list[str]) -> int:
         print(format_growth(reports))
     if values.json:
         text = json.dumps([report.to_dict() for report in reports], indent=1)
-        Path(values.json).write_text(text + "\n")
-    return 0 if all(report.fits for report in reports) else 1
+        values.json.write_text(text + "\n")
+    return cli.DONE if all(report.fits for report in reports) else cli.FAILED
 
 
 def topology_mesh(topology: str) -> Mesh:
@@ -201,22 +221,5 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
 
-def _new_flags() -> flags.FlagValues:
-    values = cli.new_flags()
-    flags.DEFINE_list(
-        "topology",
-        ["v5e:2x4"],
-        f"chips and their arrangement; several compare: {', '.join(CHIPS)}",
-        flag_values=values,
-    )
-    flags.DEFINE_list("programs", [*PROGRAMS], "which to check", flag_values=values)
-    flags.DEFINE_string("json", None, "a file for every number", flag_values=values)
-    return values
-
-
 if __name__ == "__main__":
-    jax.config.update("jax_platforms", "cpu")  # leaves a TPU that is there alone
-    # A program for chips that are not there cannot be read back.
-    jax.config.update("jax_enable_compilation_cache", False)
-    # Not `cli.run`, which waits for the other hosts of a pod.
-    cli.finish(functools.partial(main, sys.argv))
+    sys.exit(main())

@@ -196,7 +196,8 @@ def check_classifies(config: Config, workdir: Path | str) -> None:
     if config.localization is not None:
         raise ValueError(
             f"the network in {workdir} predicts boxes, not classes; evaluate it with "
-            f"`python -m vgg_jax.localization {workdir} --classifier RUN`"
+            f"`python -m vgg_jax.localization --workdir {workdir} "
+            "--classifier_workdir RUN`"
         )
 
 

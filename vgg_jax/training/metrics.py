@@ -106,13 +106,19 @@ class MetricWriter:
             self._events.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one line of the file and one point of each of TensorBoard's curves."""
+        """Appends a line to the file, and a point to each curve of TensorBoard.
+
+        There the names are in groups: `train_loss` is `train/loss`.
+        """
         if not self._writes:
             return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
+        is_validation = any(name.startswith("validation_") for name in values)
+        group = "validation" if is_validation else "train"
         for name, value in values.items():
-            self._events.add_scalar(_tag(name), value, step)
+            tag = f"{group}/{name.removeprefix(f'{group}_')}"
+            self._events.add_scalar(tag, value, step)
 
 
 class Throughput:
@@ -233,12 +239,6 @@ class RunLog:
             f"epoch {self._timetable.epoch(step):.2f}  {kind}: "
             f"loss {values[f'{kind}_loss']:.4f}{errors}"
         )
-
-
-def _tag(name: str) -> str:
-    """TensorBoard's name of a value: "train/loss" for train_loss, "epoch" for epoch."""
-    group, _, rest = name.partition("_")
-    return f"{group}/{rest}" if group in ("train", "validation") else name
 
 
 def _lines_up_to(step: int, path: Path) -> list[str]:

@@ -1,0 +1,227 @@
+"""A configuration file, and its settings as flags of a command line.
+
+Every setting of the file's configuration is a flag `--config.NAME=VALUE`, whose help is
+its declaration in `vgg_jax.config`.
+"""
+
+import argparse
+import functools
+import operator
+import pkgutil
+import runpy
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vgg_jax.config import (
+    Config,
+    Curriculum,
+    Setting,
+    settings,
+    validate,
+    validate_types,
+)
+from vgg_jax.console import did_you_mean
+
+PREFIX = "config."  # of the flags
+
+
+class UsageError(ValueError):
+    """A command line, or a configuration that it names, that cannot be followed."""
+
+
+def load(path: Path, kinds: tuple[type, ...]) -> Config | Curriculum:
+    """Calls `get_config` of a file.
+
+    Args:
+        path: of a Python file.
+        kinds: classes that the configuration may have.
+
+    Raises:
+        UsageError: no such file, or an error in it; the message is one line.
+    """
+    if not path.is_file():
+        raise UsageError(f"no configuration file {path}: {nearest_file(path)}")
+    config: Any
+    try:
+        contents = runpy.run_path(str(path))
+        if "get_config" not in contents:
+            raise AttributeError("the file has no function get_config()")
+        config = contents["get_config"]()
+        for run in named_runs(config).values():
+            validate_types(run)
+    except Exception as error:  # the file's own code can raise anything
+        raise UsageError(
+            f"cannot use {path}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(config, kinds):
+        raise UsageError(
+            f"expected get_config() in {path} to return a vgg_jax.config."
+            f"{' or '.join(kind.__name__ for kind in kinds)}, "
+            f"got {type(config).__name__}"
+        )
+    return typing.cast(Config | Curriculum, config)
+
+
+def nearest_file(path: Path | None) -> str:
+    """The end of an error message: the files in configs/ that may be meant."""
+    files = {
+        file.stem: str(file)
+        for file in sorted(Path("configs").glob("*.py"))
+        if "def get_config" in file.read_text()
+    }
+    if not files:
+        return "write one as configs/ of the project shows"
+    name = "" if path is None else path.stem.lower()
+    if name in files:
+        return f"did you mean {files[name]!r}?"
+    return did_you_mean(f"configs/{name}.py" if name else "", files.values())
+
+
+def add_flags(
+    parser: argparse.ArgumentParser, config: Config | Curriculum, *, with_tables: bool
+) -> None:
+    """Gives a parser a flag for every setting; a curriculum's are those of all runs.
+
+    Args:
+        parser: of a command line.
+        config: as `load` returns it.
+        with_tables: the help lists the names in tables, which load slowly.
+    """
+    groups: dict[str, Any] = {}
+    for name, declared, values in _common_settings(config):
+        section = name.rpartition(".")[0]
+        if section not in groups:
+            groups[section] = parser.add_argument_group(
+                f"settings of {section or 'the run'}",
+                None if groups else "Values are those of FILE; each flag changes one.",
+            )
+        run = next(iter(named_runs(config).values()))
+        kind = _kind(run, name)
+        agree = len(set(map(repr, values))) == 1
+        groups[section].add_argument(
+            f"--{PREFIX}{name}",
+            type=functools.partial(parse_value, kind),
+            default=argparse.SUPPRESS,
+            metavar=str(values[0]) if agree else "DIFFERS",
+            help=_describe(declared, with_tables).replace("%", "%%"),
+            **({"nargs": "?", "const": True} if kind is bool else {}),
+        )
+
+
+def _describe(declared: Setting, with_tables: bool) -> str:
+    """The meaning, the range or choices, and whether a resumed run may change it."""
+    parts = [declared.help]
+    if declared.interval:
+        parts.append(f"in {declared.interval}")
+    choices: Sequence[str] = declared.choices
+    if declared.table and with_tables:
+        choices = tuple(pkgutil.resolve_name(declared.table))
+    if choices:
+        parts.append(f"one of {', '.join(choices)}")
+    if declared.resumable:
+        parts.append("a resumed run may change it")
+    return "; ".join(parts)
+
+
+def parse_value(kind: Any, text: str) -> Any:
+    """The value of a setting as a command line gives it.
+
+    Args:
+        kind: the setting's annotation.
+        text: such as "0.1", "true", "256,384" or "(256, 384)"; "" or "None" is None
+            where the setting can be None.
+
+    Raises:
+        argparse.ArgumentTypeError: text of another type.
+    """
+    members = typing.get_args(kind)
+    try:
+        if isinstance(kind, types.UnionType):
+            if text in ("", "None"):
+                return None
+            (kind,) = (one for one in members if one is not types.NoneType)
+            return parse_value(kind, text)
+        if typing.get_origin(kind) is tuple:
+            parts = text.strip("()[] ").split(",")
+            return tuple(
+                parse_value(members[0], part.strip(" '\""))
+                for part in parts
+                if part.strip()
+            )
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return kind(text)
+    except (ValueError, KeyError, TypeError, argparse.ArgumentTypeError):
+        words = {bool: "true or false", int: "a whole number", float: "a number"}
+        expected = words.get(kind) or getattr(kind, "__name__", str(kind))
+        if typing.get_origin(kind) is tuple:
+            expected = str(kind)
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
+
+
+def override(config: Config | Curriculum, values: Mapping[str, Any]) -> None:
+    """Changes settings in place, of a curriculum in every run, and validates them all.
+
+    Args:
+        config: as `load` returns it.
+        values: the new values, by `config.` and the settings' names; others are left.
+
+    Raises:
+        UsageError: a setting in which runs differ, or settings that do not fit.
+    """
+    runs = named_runs(config)
+    changes = {
+        name.removeprefix(PREFIX): value
+        for name, value in values.items()
+        if name.startswith(PREFIX)
+    }
+    for name in changes:
+        before = {run: operator.attrgetter(name)(its) for run, its in runs.items()}
+        if len(set(map(repr, before.values()))) > 1:
+            listed = ", ".join(f"{value!r} in {run}" for run, value in before.items())
+            raise UsageError(
+                f"--{PREFIX}{name} would give every run the same, and they differ: "
+                f"{listed}; change it in the configuration files"
+            )
+    for run in runs.values():
+        for name, value in changes.items():
+            setattr(_owner(run, name), name.rpartition(".")[2], value)
+        try:
+            validate(run)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+
+def named_runs(config: Any) -> dict[str, Config]:
+    """The runs of a curriculum by name; one configuration is a run of the name ""."""
+    if isinstance(config, Curriculum):
+        return config.runs
+    return {"": config} if isinstance(config, Config) else {}
+
+
+def _common_settings(
+    config: Config | Curriculum,
+) -> Iterator[tuple[str, Setting, list[Any]]]:
+    """Gives (name, declaration, value in each run) of settings that all runs have."""
+    tables = [
+        {name: (declared, value) for name, declared, value in settings(run)}
+        for run in named_runs(config).values()
+    ]
+    for name, (declared, _) in tables[0].items():
+        if all(name in table for table in tables):
+            yield name, declared, [table[name][1] for table in tables]
+
+
+def _owner(config: Config, name: str) -> Any:
+    """The section of a configuration that has a setting: for "seed" the whole."""
+    section = name.rpartition(".")[0]
+    return operator.attrgetter(section)(config) if section else config
+
+
+def _kind(config: Config, name: str) -> Any:
+    """The annotation of a setting."""
+    hints = typing.get_type_hints(type(_owner(config, name)))
+    return hints[name.rpartition(".")[2]]
