@@ -16,11 +16,11 @@ import matplotlib
 import numpy as np
 import sklearn.datasets
 
-from vgg_jax.config import IMAGENET_MEAN, DataConfig
+from vgg_jax.config import DataConfig
 from vgg_jax.data import transforms
 from vgg_jax.data.base import Example
 from vgg_jax.data.pipeline import train_batches
-from vgg_jax.preprocessing import Normalization
+from vgg_jax.preprocessing import IMAGENET
 
 SECONDS = 2.0  # of each measurement
 SHORT_SIDE, CROP, BATCH = 256, 224, 64
@@ -43,7 +43,7 @@ class Jpegs:
 
 
 def make_jpegs(width: int, height: int) -> list[bytes]:
-    """Windows of photographs at a JPEG quality of 92."""
+    """Cuts windows from photographs and encodes them at a JPEG quality of 92."""
     landscapes = Path(sklearn.datasets.__file__).parent / "images"
     portrait = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     files = []
@@ -66,7 +66,7 @@ def make_jpegs(width: int, height: int) -> list[bytes]:
 
 
 def rate(work: Callable[[int], object], units: int = 1) -> float:
-    """Calls with 0, 1, 2, ... a second, times `units`."""
+    """Calls `work` with 0, 1, 2, ...: units a second, `units` a call."""
     work(0)
     start, calls = time.perf_counter(), 0
     while time.perf_counter() - start < SECONDS:
@@ -76,12 +76,12 @@ def rate(work: Callable[[int], object], units: int = 1) -> float:
 
 
 def report(name: str, value: float) -> None:
-    """Print a row."""
+    """Prints a row."""
     print(f"  {name:52} {value:10,.0f}", flush=True)
 
 
 def image_rates(files: list[bytes]) -> None:
-    """Of one image's way, with and without the tricks."""
+    """Prints how fast one image is prepared, with and without the tricks."""
 
     def whole(i: int) -> np.ndarray:
         return transforms.decode(files[i % len(files)], 3)
@@ -91,7 +91,7 @@ def image_rates(files: list[bytes]) -> None:
 
     def rescale_first(image: np.ndarray) -> np.ndarray:
         image = transforms.rescale(image, SHORT_SIDE)
-        return transforms.crop_at(image, CROP, 0.5, 0.5)
+        return transforms.cut(image, CROP, transforms.place_crop(0.5, 0.5))[0]
 
     def crop_first(image: np.ndarray) -> np.ndarray:
         return transforms.rescaled_crop(image, SHORT_SIDE, CROP, 0.5, 0.5)
@@ -107,7 +107,7 @@ def image_rates(files: list[bytes]) -> None:
 
 
 def pipeline_rates(files: list[bytes]) -> None:
-    """Of `train_batches`, by threads and processes; of the whole machine."""
+    """Prints the rates of `train_batches` by threads and processes, on all cores."""
     for workers, threads in ((0, 1), (0, 2), (0, 4), (2, 1)):
         config = DataConfig(
             dataset="imagenet2012",
@@ -126,15 +126,13 @@ def pipeline_rates(files: list[bytes]) -> None:
 
 
 def normalization_rates() -> None:
-    """Mean and color shift in the worker or on the device, with the way between."""
+    """Prints rates of mean and color shift in the worker and on the device."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (BATCH, CROP, CROP, 3), np.uint8)
     shift = rng.normal(0, 7, (BATCH, 3)).astype(np.float32)
-    mean, std = np.float32(IMAGENET_MEAN), (1.0, 1.0, 1.0)
-    on_device = jax.jit(
-        lambda images, shift: Normalization(IMAGENET_MEAN, std)(images, shift)
-    )
-    without_shift = jax.jit(lambda images: Normalization(IMAGENET_MEAN, std)(images))
+    mean = np.float32(IMAGENET.mean)
+    on_device = jax.jit(lambda images, shift: IMAGENET(images, shift))
+    without_shift = jax.jit(lambda images: IMAGENET(images))
 
     def in_worker(i: int) -> np.ndarray:
         return np.stack(
@@ -170,7 +168,7 @@ def normalization_rates() -> None:
 
 
 def main() -> None:
-    """Print all rates."""
+    """Prints all rates."""
     print(
         f"images/s, S = {SHORT_SIDE}, crop {CROP}; {cv2.getNumThreads()} OpenCV threads"
     )

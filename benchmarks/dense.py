@@ -24,9 +24,9 @@ from vgg_jax import ConvNet, create_model
 from vgg_jax.config import Config, DataConfig, EvaluationConfig, VGGConfig
 from vgg_jax.data.sources import Source, open_source
 from vgg_jax.data.transforms import decode, rescale
+from vgg_jax.data.whitening import preprocessing_of
 from vgg_jax.evaluation import protocols
 from vgg_jax.inference.forward import Network, Posteriors, apply
-from vgg_jax.preprocessing import Normalization
 from vgg_jax.tools.bucket_cost import ILSVRC, read_sizes
 
 
@@ -67,9 +67,7 @@ def one_program_a_shape(
     model: ConvNet, source: Source, config: Config, scale: int
 ) -> np.ndarray:
     """Posteriors [N, num_classes], from batches of one shape each and no padding."""
-    network = Network.from_model(
-        model, Normalization(config.data.mean, config.data.std)
-    )
+    network = Network.from_model(model, preprocessing_of(config.data))
     images = [
         rescale(decode(source[i]["image"], model.in_channels, short_side=scale), scale)
         for i in range(len(source))

@@ -130,6 +130,7 @@ def test_a_curriculum_is_refused_where_one_run_is_meant() -> None:
         ("--config.model.batch_size=3", "did you mean '--config.batch_size'"),
         ("--dropout=0.1", "did you mean '--config.model.dropout'?"),
         ("--config.Data.Crop=3", "did you mean '--config.data.crop'?"),
+        ("--CONFIG.BATCH_SIZE=3", "did you mean '--config.batch_size'"),
         ("--noconfig.data.flip", "did you mean '--config.data.flip'?"),
         ("--noconfig.data.flop", "did you mean '--config.data.flip'"),
         ("--worddir=a", "no flag '--worddir': did you mean '--workdir'?"),

@@ -12,6 +12,7 @@ import pytest
 from vgg_jax.config import (
     Config,
     DataConfig,
+    EvaluationConfig,
     LocalizationConfig,
     NiNConfig,
     Setting,
@@ -166,3 +167,18 @@ def test_settings_of_the_other_kind_of_network() -> None:
     # config.json would be read as the other kind, and the run could not go on.
     with pytest.raises(ValueError, match="vgg11 needs the other kind"):
         validate_kind(changed("model", NiNConfig(name="vgg11")))
+
+
+def test_whitened_images_are_of_one_size_in_evaluation_too() -> None:
+    data = DataConfig(
+        dataset="cifar10", crop=32, scale_min=32, scale_max=32, whiten=True
+    )
+    config = Config(
+        model=NiNConfig(name="nin_cifar"),
+        data=data,
+        evaluation=EvaluationConfig(center_scale=32, scales=(32,)),
+    )
+    validate(config)
+    config.evaluation.scales = (32, 36)
+    with pytest.raises(ValueError, match=r"evaluation\.scales of 32, .*got \[32, 36\]"):
+        validate(config)

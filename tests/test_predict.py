@@ -13,6 +13,7 @@ from vgg_jax import predict as module
 from vgg_jax.config import Config, LocalizationConfig
 from vgg_jax.models import ConvNet
 from vgg_jax.predict import Classifier, load_run, predict, predict_files
+from vgg_jax.preprocessing import Normalization
 from vgg_jax.report.figures import draw_heat
 from vgg_jax.report.heat import heat_map
 from vgg_jax.training.workdir import write_class_names
@@ -62,8 +63,7 @@ def test_the_first_classes_and_their_map(
         picture,
         int(order[0]),
         classifier.crop,
-        classifier.mean,
-        classifier.std,
+        Normalization(classifier.mean, classifier.std),
     )
     np.testing.assert_array_equal(found.heat.scores, heat.scores)
     assert len(predict(classifier, picture, top=99).classes) == len(NAMES)

@@ -170,6 +170,16 @@ class DataConfig(Section):
         (1.0, 1.0, 1.0), "divides them after that; the paper does not divide", above=0
     )
     flip: bool = setting(True, "half of the training crops are mirrored")
+    pad: int = setting(
+        0,
+        "zeros around a preprocessed training crop; a random window of it is taken",
+        low=0,
+    )
+    whiten: bool = setting(
+        False,
+        "contrast normalization and ZCA whitening in place of mean and std; computed "
+        "by vgg_jax.tools.whitening",
+    )
     color_shift: float = setting(
         0.0, "deviation of the random color shift; the paper's is 0.1", low=0
     )
@@ -206,6 +216,17 @@ class DataConfig(Section):
                 "expected crop <= scale_min <= scale_max, so that a crop fits into the "
                 f"rescaled image; got crop {self.crop}, scale_min {self.scale_min}, "
                 f"scale_max {self.scale_max}"
+            )
+        if self.whiten and not self.crop == self.scale_min == self.scale_max:
+            yield (
+                "whiten=True is for images of one size: expected crop, scale_min and "
+                f"scale_max to be the same, got {self.crop}, {self.scale_min} and "
+                f"{self.scale_max}"
+            )
+        if self.pad >= self.crop:
+            yield (
+                f"expected pad below the crop, {self.crop}, so that something of the "
+                f"image is left, got {self.pad}"
             )
 
 
@@ -363,6 +384,13 @@ class Config(Section):
             yield (
                 "expected evaluation.center_scale of at least the crop, "
                 f"{self.data.crop}, got {self.evaluation.center_scale}"
+            )
+        scales = {self.evaluation.center_scale, *self.evaluation.scales}
+        if self.data.whiten and scales != {self.data.crop}:
+            yield (
+                "data.whiten=True is for images of one size: expected "
+                f"evaluation.center_scale and evaluation.scales of {self.data.crop}, "
+                f"the crop, got {sorted(scales)}"
             )
         if self.localization is not None:
             errors = ("box_error",)

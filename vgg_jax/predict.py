@@ -12,6 +12,7 @@ from vgg_jax.data.sources import open_source
 from vgg_jax.data.transforms import CorruptImage, decode
 from vgg_jax.inference.dense import dense_posteriors
 from vgg_jax.models import ConvNet
+from vgg_jax.preprocessing import Normalization
 from vgg_jax.report.figures import draw_heat
 from vgg_jax.report.heat import ScoreMap, heat_map
 from vgg_jax.training.checkpoint import check_classifies, restore_model
@@ -65,10 +66,16 @@ def load_run(workdir: Path | str) -> Classifier:
     Raises:
         FileNotFoundError: no run or no checkpoint there.
         ValueError: a checkpoint or class names that cannot be read, or a network that
-            predicts boxes.
+            predicts boxes or wants whitened images.
     """
     model, config, _ = restore_model(workdir)
     check_classifies(config, workdir)
+    if config.data.whiten:
+        raise ValueError(
+            f"the network in {workdir} was trained on whitened images of "
+            f"{config.data.crop}x{config.data.crop} pixels, and whitening is of images "
+            "of that size alone; eval.py evaluates it on its data set"
+        )
     names = read_class_names(Path(workdir))
     if names is None:
         names = tuple(open_source(config.data, "test").class_names)
@@ -111,7 +118,13 @@ def predict(classifier: Classifier, image: np.ndarray, *, top: int = 5) -> Predi
     return Prediction(
         classes=tuple(of.class_names[label] for label in best),
         posteriors=tuple(found[best].tolist()),
-        heat=heat_map(of.model, image, int(best[0]), of.crop, of.mean, of.std),
+        heat=heat_map(
+            of.model,
+            image,
+            int(best[0]),
+            of.crop,
+            Normalization(of.mean, of.std),
+        ),
     )
 
 

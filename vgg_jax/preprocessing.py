@@ -2,12 +2,34 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vgg_jax.config import IMAGENET_MEAN
+
+
+class Preprocessing(Protocol):
+    """What is done to images on the device: a hashable value, so programs are kept.
+
+    `Normalization` is one, `vgg_jax.data.whitening.Whitening` another.
+    """
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of the images."""
+        ...
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """The only height and width that images may have; None for any."""
+        ...
+
+    def __call__(self, images: jax.Array, shift: jax.Array | None = None) -> jax.Array:
+        """Images [N, H, W, C] with pixels 0-255 -> float32 [N, H, W, C]."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +65,11 @@ class Normalization:
         """The number of channels of the images."""
         return len(self.mean)
 
+    @property
+    def image_size(self) -> None:
+        """None, for images may have any size."""
+        return
+
     def __call__(self, images: jax.Array, shift: jax.Array | None = None) -> jax.Array:
         """Normalizes images: [N, H, W, C] with pixels 0-255 -> float32 [N, H, W, C].
 
@@ -59,3 +86,20 @@ class Normalization:
 
 # The paper does not divide (section 2.1).
 IMAGENET = Normalization(mean=IMAGENET_MEAN, std=(1.0, 1.0, 1.0))
+
+
+def translate(images: jax.Array, offsets: jax.Array) -> jax.Array:
+    """Moves each image by whole pixels; zeros come in: [N, H, W, C] -> [N, H, W, C].
+
+    Args:
+        images: preprocessed, so that zero is the mean.
+        offsets: int32 [N, 2], how far the window on each image goes down and right.
+    """
+    for axis in (1, 2):
+        size = images.shape[axis]
+        places = jnp.arange(size) + offsets[:, axis - 1, jnp.newaxis]  # [N, size]
+        places = jnp.expand_dims(places, (3 - axis, 3))
+        is_inside = (places >= 0) & (places < size)
+        moved = jnp.take_along_axis(images, jnp.clip(places, 0, size - 1), axis=axis)
+        images = jnp.where(is_inside, moved, 0)
+    return images

@@ -1,16 +1,19 @@
 """Boxes follow what the pipeline does to their images."""
 
+import dataclasses
 import itertools
 
 import cv2
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vgg_jax import boxes
 from vgg_jax.config import DataConfig
-from vgg_jax.data import crops
-from vgg_jax.data.base import hold_out
+from vgg_jax.data import transforms
+from vgg_jax.data.base import split_validation
 from vgg_jax.data.pipeline import eval_batches, train_batches, whole_image_batches
+from vgg_jax.preprocessing import translate
 
 CONFIG = DataConfig(
     dataset="folder",
@@ -64,9 +67,10 @@ def white(box: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return 255 * np.outer(covered(y, height, shape[0]), covered(x, width, shape[1]))
 
 
-def check(images: np.ndarray, found: np.ndarray) -> None:
-    assert found.dtype == np.float32 and len(found) == len(images)
-    for image, box in zip(images[..., 0], found, strict=True):
+def assert_white(images: np.ndarray, boxes: np.ndarray) -> None:
+    """The boxes hold what is white in the images."""
+    assert boxes.dtype == np.float32 and len(boxes) == len(images)
+    for image, box in zip(images[..., 0], boxes, strict=True):
         np.testing.assert_allclose(image, white(box, image.shape), atol=1)
 
 
@@ -77,12 +81,25 @@ def test_random_crops_and_flips_of_rescaled_images(shrunk):
     batches = train_batches(source, CONFIG, with_boxes=True, **options)
     seen = [next(batches) for _ in range(4)]
     for batch in seen:
-        check(batch["image"], batch["box"])
+        assert_white(batch["image"], batch["box"])
     # Some boxes are cut by the crop's border, and stay whole.
     ends = np.concatenate([abs(b["box"][:, :2]) + b["box"][:, 2:] / 2 for b in seen])
     assert ends.max() > 0.6
     plain = train_batches(source, CONFIG, **options)
     assert next(plain).keys() == {"image", "label", "weight"}
+
+
+def test_padded_crops():
+    config = dataclasses.replace(CONFIG, pad=CONFIG.crop // 4)
+    options = {"channels": 1, "batch_size": 24, "seed": 3, "start_step": 0}
+    batches = train_batches(Rectangles(), config, with_boxes=True, **options)
+    for batch in itertools.islice(batches, 4):
+        offsets = jnp.asarray(batch["offset"])
+        images = translate(jnp.asarray(batch["image"]), offsets)
+        is_image = translate(jnp.ones_like(images, bool), offsets)[..., 0]
+        for image, box, inside in zip(images, batch["box"], is_image, strict=True):
+            expected = np.where(inside, white(box, inside.shape), 0)
+            np.testing.assert_allclose(image[..., 0], expected, atol=1)
 
 
 def test_an_enlarged_image():
@@ -111,21 +128,21 @@ def test_an_enlarged_image():
 
 
 @pytest.mark.parametrize(
-    ("rule", "views"), [(crops.center, 1), (crops.corners_and_center, 5)]
+    ("layout", "views"), [(transforms.center, 1), (transforms.corners_and_center, 5)]
 )
-def test_crops_of_a_rule(rule, views):
+def test_crops_of_a_layout(layout, views):
     [batch] = eval_batches(
         Rectangles(shrunk=2),
         CONFIG,
         channels=1,
         scale=20,
         crop=16,
-        rule=rule,
+        layout=layout,
         batch_size=12,
         with_boxes=True,
     )
     assert batch["image"].shape == (12 * views, 16, 16, 1)
-    check(batch["image"], batch["box"])
+    assert_white(batch["image"], batch["box"])
 
 
 def test_whole_images():
@@ -144,11 +161,13 @@ def test_whole_images():
     for batch in batches:
         for i in np.flatnonzero(batch["index"] >= 0):
             height, width = batch["size"][i]
-            check(batch["image"][i : i + 1, :height, :width], batch["box"][i : i + 1])
+            assert_white(
+                batch["image"][i : i + 1, :height, :width], batch["box"][i : i + 1]
+            )
 
 
 def test_a_part_of_a_source_keeps_its_boxes():
-    part, _ = hold_out(Rectangles(), 0.25)
+    part, _ = split_validation(Rectangles(), 0.25)
     assert "box" in part[0]
 
 

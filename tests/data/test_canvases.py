@@ -26,7 +26,7 @@ class Blocks:
 
 
 def test_the_box_is_where_the_item_is(monkeypatch):
-    monkeypatch.setattr(canvases, "PIECES", 0)
+    monkeypatch.setattr(canvases, "CLUTTER", 0)
     source = canvases.Canvases(Blocks(), seed=0)
     for i in range(len(source)):
         example = source[i]

@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from vgg_jax.data import fashion_mnist
-from vgg_jax.data.prepare import idx_files
+from vgg_jax.data.prepare import idx_files, writer
+from vgg_jax.data.prepare.idx_files import FASHION_MNIST
+from vgg_jax.data.records import open_prepared
 from vgg_jax.data.sources import open_source
 
 ROOT = Path(__file__).parents[2]
@@ -38,9 +39,9 @@ def start(data_dir: Path, small: Path) -> subprocess.Popen:
     """Prepares in another process."""
     code = (
         "from pathlib import Path\n"
-        "from vgg_jax.data import fashion_mnist, idx_files\n"
+        "from vgg_jax.data.prepare import idx_files\n"
         f"idx_files.CONTENT_SHA256 = {idx_files.CONTENT_SHA256!r}\n"
-        f"fashion_mnist.prepare(Path({str(data_dir)!r}), Path({str(small)!r}))\n"
+        f"idx_files.FASHION_MNIST.run(Path({str(data_dir)!r}), Path({str(small)!r}))\n"
     )
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True
@@ -53,7 +54,7 @@ def assert_whole(data_dir: Path, small: Path) -> None:
         images = idx_files.read_idx(small, f"{prefix}-images-idx3-ubyte")
         labels = idx_files.read_idx(small, f"{prefix}-labels-idx1-ubyte")
         expected = {x.tobytes(): y for x, y in zip(images, labels, strict=True)}
-        source = fashion_mnist.open_fashion_mnist(str(data_dir), split)
+        source = open_prepared(FASHION_MNIST, data_dir, split)
         assert len(source) == len(images)
         for i in range(len(source)):
             png = np.frombuffer(source[i]["image"], np.uint8)
@@ -64,6 +65,7 @@ def assert_whole(data_dir: Path, small: Path) -> None:
         "fashion_mnist",
         "fashion_mnist.lock",
     ]
+    assert [path.name for path in (data_dir / "fashion_mnist").iterdir()] == ["3.0.1"]
 
 
 def test_published_pictures(fashion_mnist):
@@ -82,49 +84,53 @@ def test_published_pictures(fashion_mnist):
 
 def test_prepare_is_done_once(tmp_path, small, monkeypatch, capsys):
     data_dir = tmp_path / "data"
-    final = fashion_mnist.prepare(data_dir, small)
+    final = FASHION_MNIST.run(data_dir, small)
     assert_whole(data_dir, small)
     printed = capsys.readouterr()
-    assert "preparing train, 0 of 3,000 images" in printed.err
+    assert "Fashion-MNIST: writing train  3,000/3,000 images" in printed.err
     assert f"ready in {final}" in printed.err
     assert printed.out == ""
-    monkeypatch.setattr(fashion_mnist, "_build", None)
-    assert fashion_mnist.prepare(data_dir) == final
+    monkeypatch.setattr(writer, "write_data_set", None)
+    assert FASHION_MNIST.run(data_dir) == final
     assert capsys.readouterr().err == ""
 
 
 def test_a_killed_preparation_is_made_good(tmp_path, small):
     data_dir = tmp_path / "data"
     process = start(data_dir, small)
-    assert "preparing train" in process.stderr.readline()
+    assert "writing train" in process.stderr.readline()
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    assert (data_dir / "fashion_mnist.incomplete").is_dir()
-    assert not (data_dir / "fashion_mnist").exists()
-    fashion_mnist.prepare(data_dir, small)
+    assert (data_dir / "fashion_mnist" / "3.0.1.incomplete").is_dir()
+    assert not (data_dir / "fashion_mnist" / "3.0.1").exists()
+    FASHION_MNIST.run(data_dir, small)
     assert_whole(data_dir, small)
 
 
-def test_an_interrupted_preparation_leaves_nothing(tmp_path, small, monkeypatch):
-    def interrupted(self, folder, prefix):
-        yield 0, {"image": folder / "nothing", "label": 0}
+def test_an_interrupted_preparation_leaves_nothing_to_open(
+    tmp_path, small, monkeypatch
+):
+    def interrupted(shard, split, contents):
+        yield shard.members[0]
         raise KeyboardInterrupt
 
     data_dir = tmp_path / "data"
     with monkeypatch.context() as patch:
-        patch.setattr(fashion_mnist.FashionMnist, "_generate_examples", interrupted)
-        with pytest.raises((KeyboardInterrupt, OSError)):
-            fashion_mnist.prepare(data_dir, small)
-    assert [path.name for path in data_dir.iterdir()] == ["fashion_mnist.lock"]
-    fashion_mnist.prepare(data_dir, small)
+        patch.setattr(writer, "write_shard", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            FASHION_MNIST.run(data_dir, small)
+    assert [path.name for path in (data_dir / "fashion_mnist").iterdir()] == [
+        "3.0.1.incomplete"
+    ]
+    FASHION_MNIST.run(data_dir, small)
     assert_whole(data_dir, small)
 
 
 def test_two_processes_at_once(tmp_path, small, capsys):
     data_dir = tmp_path / "data"
     other = start(data_dir, small)
-    assert "preparing train" in other.stderr.readline()
-    fashion_mnist.prepare(data_dir, small)
+    assert "writing train" in other.stderr.readline()
+    FASHION_MNIST.run(data_dir, small)
     assert "ready in" in other.communicate()[1]
     assert capsys.readouterr().err == (
         "Fashion-MNIST: waiting for another process that prepares it\n"
@@ -135,6 +141,6 @@ def test_two_processes_at_once(tmp_path, small, capsys):
 def test_a_folder_with_other_files_is_refused(tmp_path, small):
     (small / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(10_008)))
     with pytest.raises(ValueError, match=r"t10k-labels.*not the published file"):
-        fashion_mnist.prepare(tmp_path / "data", small)
+        FASHION_MNIST.run(tmp_path / "data", small)
     with pytest.raises(ValueError, match=r"cannot read .*nowhere"):
-        fashion_mnist.prepare(tmp_path / "data", tmp_path / "nowhere")
+        FASHION_MNIST.run(tmp_path / "data", tmp_path / "nowhere")

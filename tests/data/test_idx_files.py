@@ -104,7 +104,7 @@ def test_damaged_files_are_not_used(published, damage):
     else:
         path.write_bytes(b"<html>moved</html>")
     with pytest.raises(idx_files.Unavailable, match=name):
-        idx_files.check(published)
+        idx_files.validate_folder(published)
 
 
 def test_a_copy_on_disk_comes_first(
@@ -112,7 +112,7 @@ def test_a_copy_on_disk_comes_first(
 ):
     monkeypatch.setattr(idx_files, "OFFICIAL_URL", server)
     monkeypatch.setattr(idx_files, "DEBIAN_FOLDER", str(published))
-    assert idx_files.find(nothing_works) == published
+    assert idx_files.find_folder(nothing_works) == published
     assert not debian["calls"]
 
 
@@ -121,7 +121,7 @@ def test_the_package_comes_before_the_official_download(
 ):
     monkeypatch.setattr(idx_files, "OFFICIAL_URL", server)
     debian["error"] = ""
-    folder = idx_files.find(nothing_works)
+    folder = idx_files.find_folder(nothing_works)
     assert [call[0] for call in debian["calls"]] == ["apt-get", "dpkg"]
     assert folder == nothing_works / "debian" / "unpacked" / idx_files.DEBIAN_FOLDER
 
@@ -131,7 +131,7 @@ def test_package_lists_that_are_missing_or_old_are_replaced(
     nothing_works, debian, error
 ):
     debian["error"] = error
-    idx_files.check(idx_files._from_debian(nothing_works))
+    idx_files.validate_folder(idx_files._from_debian(nothing_works))
     assert sum("update" in call for call in debian["calls"]) == 1
     for call in debian["calls"]:
         if "update" in call:  # never the machine's own lists
@@ -147,7 +147,7 @@ def test_a_dead_mirror_is_not_asked_again(nothing_works, debian):
 
 def test_official_download_comes_last(nothing_works, published, server, monkeypatch):
     monkeypatch.setattr(idx_files, "OFFICIAL_URL", server)
-    folder = idx_files.find(nothing_works)
+    folder = idx_files.find_folder(nothing_works)
     assert folder == nothing_works / "official"
     for path in published.iterdir():
         assert (folder / path.name).read_bytes() == path.read_bytes()
@@ -160,7 +160,7 @@ def test_a_wrong_download_is_refused(nothing_works, published, server, monkeypat
         gzip.compress(b"a page of a hotel's network")
     )
     with pytest.raises(FileNotFoundError, match=f"{name}.*checksum differs"):
-        idx_files.find(nothing_works)
+        idx_files.find_folder(nothing_works)
 
 
 def test_without_any_way_the_error_says_why_and_what_to_type(
@@ -168,7 +168,7 @@ def test_without_any_way_the_error_says_why_and_what_to_type(
 ):
     monkeypatch.setenv("no_proxy", "*")
     with pytest.raises(FileNotFoundError) as caught:
-        idx_files.find(nothing_works)
+        idx_files.find_folder(nothing_works)
     message = str(caught.value)
     for part in (
         "no folder /nowhere/at/all",

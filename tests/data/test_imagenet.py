@@ -14,15 +14,16 @@ import pytest
 import tensorflow_datasets as tfds
 
 from vgg_jax.config import Config, DataConfig, EvaluationConfig, NiNConfig
-from vgg_jax.data import imagenet, transforms
+from vgg_jax.data import transforms
 from vgg_jax.data.prepare import __main__ as prepare
-from vgg_jax.data.prepare import shards
+from vgg_jax.data.prepare import imagenet_tars, writer
+from vgg_jax.data.prepare.imagenet_tars import IMAGENET
 from vgg_jax.data.records import Records
 from vgg_jax.data.sources import open_source
 from vgg_jax.training.loop import train
 
 ROOT = Path(__file__).parents[2]
-TRAIN, VALIDATION = imagenet.TARS.values()
+TRAIN, VALIDATION = imagenet_tars.TARS.values()
 CMYK, PNG = "n01739381_1309.JPEG", "n02105855_2933.JPEG"
 WNIDS = {"n01440764": 0, "n01739381": 59, "n02105855": 230}
 
@@ -86,7 +87,7 @@ def tars(pictures, tmp_path_factory) -> Path:
 def data_dir(tars, tmp_path_factory) -> Path:
     """ImageNet, prepared from the small tar files."""
     data_dir = tmp_path_factory.mktemp("data")
-    imagenet.prepare(tars, data_dir, partial=True)
+    IMAGENET.run(data_dir, tars, partial=True)
     return data_dir
 
 
@@ -94,9 +95,7 @@ def data_dir(tars, tmp_path_factory) -> Path:
 def in_eight_files(monkeypatch):
     """The training pictures, which would fit into one."""
     monkeypatch.setattr(
-        shards.ShardConfig,
-        "calculate_number_shards",
-        lambda total_size, examples: 8 if examples > 8 else 1,
+        writer, "shard_count", lambda size, examples: 8 if examples > 8 else 1
     )
 
 
@@ -138,13 +137,13 @@ def test_pictures_and_labels_are_those_of_the_tar_files(data_dir, pictures):
 class Imagenet2012(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """The pictures as TFDS's own writer writes them."""
 
-    VERSION = tfds.core.Version(imagenet.VERSION)
+    VERSION = tfds.core.Version(IMAGENET.version)
     records: Records
 
     def _info(self):
         features = {
             "image": tfds.features.Image(encoding_format="jpeg"),
-            "label": tfds.features.ClassLabel(names=imagenet.class_names()),
+            "label": tfds.features.ClassLabel(names=imagenet_tars.wnids()),
             "file_name": tfds.features.Text(),
         }
         return tfds.core.DatasetInfo(
@@ -163,8 +162,8 @@ class Imagenet2012(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def test_the_files_are_those_that_tfds_writes(data_dir, tars, tmp_path, in_eight_files):
-    ours = imagenet.prepare(tars, tmp_path / "ours", partial=True)
-    Imagenet2012.records = Records(ours, "train", in_memory=True, remedy="")
+    ours = IMAGENET.run(tmp_path / "ours", tars, partial=True)
+    Imagenet2012.records = Records(ours, "train", remedy="")
     builder = Imagenet2012(data_dir=tmp_path / "tfds", file_format="array_record")
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(num_shards=8)
@@ -180,7 +179,7 @@ def test_the_files_are_those_that_tfds_writes(data_dir, tars, tmp_path, in_eight
     assert (
         info.splits["train"].shard_lengths == builder.info.splits["train"].shard_lengths
     )
-    records = Records(theirs, "train", in_memory=True, remedy="")
+    records = Records(theirs, "train", remedy="")
     assert [records[i] for i in range(len(records))] == [
         Imagenet2012.records[i] for i in range(len(records))
     ]
@@ -200,23 +199,23 @@ def test_tfds_reads_the_data_set_by_its_name(data_dir, pictures):
 def test_preparing_goes_on_after_the_last_whole_file(
     tars, tmp_path, monkeypatch, capsys, in_eight_files
 ):
-    whole = contents(imagenet.prepare(tars, tmp_path / "whole", partial=True))
-    write = shards.write
+    whole = contents(IMAGENET.run(tmp_path / "whole", tars, partial=True))
+    write = writer.write_shard
     stops = iter([25, 11, 10**6])
 
-    def stopping(shard, read):
-        for member in write(shard, read):
+    def stopping(shard, split, contents):
+        for member in write(shard, split, contents):
             yield member
             if next(countdown, None) is None:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(shards, "write", stopping)
+    monkeypatch.setattr(writer, "write_shard", stopping)
     incomplete = tmp_path / "data" / "imagenet2012" / "5.1.0.incomplete"
     kept: dict[str, int] = {}
     for files in (4, 6):
         countdown = iter(range(next(stops)))
         with pytest.raises(KeyboardInterrupt):
-            imagenet.prepare(tars, tmp_path / "data", partial=True)
+            IMAGENET.run(tmp_path / "data", tars, partial=True)
         inodes = {
             path.name: path.stat().st_ino for path in incomplete.glob("*-of-00008")
         }
@@ -224,13 +223,13 @@ def test_preparing_goes_on_after_the_last_whole_file(
         assert inodes.items() >= kept.items()
         kept = inodes
     countdown = iter(range(next(stops)))
-    final = imagenet.prepare(tars, tmp_path / "data", partial=True)
+    final = IMAGENET.run(tmp_path / "data", tars, partial=True)
     assert contents(final) == whole
     assert not incomplete.exists()
     assert all((final / name).stat().st_ino == kept[name] for name in kept)
     capsys.readouterr()
     (tars_gone := tmp_path / "nothing").mkdir()
-    assert imagenet.prepare(tars_gone, tmp_path / "data") == final
+    assert IMAGENET.run(tmp_path / "data", tars_gone) == final
     assert capsys.readouterr().err == ""
 
 
@@ -238,14 +237,14 @@ def test_files_of_other_tars_are_not_gone_on_with(
     tars, pictures, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "write", lambda *arguments: 1 / 0)
+        patch.setattr(writer, "write_shard", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            imagenet.prepare(tars, tmp_path / "data", partial=True)
+            IMAGENET.run(tmp_path / "data", tars, partial=True)
     train, validation = pictures
     train = {name: data for name, data in train.items() if name != CMYK}
     write_tars(tmp_path / "tars", train, validation)
     with pytest.raises(ValueError, match=r"5\.1\.0\.incomplete was begun with other"):
-        imagenet.prepare(tmp_path / "tars", tmp_path / "data", partial=True)
+        IMAGENET.run(tmp_path / "data", tmp_path / "tars", partial=True)
 
 
 @pytest.fixture
@@ -253,18 +252,15 @@ def small_official(tars, pictures, monkeypatch) -> None:
     """As if ImageNet had only these pictures."""
     train, validation = pictures
     sizes = {
-        split: (tars / name).stat().st_size for split, name in imagenet.TARS.items()
+        split: (tars / name).stat().st_size
+        for split, name in imagenet_tars.TARS.items()
     }
-    monkeypatch.setattr(imagenet, "TAR_BYTES", sizes)
+    monkeypatch.setattr(imagenet_tars, "TAR_BYTES", sizes)
     counts = {"train": len(train), "validation": len(validation)}
-    monkeypatch.setattr(imagenet, "IMAGES", counts)
-    lines = imagenet._tfds_lines
-    monkeypatch.setattr(
-        imagenet,
-        "_tfds_lines",
-        lambda name: list(WNIDS) if name == "labels.txt" else [*WNIDS, *WNIDS],
-    )
-    assert lines("labels.txt")[230] == "n02105855"
+    monkeypatch.setattr(imagenet_tars, "IMAGES", counts)
+    assert imagenet_tars.wnids()[230] == "n02105855"
+    monkeypatch.setattr(imagenet_tars, "wnids", lambda: list(WNIDS))
+    monkeypatch.setattr(imagenet_tars, "validation_wnids", lambda: [*WNIDS, *WNIDS])
 
 
 def test_whole_tar_files_need_no_flag(tars, tmp_path, capsys, small_official):
@@ -279,7 +275,6 @@ def test_whole_tar_files_need_no_flag(tars, tmp_path, capsys, small_official):
             Records(
                 tmp_path / "imagenet2012" / "5.1.0",
                 "validation",
-                in_memory=False,
                 remedy="",
             )
         )
@@ -288,11 +283,11 @@ def test_whole_tar_files_need_no_flag(tars, tmp_path, capsys, small_official):
 
 
 def test_a_picture_too_few_is_noticed(tars, tmp_path, monkeypatch, small_official):
-    monkeypatch.setitem(imagenet.IMAGES, "train", 45)
+    monkeypatch.setitem(imagenet_tars.IMAGES, "train", 45)
     with pytest.raises(
         ValueError, match=r"expected 45 pictures .* found 44; .*partial"
     ):
-        imagenet.prepare(tars, tmp_path)
+        IMAGENET.run(tmp_path, tars)
     assert not list(tmp_path.glob("*/*"))
 
 
@@ -355,14 +350,14 @@ def test_tar_files_of_another_structure(train, validation, message, tmp_path):
     (tmp_path / TRAIN).write_bytes(train)
     (tmp_path / VALIDATION).write_bytes(validation)
     with pytest.raises(ValueError, match=message):
-        imagenet.prepare(tmp_path, tmp_path / "data", partial=True)
+        IMAGENET.run(tmp_path / "data", tmp_path, partial=True)
 
 
 def test_a_class_too_few_is_named(tars, tmp_path, monkeypatch, small_official):
     wnids = [*WNIDS, "n15075141"]
-    monkeypatch.setattr(imagenet, "class_names", lambda: wnids)
+    monkeypatch.setattr(imagenet_tars, "wnids", lambda: wnids)
     with pytest.raises(ValueError, match=r"has 3 of 4 members: no n15075141\.tar"):
-        imagenet.prepare(tars, tmp_path)
+        IMAGENET.run(tmp_path, tars)
 
 
 def test_too_small_a_disk_is_noticed_before_writing(tars, tmp_path, monkeypatch):
@@ -370,7 +365,7 @@ def test_too_small_a_disk_is_noticed_before_writing(tars, tmp_path, monkeypatch)
         shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1)
     )
     with pytest.raises(OSError, match=r"of free space .* found 0\.0 GB; .*--data_dir"):
-        imagenet.prepare(tars, tmp_path, partial=True)
+        IMAGENET.run(tmp_path, tars, partial=True)
 
 
 def test_a_network_trains_from_the_tar_files(data_dir, tmp_path, capfd):

@@ -14,7 +14,12 @@ from vgg_jax.data import transforms
 from vgg_jax.data.base import Source
 from vgg_jax.data.collate import Decoder, TrainCrops, color_shifts, uniforms
 from vgg_jax.data.color import load_axes
-from vgg_jax.data.pipeline import eval_batches, train_batches, whole_image_batches
+from vgg_jax.data.pipeline import (
+    Batch,
+    eval_batches,
+    train_batches,
+    whole_image_batches,
+)
 from vgg_jax.data.sources import open_source
 
 
@@ -453,7 +458,7 @@ def test_worker_processes_evaluate_the_same(folder_config):
         ({"crop": 21}, "crop 21, scale_min 20"),
         ({"on_corrupt_image": "stop"}, "unknown on_corrupt_image 'stop'"),
         ({"mean": (0.0,), "std": (1.0,)}, "expected 3, found 1"),
-        ({"mean": (0.0,)}, "found 1 and 3"),
+        ({"mean": (0.0,)}, "got 1 and 3"),
     ],
 )
 def test_settings_are_checked_when_the_pipeline_is_made(changes, message):
@@ -521,3 +526,29 @@ def test_ctrl_c_is_the_main_process_to_handle():
     )
     assert next(batches)["label"].tolist() == [1] * 4
     batches.close()
+
+
+def test_padded_crops_differ_in_the_window_alone(folder_config):
+    source = open_source(folder_config, "train")
+    config = dataclasses.replace(folder_config, pad=2)
+
+    def take(config: DataConfig, start_step: int, count: int) -> list[Batch]:
+        batches = train_batches(
+            source, config, channels=3, batch_size=8, seed=3, start_step=start_step
+        )
+        taken = list(itertools.islice(batches, count))
+        batches.close()
+        return taken
+
+    plain, padded = take(folder_config, 0, 30), take(config, 0, 30)
+    for before, after in zip(plain, padded, strict=True):
+        assert after.keys() - before.keys() == {"offset"}
+        np.testing.assert_array_equal(before["image"], after["image"])
+    offsets = np.concatenate([batch["offset"] for batch in padded])
+    assert offsets.dtype == np.int32 and offsets.shape == (240, 2)
+    for axis in (0, 1):
+        counts = np.bincount(offsets[:, axis] + 2, minlength=5)
+        assert len(counts) == 5 and counts.min() > 25
+    assert abs(np.corrcoef(offsets.T)[0, 1]) < 0.2
+    [resumed] = take(config, 17, 1)
+    np.testing.assert_array_equal(resumed["offset"], padded[17]["offset"])

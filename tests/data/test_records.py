@@ -8,6 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from vgg_jax.config import DataConfig
+from vgg_jax.data import records as records_module
 from vgg_jax.data.records import Records
 from vgg_jax.data.sources import open_source
 
@@ -86,9 +87,11 @@ def test_imagenet_splits(imagenet):
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
-def test_records_survive_pickling(imagenet, in_memory):
+def test_records_survive_pickling(imagenet, in_memory, monkeypatch):
+    monkeypatch.setattr(records_module, "IN_MEMORY_BYTES", 2**30 if in_memory else 0)
     directory = Path(imagenet.data_dir) / "imagenet2012" / "5.1.0"
-    records = Records(directory, "train", in_memory=in_memory, remedy="")
+    records = Records(directory, "train", remedy="")
+    assert isinstance(records._records, list) == in_memory
     data = pickle.dumps(records)
     assert len(data) < 1000  # a worker process reads the files itself
     again = pickle.loads(data)
@@ -107,7 +110,7 @@ def test_missing_split_says_what_to_type(imagenet):
     with pytest.raises(
         FileNotFoundError, match=r"no split 'test', only train, .*; do so"
     ):
-        Records(directory, "test", in_memory=False, remedy="do so")
+        Records(directory, "test", remedy="do so")
 
 
 def test_other_file_formats_are_refused(imagenet, tmp_path):
@@ -116,4 +119,4 @@ def test_other_file_formats_are_refused(imagenet, tmp_path):
         text = path.read_text().replace("array_record", "tfrecord")
         (tmp_path / path.name).write_text(text)
     with pytest.raises(ValueError, match=r"holds tfrecord files.*array_record; do so"):
-        Records(tmp_path, "train", in_memory=False, remedy="do so")
+        Records(tmp_path, "train", remedy="do so")

@@ -8,7 +8,7 @@ import PIL.Image
 import PIL.ImageOps
 import pytest
 
-from vgg_jax.data import crops, transforms
+from vgg_jax.data import transforms
 
 NOISE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
 
@@ -109,14 +109,14 @@ def test_decode_refuses_a_thread_of_an_image():
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_a_png_called_jpeg_or_a_jpeg_of_any_kind_has_its_short_side_read(mode):
+def test_a_png_called_jpeg_or_a_jpeg_of_any_kind_has_its_header_read(mode):
     image = PIL.Image.fromarray(NOISE).convert(mode)
     for options in ({}, {"progressive": True}, {"comment": b"c" * 70}):
         data = encode(image, "JPEG", **options)
-        assert transforms.jpeg_short_side(data) == 60
-    assert transforms.jpeg_short_side(encode(image.convert("RGB"), "PNG")) == 0
+        assert transforms.jpeg_header(data) == (60, 80, len(mode))
+    assert transforms.jpeg_header(encode(image.convert("RGB"), "PNG")) == (0, 0, 0)
     for bad in (b"", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00\x00", data[:50]):
-        assert transforms.jpeg_short_side(bad) == 0
+        assert transforms.jpeg_header(bad) == (0, 0, 0)
 
 
 def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(picture):
@@ -211,7 +211,7 @@ def test_rescale_is_bilinear_when_enlarging():
 
 def test_crops_reach_every_place_and_no_further():
     starts = {
-        (down, right): transforms.cut(NOISE, 58, crops.at(down, right))[0]
+        (down, right): transforms.cut(NOISE, 58, transforms.place_crop(down, right))[0]
         for down in (0.0, 0.4, 0.9999)
         for right in (0.0, 0.9999)
     }
@@ -259,7 +259,7 @@ def test_center_crop_is_in_the_middle():
 
 def test_crop_larger_than_the_image_is_refused():
     for crop in (
-        lambda: transforms.cut(NOISE, 61, crops.at(0.0, 0.0)),
+        lambda: transforms.cut(NOISE, 61, transforms.place_crop(0.0, 0.0)),
         lambda: transforms.center_crop(NOISE, 61),
     ):
         with pytest.raises(ValueError, match="61x61 crop from an image of 60x80"):

@@ -10,6 +10,7 @@ import pytest
 
 from vgg_jax.config import Config
 from vgg_jax.data.transforms import center_crop, rescale
+from vgg_jax.data.whitening import preprocessing_of
 from vgg_jax.evaluation.predictions import Predictions
 from vgg_jax.models import ConvNet
 from vgg_jax.report.gallery import (
@@ -88,7 +89,7 @@ def test_gallery_is_of_the_predicted_class_and_survives_its_file(
         square = center_crop(image, min(image.shape[:2]))
         np.testing.assert_array_equal(result.image, rescale(square, crop))
         expected = heat_map(
-            model, square, example.predicted, crop, config.data.mean, config.data.std
+            model, square, example.predicted, crop, preprocessing_of(config.data)
         )
         np.testing.assert_array_equal(result.scores, expected.scores)
         assert result.extent == expected.extent

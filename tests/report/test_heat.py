@@ -13,10 +13,12 @@ import vgg_jax
 from tests.models.drawn import network
 from vgg_jax.config import Config
 from vgg_jax.data.transforms import rescale
+from vgg_jax.data.whitening import preprocessing_of
 from vgg_jax.inference.forward import MapHead, Network
 from vgg_jax.inference.tiling import tiled_map
 from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import Conv, Layer, MaxPool, output_size
+from vgg_jax.preprocessing import Normalization
 from vgg_jax.report import heat
 from vgg_jax.report.heat import (
     BATCH,
@@ -70,7 +72,7 @@ def bright_square(row: int, column: int) -> tuple[ConvNet, np.ndarray]:
 
 def test_hiding_what_the_class_looks_like_takes_the_evidence_away() -> None:
     model, image = bright_square(8, 40)
-    heat = occlusion_map(model, image, 1, 32, (20.0,), (1.0,))
+    heat = occlusion_map(model, image, 1, 32, Normalization((20.0,), (1.0,)))
     assert heat.scores.shape == (PLACES, 2 * PLACES) and heat.square == 8
     assert heat.extent == (-0.5, 63.5, 31.5, -0.5)
     # Hidden as a whole, all of its evidence is gone; hidden elsewhere, none is.
@@ -81,7 +83,7 @@ def test_hiding_what_the_class_looks_like_takes_the_evidence_away() -> None:
     assert np.abs(center - (10, 42)).max() < 1.5
     assert heat.scores[:, :12] == pytest.approx(0, abs=1e-4)
     # For the other class the same square is evidence against it.
-    against = occlusion_map(model, image, 0, 32, (20.0,), (1.0,))
+    against = occlusion_map(model, image, 0, 32, Normalization((20.0,), (1.0,)))
     np.testing.assert_allclose(against.scores, -heat.scores, atol=1e-4)
 
 
@@ -91,7 +93,7 @@ def test_each_place_is_hidden_at_the_scale_of_training(
     """The map's numbers, one image at a time."""
     image = make_source([(48, 40)]).images[0]
     crop, (mean, std) = config.data.crop, (config.data.mean, config.data.std)
-    heat = heat_map(model, image, 4, crop, mean, std)
+    heat = heat_map(model, image, 4, crop, Normalization(mean, std))
     assert map_side(model.layers, crop) is None
     assert heat.image.shape == (38, 32, 3) and heat.scores.shape == (14, 12)
     border = np.concatenate(
@@ -121,7 +123,9 @@ def test_each_place_is_hidden_at_the_scale_of_training(
 def test_a_long_image_hides_a_bounded_number_of_places() -> None:
     model, image = bright_square(8, 40)
     long = np.tile(image, (1, 16, 1))
-    assert occlusion_map(model, long, 1, 32, (0.0,), (1.0,)).scores.shape == (12, 36)
+    assert occlusion_map(
+        model, long, 1, 32, Normalization((0.0,), (1.0,))
+    ).scores.shape == (12, 36)
     assert PLACES**2 % BATCH == 0  # a square image fills its batches, but for itself
 
 
@@ -130,8 +134,10 @@ def test_a_fine_map_is_that_of_scores_near_the_training_scale() -> None:
     side = map_side(model.layers, 224)
     assert side is not None and 224 <= side <= 448
     image = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
-    heat = heat_map(model, image, 3, 224, (120.0,) * 3, (60.0,) * 3)
-    expected = score_map(model, rescale(image, side), 3, (120.0,) * 3, (60.0,) * 3)
+    heat = heat_map(model, image, 3, 224, Normalization((120.0,) * 3, (60.0,) * 3))
+    expected = score_map(
+        model, rescale(image, side), 3, Normalization((120.0,) * 3, (60.0,) * 3)
+    )
     np.testing.assert_array_equal(heat.scores, expected.scores)
     assert heat.square == 0 and heat.extent == expected.extent
 
@@ -203,7 +209,7 @@ def test_score_map_of_an_image_that_is_not_square(
     model: ConvNet, config: Config
 ) -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 112, 3), np.uint8)
-    found = score_map(model, image, 4, config.data.mean, config.data.std)
+    found = score_map(model, image, 4, preprocessing_of(config.data))
     pixels = np.float32((image - np.array(config.data.mean)) / config.data.std)
     expected = model.score_map(jnp.asarray(pixels[None]))[0, ..., 4]
     chex.assert_shape(found.scores, (3, 6))
@@ -221,7 +227,7 @@ def test_the_map_of_nin_is_its_last_blocks() -> None:
     pixels = jnp.asarray((image[None] - 120.0) / 60)
     logits = np.asarray(model(pixels))[0]
     for label in (0, 4):
-        found = score_map(model, image, label, (120.0,) * 3, (60.0,) * 3)
+        found = score_map(model, image, label, Normalization((120.0,) * 3, (60.0,) * 3))
         assert min(found.scores.shape) >= CELLS
         np.testing.assert_allclose(found.scores.mean(), logits[label], rtol=1e-3)
         last = [layer.name for layer in model.layers if isinstance(layer, Conv)][-1]
@@ -248,7 +254,7 @@ def test_a_long_image_goes_through_in_tiles(
     model: ConvNet, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 1200, 3), np.uint8)
-    whole = score_map(model, image, 4, config.data.mean, config.data.std)
+    whole = score_map(model, image, 4, preprocessing_of(config.data))
     monkeypatch.setattr(heat, "TILE", 256)
     tiles: list[tuple[int, ...]] = []
 
@@ -257,7 +263,7 @@ def test_a_long_image_goes_through_in_tiles(
         return tiled_map(network, head, image)
 
     monkeypatch.setattr(heat, "tiled_map", spy)
-    tiled = score_map(model, image, 4, config.data.mean, config.data.std)
+    tiled = score_map(model, image, 4, preprocessing_of(config.data))
     assert tiles == [image.shape]
     assert tiled.extent == whole.extent
     chex.assert_trees_all_close(tiled.scores, whole.scores, atol=1e-4)

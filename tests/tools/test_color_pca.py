@@ -44,7 +44,7 @@ def moments(images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_principal_components_of_photographs(photographs, tmp_path):
-    pixels = pca.measure(Files(photographs), CONFIG, images=10)
+    pixels = pca.measure_pixels(Files(photographs), CONFIG, images=10)
     images = [
         transforms.rescale(transforms.decode(data, 3, "", 64), 64)
         for data in photographs
@@ -64,7 +64,7 @@ def test_principal_components_of_photographs(photographs, tmp_path):
 
 def test_gray_pictures_have_one_axis(photographs):
     config = dataclasses.replace(CONFIG, mean=(0.0,), std=(1.0,))
-    pixels = pca.measure(Files(photographs[:1]), config, images=10)
+    pixels = pca.measure_pixels(Files(photographs[:1]), config, images=10)
     image = transforms.rescale(transforms.decode(photographs[0], 1, "", 64), 64)
     np.testing.assert_allclose(pixels.deviations, [image.std()], rtol=1e-6)
     np.testing.assert_array_equal(pixels.axes, [[1.0]])
@@ -75,21 +75,21 @@ def test_a_sample_is_drawn_once_and_for_all():
         cv2.imencode(".png", np.full((8, 8, 3), i, np.uint8))[1].tobytes()
         for i in range(200)
     ]
-    pixels = pca.measure(Files(files), CONFIG, images=80)
+    pixels = pca.measure_pixels(Files(files), CONFIG, images=80)
     assert pixels.images == 80
     assert 80 < pixels.mean[0] < 120
-    assert str(pca.measure(Files(files), CONFIG, images=80)) == str(pixels)
+    assert str(pca.measure_pixels(Files(files), CONFIG, images=80)) == str(pixels)
     with pytest.raises(ValueError, match="--images of at least 1, got 0"):
-        pca.measure(Files(files), CONFIG, images=0)
+        pca.measure_pixels(Files(files), CONFIG, images=0)
 
 
 def test_corrupt_images_are_left_out_if_the_config_says_so(photographs):
     torn = [*photographs, photographs[0][:5000]]
     with pytest.raises(transforms.CorruptImage, match="cannot decode file 3"):
-        pca.measure(Files(torn), CONFIG, images=10)
+        pca.measure_pixels(Files(torn), CONFIG, images=10)
     config = dataclasses.replace(CONFIG, on_corrupt_image="skip")
-    assert str(pca.measure(Files(torn), config, images=10)) == str(
-        pca.measure(Files(photographs), CONFIG, images=10)
+    assert str(pca.measure_pixels(Files(torn), config, images=10)) == str(
+        pca.measure_pixels(Files(photographs), CONFIG, images=10)
     )
 
 

@@ -1,4 +1,4 @@
-"""What a data set looks like to the pipeline, and how a part is held out of it."""
+"""What a data set looks like to the pipeline, and how validation is split from it."""
 
 import hashlib
 import os
@@ -50,8 +50,8 @@ class Subset:
         return self._source[int(self._indices[index])]
 
 
-def hold_out(source: Source, fraction: float) -> tuple[Subset, Subset]:
-    """Two disjoint parts, the second with `fraction` of the examples.
+def split_validation(source: Source, fraction: float) -> tuple[Subset, Subset]:
+    """Splits a source in two, the second part with `fraction` of the examples.
 
     One fixed permutation, the same for every run and seed: a resumed or repeated run
     must never train on what another one validated with. Classes come out about as
@@ -61,21 +61,22 @@ def hold_out(source: Source, fraction: float) -> tuple[Subset, Subset]:
         ValueError: one of the parts would be empty.
     """
     size = len(source)
-    held = round(size * fraction)
-    if not 0 < held < size:
+    count = round(size * fraction)
+    if not 0 < count < size:
         raise ValueError(
-            f"holding out {fraction} of {size} examples leaves {size - held} to train "
-            f"on and {held} to validate with; change validation_fraction"
+            f"holding out {fraction} of {size} examples leaves {size - count} to train "
+            f"on and {count} to validate with; change validation_fraction"
         )
     # The legacy generator, because numpy promises that its stream never changes.
     order = np.random.RandomState(0).permutation(size)
-    return Subset(source, np.sort(order[held:])), Subset(source, np.sort(order[:held]))
+    train, validation = order[count:], order[:count]
+    return Subset(source, np.sort(train)), Subset(source, np.sort(validation))
 
 
 def hash_fraction(purpose: str, name: str) -> float:
-    """A number in [0, 1) that depends on the two strings alone.
+    """Gives a number in [0, 1) that depends on the two strings alone.
 
-    Held-out files are those with a small number, so adding a file moves no other.
+    A split has the files with a small number, so adding a file moves no other.
     """
     digest = hashlib.blake2b(os.fsencode(f"{purpose}/{name}"), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64

@@ -2,24 +2,28 @@
 
 Every picture is made when it is asked for, from its number alone: the canvas's size and
 shape, the background, where the item lies and how large it is. As in cluttered MNIST
-(arXiv:1406.6247) pieces of other items lie around it, so that brightness alone does not
+(arXiv:1406.6247) parts of other items lie around it, so that brightness alone does not
 tell where it is.
 """
+
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 from vgg_jax import boxes
+from vgg_jax.config import DataConfig
 from vgg_jax.data import transforms
 from vgg_jax.data.base import Example, Source
-from vgg_jax.data.fashion_mnist import open_fashion_mnist
+from vgg_jax.data.prepare.idx_files import FASHION_MNIST
+from vgg_jax.data.records import open_prepared
 
 SHORT_SIDES = (64, 160)  # of a canvas, in pixels
 # Long over short side, as cameras have them: few, so that few programs are compiled.
 ASPECTS = (1.0, 4 / 3, 3 / 2)
 SIZES = (0.25, 0.5)  # an item's longer side, in short sides of its canvas
-PIECES = 3  # of other items
-PIECE = 10  # side of a piece, in pixels of its item
+CLUTTER = 3  # parts of other items on a canvas
+CLUTTER_SIDE = 10  # of such a part, in pixels of its item
 FAINT = 16  # an item ends where its pixels are no brighter than this
 
 
@@ -48,10 +52,11 @@ class Canvases:
         height, width = pixels.shape
         longest = max(_tight(pixels).shape)
         scale = random.uniform(*SIZES) * short / longest
-        for other in random.randint(len(self), size=PIECES):
-            top, left = random.randint((height - PIECE, width - PIECE))
-            piece = _gray(self._items[int(other)])[top:, left:][:PIECE, :PIECE]
-            _paste(canvas, piece, scale, random.uniform(size=2))
+        for other in random.randint(len(self), size=CLUTTER):
+            top, left = random.randint((height - CLUTTER_SIDE, width - CLUTTER_SIDE))
+            part = _gray(self._items[int(other)])[top:, left:]
+            part = part[:CLUTTER_SIDE, :CLUTTER_SIDE]
+            _paste(canvas, part, scale, random.uniform(size=2))
         # The mean of two draws: photographers put things near the middle.
         place = random.uniform(size=(2, 2)).mean(axis=0)
         box = _paste(canvas, _tight(pixels), scale, place)
@@ -65,18 +70,19 @@ class Canvases:
         }
 
 
-def open_fashion_mnist_boxes(data_dir: str, split: str) -> Canvases:
-    """The items of `open_fashion_mnist` on canvases: gray, 64 to 240 pixels a side.
+def open_fashion_mnist_boxes(config: DataConfig, split: str) -> Canvases:
+    """The items of Fashion-MNIST on canvases: gray, 64 to 240 pixels a side.
 
     Raises:
-        FileNotFoundError: Fashion-MNIST is not there, and no way to get it.
+        FileNotFoundError: Fashion-MNIST is not prepared, and no way to get it.
     """
     seed = {"train": 0, "test": 1}[split]
-    return Canvases(open_fashion_mnist(data_dir, split), seed)
+    data_dir = Path(config.data_dir).expanduser()
+    return Canvases(open_prepared(FASHION_MNIST, data_dir, split), seed)
 
 
 def _background(random: np.random.RandomState) -> np.ndarray:
-    """Clouds with noise, of random size and shape: uint8 [height, width]."""
+    """Makes clouds with noise, of random size and shape: uint8 [height, width]."""
     short = random.randint(SHORT_SIDES[0], SHORT_SIDES[1] + 1)
     long = round(short * ASPECTS[random.randint(len(ASPECTS))])
     height, width = (short, long) if random.randint(2) else (long, short)
@@ -86,11 +92,12 @@ def _background(random: np.random.RandomState) -> np.ndarray:
 
 
 def _gray(item: Example) -> np.ndarray:
+    """The pixels of an item: uint8 [height, width]."""
     return transforms.decode(item["image"], 1, item["name"])[..., 0]
 
 
 def _tight(pixels: np.ndarray) -> np.ndarray:
-    """The part that is not empty."""
+    """The part of an item that is not empty."""
     rows, columns = (np.flatnonzero((pixels > FAINT).any(axis)) for axis in (1, 0))
     return pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
@@ -98,14 +105,14 @@ def _tight(pixels: np.ndarray) -> np.ndarray:
 def _paste(
     canvas: np.ndarray, pixels: np.ndarray, scale: float, place: np.ndarray
 ) -> np.ndarray:
-    """Lay pixels on a canvas, brighter ones on top, and say where: their box in pixels.
+    """Lays pixels on a canvas, brighter ones on top; gives their box in pixels.
 
-    `place` is a fraction of the room, down and right.
+    `place` is a fraction of the way that it can move, down and right.
     """
     height, width = (max(1, round(side * scale)) for side in pixels.shape)
     resized = cv2.resize(pixels, (width, height))
     rows, columns = canvas.shape[0] - height, canvas.shape[1] - width
     top, left = int(place[0] * (rows + 1)), int(place[1] * (columns + 1))
-    there = canvas[top : top + height, left : left + width]
-    np.maximum(there, resized, out=there)
+    region = canvas[top : top + height, left : left + width]
+    np.maximum(region, resized, out=region)
     return boxes.window(top, left, height, width)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from vgg_jax import boxes
-from vgg_jax.data import crops, transforms
+from vgg_jax.data import transforms
 from vgg_jax.data.base import Source
 
-# As the public batches are, with the further key "corrupt": a list of messages.
+# A batch as `pipeline` gives it, with the further key "corrupt": a list of messages.
 RawBatch = dict[str, Any]
 
 
@@ -25,9 +25,10 @@ class Row:
     index: int
     label: int
     image: np.ndarray | None  # None where it is corrupt
-    problem: str = ""  # what is wrong with it then
-    # [4], relative to the image; [crops, 4] where `image` is crops, relative to each.
-    box: np.ndarray | None = None  # None where the source has none
+    problem: str = ""  # why it could not be decoded
+    # The object's box, [4] relative to the image, or [crops, 4] relative to each crop;
+    # None where the source has no boxes.
+    box: np.ndarray | None = None
 
 
 @dataclasses.dataclass
@@ -38,7 +39,7 @@ class Decoder:
     channels: int
 
     def __call__(self, index: int, short_side: int) -> Row:
-        """Example number `index`, to be rescaled to `short_side`; may be corrupt."""
+        """Decodes example `index`, which will be rescaled to `short_side`."""
         example = self.source[index]
         try:
             image = transforms.decode(
@@ -61,9 +62,10 @@ class TrainCrops:
     flip: bool
     shift_axes: np.ndarray | None  # [channels, channels], see `color_shifts`
     seed: int
+    pad: int = 0  # pixels, see `window_offsets`
 
     def __call__(self, number: int, examples: np.ndarray) -> RawBatch:
-        """The batch of stream positions from `number * len(examples)` on."""
+        """Makes the batch of the stream positions from `number * len(examples)` on."""
         position, count = number * len(examples), len(examples)
         draws = uniforms(self.seed, position, count).tolist()
         rows = [
@@ -72,6 +74,10 @@ class TrainCrops:
         ]
         shape = (self.crop, self.crop, self.decoder.channels)
         batch = stack(rows, count, shape)
+        if self.pad:
+            batch["offset"] = window_offsets(self.seed, position, count, self.pad)
+            # A box is (x, y, width, height), an offset (down, right).
+            batch["box"][:, :2] -= batch["offset"][:, ::-1] / self.crop
         if self.shift_axes is not None:
             batch["shift"] = color_shifts(self.seed, position, count, self.shift_axes)
         return batch
@@ -101,17 +107,17 @@ class Crops:
     decoder: Decoder
     scale: int
     crop: int
-    rule: crops.Rule
+    layout: transforms.CropLayout
 
     def __call__(self, examples: np.ndarray) -> RawBatch:
-        """The batch of these example numbers; an example's crops follow one another."""
+        """Makes the batch of some examples; an example's crops follow one another."""
         rows = [
             self._cut(self.decoder(index, self.scale))
             for index in examples.tolist()
             if index < len(self.decoder.source)
         ]
         shape = (self.crop, self.crop, self.decoder.channels)
-        batch = stack(rows, len(examples), (len(self.rule(0, 0)), *shape))
+        batch = stack(rows, len(examples), (len(self.layout(0, 0)), *shape))
         batch["image"] = batch["image"].reshape(-1, *shape)
         batch["box"] = batch["box"].reshape(-1, 4)
         return batch
@@ -119,9 +125,9 @@ class Crops:
     def _cut(self, row: Row) -> Row:
         if row.image is not None:
             image = transforms.rescale(row.image, self.scale)
-            row.image = transforms.cut(image, self.crop, self.rule)
+            row.image = transforms.cut(image, self.crop, self.layout)
             if row.box is not None:
-                place = (image.shape[:2], self.crop, self.rule)
+                place = (image.shape[:2], self.crop, self.layout)
                 row.box = boxes.relative_to(transforms.crop_windows(*place), row.box)
         return row
 
@@ -134,7 +140,7 @@ class WholeImages:
     scale: int
 
     def __call__(self, examples: np.ndarray) -> list[Row]:
-        """The rows of these example numbers, not yet batched."""
+        """Gives the rows of some examples, by number, not yet batched."""
         rows = [self.decoder(index, self.scale) for index in examples.tolist()]
         for row in rows:
             if row.image is not None:
@@ -150,9 +156,10 @@ class Moments:
     scale: int
 
     def __call__(self, examples: np.ndarray) -> RawBatch:
-        """Of these example numbers: {"count": images, "first": [C], "second": [C, C]}.
+        """Sums over examples: {"count": images, "first": [C], "second": [C, C]}.
 
-        An image adds the mean of its pixels x, and that of the products x x^T.
+        An image adds the mean of its pixels x to "first", and the mean of the products
+        x x^T to "second".
         """
         rows = [self.decoder(index, self.scale) for index in examples.tolist()]
         channels = self.decoder.channels
@@ -173,7 +180,10 @@ class Moments:
 
 
 def stack(rows: Sequence[Row], size: int, shape: tuple[int, ...]) -> RawBatch:
-    """`size` rows of image `shape`; what `rows` do not fill has weight 0, index -1."""
+    """Makes a batch of `size` images of `shape`.
+
+    What `rows` do not fill has weight 0 and index -1.
+    """
     batch: RawBatch = {
         "image": np.zeros((size, *shape), np.uint8),
         "label": np.zeros(size, np.int32),
@@ -188,7 +198,7 @@ def stack(rows: Sequence[Row], size: int, shape: tuple[int, ...]) -> RawBatch:
         if row.image is None:
             batch["corrupt"].append(row.problem)
         else:
-            # In the upper left corner, if it is smaller.
+            # A smaller image lies in the upper left corner.
             batch["image"][i][tuple(map(slice, row.image.shape))] = row.image
             batch["weight"][i] = 1
             if row.box is not None:
@@ -197,7 +207,10 @@ def stack(rows: Sequence[Row], size: int, shape: tuple[int, ...]) -> RawBatch:
 
 
 def stack_padded(rows: Sequence[Row], size: int, shape: tuple[int, ...]) -> RawBatch:
-    """The same of images as large or smaller; their own sizes are "size", [size, 2]."""
+    """Makes a batch as `stack`, of images of `shape` or smaller.
+
+    The height and width of each image are in "size", int32 [size, 2].
+    """
     batch = stack(rows, size, shape)
     batch["size"] = np.tile(np.asarray(shape[:2], np.int32), (size, 1))
     for i, row in enumerate(rows):
@@ -207,9 +220,9 @@ def stack_padded(rows: Sequence[Row], size: int, shape: tuple[int, ...]) -> RawB
 
 
 def color_shifts(seed: int, position: int, count: int, axes: np.ndarray) -> np.ndarray:
-    """What to add to each image's pixels, one number a channel: float32 [count, C].
+    """Draws what to add to each image's pixels: float32 [count, C].
 
-    Sums of the rows of `axes`, each times a number from N(0, 1).
+    It is the sum of the rows of `axes`, each times a number from N(0, 1).
     """
     # A second seed, so that crops stay as they are where no shift is asked for.
     radius, angle = np.split(uniforms((seed, 1), position, count), 2, axis=1)
@@ -219,8 +232,18 @@ def color_shifts(seed: int, position: int, count: int, axes: np.ndarray) -> np.n
     return (normal[:, : len(axes)] @ axes).astype(np.float32)
 
 
+def window_offsets(seed: int, position: int, count: int, pad: int) -> np.ndarray:
+    """Draws how far windows on padded images move down and right: int32 [count, 2].
+
+    The numbers from -pad to pad are equally probable.
+    """
+    # A third seed, so that crops and shifts stay as they are without padding.
+    down_and_right = uniforms((seed, 2), position, count)[:, :2]
+    return (down_and_right * (2 * pad + 1)).astype(np.int32) - pad
+
+
 def uniforms(seed: int | tuple[int, ...], position: int, count: int) -> np.ndarray:
-    """Four numbers in [0, 1) for each stream position from `position` on: [count, 4].
+    """Draws four numbers in [0, 1) for each position from `position` on: [count, 4].
 
     Philox makes four words at each tick of its counter, so the counter is the position.
     """

@@ -7,12 +7,13 @@ standard deviation along it, and every a_i is drawn from N(0, 0.1). The paper sa
 only with the root is the shift the same whether pixels are 0-1 or 0-255.
 """
 
-import json
+import re
 from pathlib import Path
 
 import numpy as np
 
 from vgg_jax.config import DataConfig
+from vgg_jax.files import read_json
 
 # ILSVRC-2012, as fb.resnet.torch has them: the variances of 0-1 pixels along the
 # principal axes, and the axes in RGB, one a row. The largest, nearly gray, has the
@@ -26,13 +27,13 @@ IMAGENET_AXES = (
 
 
 def load_axes(config: DataConfig) -> np.ndarray:
-    """The axes that `config.color_pca` names, in gray levels: [channels, channels].
+    """Gives the axes that `config.color_pca` names: [channels, channels] gray levels.
 
     A row is a principal axis times the pixels' standard deviation along it.
 
     Raises:
         ValueError: axes of another number of channels.
-        FileNotFoundError: not computed yet; the message says what to type.
+        FileNotFoundError: they are not computed yet; the message says what to type.
     """
     channels = len(config.mean)
     if config.color_pca == "imagenet":
@@ -41,14 +42,14 @@ def load_axes(config: DataConfig) -> np.ndarray:
                 f"color_pca='imagenet' is of RGB, found {channels} channel; set it to "
                 "'computed', or color_shift to 0"
             )
-        return scaled(IMAGENET_AXES, IMAGENET_VARIANCES) * 255
+        return scale_axes(IMAGENET_AXES, IMAGENET_VARIANCES) * 255
     path = computed_path(config)
     if not path.is_file():
         raise FileNotFoundError(
             f"no {path}, which color_pca='computed' needs; type `python -m "
             "vgg_jax.tools.color_pca --config CONFIG` with the flags of this run"
         )
-    axes = np.asarray(json.loads(path.read_text())["axes"])
+    axes = np.asarray(read_json(path)["axes"])
     if axes.shape != (channels, channels):
         raise ValueError(
             f"expected {channels} axes of {channels} channels in {path}, found "
@@ -57,12 +58,17 @@ def load_axes(config: DataConfig) -> np.ndarray:
     return axes
 
 
-def scaled(axes: object, variances: object) -> np.ndarray:
-    """Unit vectors, a row each, made as long as their standard deviations."""
+def scale_axes(axes: object, variances: object) -> np.ndarray:
+    """Makes unit vectors, a row each, as long as their standard deviations."""
     return np.sqrt(np.asarray(variances))[:, np.newaxis] * np.asarray(axes)
 
 
-def computed_path(config: DataConfig) -> Path:
-    """The hidden file beside the data where `tools.color_pca` leaves the axes."""
+def computed_path(config: DataConfig, name: str = "colors.json") -> Path:
+    """The hidden file beside the data where `tools.color_pca` leaves the axes.
+
+    Other statistics of the same data set lie beside it under other names.
+    """
     folder = Path(config.data_dir).expanduser()
-    return folder / f".{config.dataset}_colors.json"
+    # Such as ":" and "/" of tfds:NAME/CONFIG, which a file name cannot have.
+    data_set = re.sub(r"[^\w.-]", "_", config.dataset)
+    return folder / f".{data_set}_{name}"

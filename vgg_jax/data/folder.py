@@ -1,4 +1,4 @@
-"""The user's own pictures: one folder a class, JPEG or PNG."""
+"""The user's own pictures: a folder for each class, JPEG or PNG."""
 
 import os
 from pathlib import Path
@@ -43,7 +43,7 @@ def open_folder(data_dir: str, split: str, validation_fraction: float) -> Folder
     held out is decided by a hash of CLASS/FILE, so it stays when files are added.
 
     Raises:
-        FileNotFoundError: the folder of the split is not there.
+        FileNotFoundError: the folder of the split is missing.
         ValueError: no classes, an empty class, classes of two splits that differ, or a
             held-out split that leaves a class or itself without pictures.
     """

@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags, logging
 
 from vgg_jax.config import DataConfig, validate
-from vgg_jax.data import crops
+from vgg_jax.data import transforms
 from vgg_jax.data.base import Source
 from vgg_jax.data.collate import (
     Crops,
@@ -57,9 +57,11 @@ def train_batches(
     A batch is {"image": uint8 [b, crop, crop, channels] with pixels 0-255, "label":
     int32 [b], "weight": float32 [b]} with b = batch_size // process_count; weight 0
     marks an image that could not be decoded. With `config.color_shift` there is also
-    "shift": float32 [b, channels], to be added to the image's pixels; `with_boxes` also
-    "box": float32 [b, 4], the object's box relative to the crop as `vgg_jax.boxes` has
-    it, whether it lies in the crop or not.
+    "shift": float32 [b, channels], to be added to the image's pixels; with `config.pad`
+    "offset": int32 [b, 2], how far the window on the padded image moves down and right,
+    see `vgg_jax.preprocessing.translate`; `with_boxes` also "box": float32 [b, 4], the
+    object's box relative to the crop, or to that window, as `vgg_jax.boxes` has it,
+    whether it lies in the crop or not.
 
     Examples are reshuffled every epoch and none is dropped. Everything random depends
     on `seed` and the example's position in the stream alone: starting from `start_step`
@@ -71,8 +73,10 @@ def train_batches(
         FileNotFoundError: the axes of the color shift are not computed yet.
         CorruptImage: while iterating, unless `config.on_corrupt_image` is "skip".
     """
-    _check(source, config, channels, batch_size, process_index, process_count)
-    _check_boxes(source, with_boxes)
+    _validate_arguments(
+        source, config, channels, batch_size, process_index, process_count
+    )
+    _validate_boxes(source, with_boxes)
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must be in [0, 2**32), found {seed}")
     if start_step < 0:
@@ -86,6 +90,7 @@ def train_batches(
         flip=config.flip,
         shift_axes=config.color_shift * load_axes(config) if shifts else None,
         seed=seed,
+        pad=config.pad,
     )
     batches = (
         grain.MapDataset.range(len(source))
@@ -96,7 +101,8 @@ def train_batches(
         .map_with_index(crops)
     )
     mine = batches[process_index::process_count][start_step:]
-    keys = (*TRAIN_KEYS, *(["shift"] * shifts), *(["box"] * with_boxes))
+    keys = [*TRAIN_KEYS]
+    keys += ["shift"] * shifts + ["offset"] * (config.pad > 0) + ["box"] * with_boxes
     return _report_corrupt(_iterate(mine, config), config, keys=keys)
 
 
@@ -108,7 +114,7 @@ def eval_batches(
     scale: int,
     crop: int,
     batch_size: int,
-    rule: crops.Rule = crops.center,
+    layout: transforms.CropLayout = transforms.center,
     with_boxes: bool = False,
     process_index: int = 0,
     process_count: int = 1,
@@ -116,17 +122,19 @@ def eval_batches(
     """Crops of every example once, rescaled to short side `scale`; this process's rows.
 
     A batch is as in `train_batches`, with "index": int32 [b], the example's number in
-    the source. A rule of several crops makes "image" [b * crops, crop, crop, channels],
-    the crops of an example one after another. `with_boxes` adds "box": float32, one
-    row for each image of the batch and relative to it. Rows that fill up a batch have
-    weight 0 and index -1.
+    the source. A layout of several crops makes "image" uint8 [b * crops, crop, crop,
+    channels], the crops of an example one after another. `with_boxes` adds "box":
+    float32, one row for each image of the batch and relative to it. Rows that fill up a
+    batch have weight 0 and index -1.
 
     Raises:
         ValueError: settings that cannot work.
         CorruptImage: while iterating, unless `config.on_corrupt_image` is "skip".
     """
-    _check(source, config, channels, batch_size, process_index, process_count)
-    _check_boxes(source, with_boxes)
+    _validate_arguments(
+        source, config, channels, batch_size, process_index, process_count
+    )
+    _validate_boxes(source, with_boxes)
     if not 1 <= crop <= scale:
         raise ValueError(
             "expected 1 <= crop <= scale, so that the crop fits into the rescaled "
@@ -136,7 +144,7 @@ def eval_batches(
     batches = (
         grain.MapDataset.range(padded)
         .batch(batch_size // process_count)
-        .map(Crops(Decoder(source, channels), scale=scale, crop=crop, rule=rule))
+        .map(Crops(Decoder(source, channels), scale=scale, crop=crop, layout=layout))
     )
     mine = batches[process_index::process_count]
     keys = (*EVAL_KEYS, *(["box"] * with_boxes))
@@ -174,8 +182,10 @@ def whole_image_batches(
         ValueError: settings that cannot work.
         CorruptImage: while iterating, unless `config.on_corrupt_image` is "skip".
     """
-    _check(source, config, channels, batch_size, process_index, process_count)
-    _check_boxes(source, with_boxes)
+    _validate_arguments(
+        source, config, channels, batch_size, process_index, process_count
+    )
+    _validate_boxes(source, with_boxes)
     if scale < 1:
         raise ValueError(f"expected a scale of at least 1 pixel, found {scale}")
     rows = batch_size // process_count
@@ -192,13 +202,13 @@ def whole_image_batches(
 def moment_batches(
     source: Source, config: DataConfig, *, channels: int, numbers: np.ndarray
 ) -> Iterator[Batch]:
-    """Sums over some examples, by their numbers; see `collate.Moments`.
+    """Gives sums over some examples, by number; see `collate.Moments`.
 
     Raises:
         ValueError: settings that cannot work.
         CorruptImage: while iterating, unless `config.on_corrupt_image` is "skip".
     """
-    _check(source, config, channels, 1, 0, 1)
+    _validate_arguments(source, config, channels, 1, 0, 1)
     sums = Moments(Decoder(source, channels), config.scale_min)
     chunks = grain.MapDataset.source(numbers).batch(MOMENTS_CHUNK).map(sums)
     return _report_corrupt(_iterate(chunks, config), config, keys=MOMENTS_KEYS)
@@ -210,7 +220,7 @@ def _by_bucket(
     bucket: Bucket,
     default_shape: tuple[int, ...],
 ) -> Generator[RawBatch]:
-    """Batches of one bucket each, filled up only at the end."""
+    """Gives batches of one bucket each, filled up only at the end."""
     waiting: dict[tuple[int, int], list[Row]] = {}
     channels = default_shape[-1]
     with contextlib.closing(chunks):
@@ -224,8 +234,8 @@ def _by_bucket(
             rows.append(row)
             if len(rows) == batch_size:
                 yield stack_padded(waiting.pop(padded), batch_size, (*padded, channels))
-    # The few that are left of each: a larger bucket takes in what it holds of smaller
-    # ones, rather than go out half empty.
+    # The last few images of each: a larger bucket takes in those of smaller ones,
+    # rather than go out half empty.
     for padded in sorted(waiting, key=math.prod, reverse=True):
         rows = waiting.pop(padded)
         for height, width in sorted(waiting, key=math.prod, reverse=True):
@@ -258,14 +268,17 @@ def _iterate(dataset: grain.MapDataset[T], config: DataConfig) -> Generator[T]:
 
 
 def _leave_ctrl_c_to_the_run(worker: int, workers: int) -> None:
-    """Ctrl-C reaches every process of a terminal, and the run needs one more batch."""
+    """Ignores Ctrl-C, which a terminal sends to all: the run needs one more batch."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _report_corrupt(
     batches: Generator[RawBatch], config: DataConfig, keys: Sequence[str]
 ) -> Generator[Batch]:
-    """The `keys` of each batch; in the main process, so that a file is named once."""
+    """Gives the `keys` of each batch; raises or logs what could not be decoded.
+
+    It runs in the main process, so that a file is named once.
+    """
     named: set[str] = set()
     with contextlib.closing(batches):
         for batch in batches:
@@ -280,7 +293,7 @@ def _report_corrupt(
             yield {key: batch[key] for key in keys}
 
 
-def _check(
+def _validate_arguments(
     source: Source,
     config: DataConfig,
     channels: int,
@@ -309,7 +322,7 @@ def _check(
         )
 
 
-def _check_boxes(source: Source, with_boxes: bool) -> None:
+def _validate_boxes(source: Source, with_boxes: bool) -> None:
     if with_boxes and "box" not in source[0]:
         raise ValueError(
             "expected a dataset with boxes, to learn where objects are, found none in "

@@ -1,50 +1,69 @@
-"""One split of a data set that TFDS wrote as ArrayRecord files."""
+"""Data sets that TensorFlow Datasets (TFDS) prepared as ArrayRecord files.
 
+They lie below `data_dir` as TFDS has them, in NAME/VERSION or NAME/CONFIG/VERSION. No
+TensorFlow is needed to read them.
+"""
+
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import tensorflow_datasets as tfds
-from tensorflow_datasets.proto import tf_example_pb2
-
 from vgg_jax.data.base import Example
+from vgg_jax.data.prepare.writer import Preparation
+from vgg_jax.data.tf_example import TfExample
+
+# Smaller splits are read whole when they are opened: a single read from an ArrayRecord
+# file costs about 200 microseconds, one from a list none.
+IN_MEMORY_BYTES = 256 * 2**20
+# Features that hold the name of a picture, for messages.
+NAME_FEATURES = ("file_name", "id")
 
 
 class Records:
-    """Random access to the records of `split`; decodes nothing, needs no TensorFlow.
+    """Random access to the examples of one split; decodes nothing."""
 
-    `in_memory` reads every record when opened, for sets of some megabytes: a single
-    read from an ArrayRecord file costs about 200 microseconds, one from a list none.
-    """
-
-    def __init__(self, directory: Path, split: str, *, in_memory: bool, remedy: str):
+    def __init__(self, directory: Path, split: str, *, remedy: str):
         """Opens `directory`, the folder of one version with its `dataset_info.json`.
 
         Raises:
-            FileNotFoundError: the folder or the split is not there; ends in `remedy`.
-            ValueError: the files are not ArrayRecord; ends in `remedy`.
+            FileNotFoundError: the folder or the split is missing; ends in `remedy`.
+            ValueError: the files are not ArrayRecord, or the examples are not images
+                with one label each; ends in `remedy`.
         """
-        self._arguments = (directory, split, in_memory, remedy)
+        # Loads slowly, and is not needed for other sources.
+        import tensorflow_datasets as tfds
+
+        self._arguments = (directory, split, remedy)
         if not (directory / "dataset_info.json").is_file():
             raise FileNotFoundError(f"no data set in {directory}; {remedy}")
         builder = tfds.builder_from_directory(directory)
-        if split not in builder.info.splits:
-            found = ", ".join(builder.info.splits) or "none"
+        info = builder.info
+        if split not in info.splits:
+            names = ", ".join(info.splits) or "none"
             raise FileNotFoundError(
-                f"{directory} has no split {split!r}, only {found}; {remedy}"
+                f"{directory} has no split {split!r}, only {names}; {remedy}"
             )
-        file_format = builder.info.file_format
-        if file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
             raise ValueError(
-                f"{directory} holds {file_format.value} files, which have no random "
-                f"access; expected array_record; {remedy}"
+                f"{directory} holds {info.file_format.value} files, which have no "
+                f"random access; expected array_record; {remedy}"
             )
-        self.class_names: tuple[str, ...] = tuple(builder.info.features["label"].names)
+        try:
+            self._image = _feature(info, tfds.features.Image)
+            self._label = _feature(info, tfds.features.ClassLabel)
+            pixels = info.features[self._image].np_dtype
+            if pixels != "uint8":
+                raise ValueError(f"expected pixels of type uint8, found {pixels}")
+        except ValueError as error:
+            raise ValueError(f"cannot use {directory}: {error}; {remedy}") from error
+        self.class_names: tuple[str, ...] = tuple(info.features[self._label].names)
         self._name = f"{builder.name} {split}"
         # Raw, because unpacking an example through its features is ten times as slow.
         self._records: Any = builder.as_data_source(
             split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
-        if in_memory:
+        if info.splits[split].num_bytes <= IN_MEMORY_BYTES:
             self._records = self._records.__getitems__(range(len(self._records)))
 
     def __reduce__(self) -> Any:
@@ -55,17 +74,129 @@ class Records:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
-        features = tf_example_pb2.Example.FromString(self._records[index])
-        fields = features.features.feature
+        fields = TfExample.FromString(self._records[index]).features.feature
         name = str(index)
-        if "file_name" in fields:
-            name = fields["file_name"].bytes_list.value[0].decode()
+        for feature in NAME_FEATURES:
+            if feature in fields and fields[feature].bytes_list.value:
+                name = fields[feature].bytes_list.value[0].decode()
         return {
-            "image": fields["image"].bytes_list.value[0],
-            "label": fields["label"].int64_list.value[0],
+            "image": fields[self._image].bytes_list.value[0],
+            "label": fields[self._label].int64_list.value[0],
             "name": f"{self._name} {name}",
         }
 
 
-def _reopen(directory: Path, split: str, in_memory: bool, remedy: str) -> Records:
-    return Records(directory, split, in_memory=in_memory, remedy=remedy)
+def open_records(directory: Path, split: str, remedy: str) -> Records:
+    """The examples of "train" or "test" in the folder of one version.
+
+    Where the data set has no test split, its validation split is the test set, as
+    ImageNet's is in the papers.
+
+    Raises:
+        FileNotFoundError, ValueError: see `Records`.
+    """
+    if split == "test" and _has_no_test(directory):
+        split = "validation"
+    return Records(directory, split, remedy=remedy)
+
+
+def open_prepared(preparation: Preparation, data_dir: Path, split: str) -> Records:
+    """The examples of "train" or "test" of a set that the prepare command writes.
+
+    A data set whose files can be fetched is prepared now, if it is not yet.
+
+    Raises:
+        FileNotFoundError: not prepared in `data_dir`; says what to type.
+        ValueError: see `Records`.
+    """
+    name, files = preparation.name, " and ".join(preparation.files)
+    if preparation.fetches:
+        preparation.run(data_dir)
+        remedy = "remove it to have it prepared again, or choose another data_dir"
+    else:
+        remedy = (
+            f"prepare it once with `python -m vgg_jax.data.prepare {name} --from DIR "
+            f"--data_dir {data_dir}`, where DIR holds {files}"
+        )
+    return open_records(preparation.directory(data_dir), split, remedy)
+
+
+def open_tfds(name: str, data_dir: Path, split: str) -> Records:
+    """The examples of "train" or "test" of a set that TFDS prepared below `data_dir`.
+
+    Args:
+        name: NAME, NAME/CONFIG, or either with :VERSION; the newest one otherwise.
+        data_dir: as TFDS's `data_dir`.
+        split: see `open_records`.
+
+    Raises:
+        FileNotFoundError: no such data set or split; the message lists what there is.
+        ValueError: several configurations to choose from, or see `Records`.
+    """
+    remedy = (
+        "prepare it with TFDS, `builder.download_and_prepare(file_format="
+        "'array_record')`, or name another data.data_dir"
+    )
+    directory = find_version(name, data_dir, remedy)
+    return open_records(directory, split, remedy)
+
+
+def find_version(name: str, data_dir: Path, remedy: str) -> Path:
+    """The folder of a data set's version, see `open_tfds`."""
+    path, _, wanted = name.partition(":")
+    prepared = list(list_prepared(data_dir))
+    versions = [
+        (config, version)
+        for config, version in prepared
+        if config == path and (not wanted or version == wanted)
+    ]
+    if not versions:
+        configs = sorted(
+            {config for config, _ in prepared if config.startswith(path + "/")}
+        )
+        if configs and not wanted:
+            raise ValueError(
+                f"tfds:{name} has several configurations; name one of "
+                + ", ".join(f"tfds:{config}" for config in configs)
+            )
+        names = ", ".join(f"tfds:{config}:{version}" for config, version in prepared)
+        raise FileNotFoundError(
+            f"no tfds:{name} in {data_dir}, which has {names or 'no data sets'}; "
+            f"{remedy}"
+        )
+    config, version = max(versions, key=lambda one: list(map(int, one[1].split("."))))
+    return data_dir / config / version
+
+
+def list_prepared(data_dir: Path) -> Iterator[tuple[str, str]]:
+    """Gives ("NAME" or "NAME/CONFIG", "VERSION") of each data set below `data_dir`."""
+    for depth in ("*/*", "*/*/*"):
+        for path in sorted(data_dir.glob(f"{depth}/dataset_info.json")):
+            folder = path.parent
+            if re.fullmatch(r"\d+\.\d+\.\d+", folder.name):
+                yield folder.parent.relative_to(data_dir).as_posix(), folder.name
+
+
+def _feature(info: Any, kind: type) -> str:
+    """The name of the feature of a kind: the only one, or the supervised one."""
+    names = sorted(name for name, one in info.features.items() if type(one) is kind)
+    supervised = [name for name in names if name in (info.supervised_keys or ())]
+    if len(names) != 1 and len(supervised) != 1:
+        raise ValueError(
+            f"expected one {kind.__name__} feature in an example, found "
+            f"{', '.join(names) or 'none'}"
+        )
+    return supervised[0] if len(supervised) == 1 else names[0]
+
+
+def _has_no_test(directory: Path) -> bool:
+    import tensorflow_datasets as tfds
+
+    if not (directory / "dataset_info.json").is_file():
+        return False
+    splits = tfds.builder_from_directory(directory).info.splits
+    return "test" not in splits and "validation" in splits
+
+
+def _reopen(directory: Path, split: str, remedy: str) -> Records:
+    return Records(directory, split, remedy=remedy)

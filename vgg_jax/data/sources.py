@@ -1,60 +1,116 @@
-"""Opens the data set that a config names."""
+"""The table of data sets, and the source of a split of the one that a config names.
 
+A new data set is a row of `SOURCES`, with a file beside this one if it is read in
+another way than these.
+"""
+
+import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 from vgg_jax.config import DataConfig, validate
 from vgg_jax.console import did_you_mean
-from vgg_jax.data.base import Example, Source, Subset, hold_out
+from vgg_jax.data.base import Example, Source, Subset, split_validation
+from vgg_jax.data.canvases import open_fashion_mnist_boxes
 from vgg_jax.data.color import load_axes
+from vgg_jax.data.folder import open_folder
+from vgg_jax.data.prepare.cifar_archives import CIFAR10, CIFAR100
+from vgg_jax.data.prepare.idx_files import FASHION_MNIST
+from vgg_jax.data.prepare.imagenet_tars import IMAGENET
+from vgg_jax.data.prepare.writer import Preparation
+from vgg_jax.data.records import open_prepared, open_tfds
 
-__all__ = ["Example", "Source", "Subset", "open_source"]
+__all__ = ["SOURCES", "DataSet", "Example", "Source", "Subset", "open_source"]
 
-DATASETS = ("fashion_mnist", "fashion_mnist_boxes", "imagenet2012", "folder")
 SPLITS = ("train", "validation", "test")
+TFDS = "tfds:"  # what the name of a set that TFDS prepared begins with
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """A row of the table.
+
+    Args:
+        open: (config, split) -> the source of "train" or "test".
+        has_validation: `open` also gives "validation"; otherwise it is split from
+            train.
+        preparation: how `python -m vgg_jax.data.prepare` writes it, or None.
+    """
+
+    open: Callable[[DataConfig, str], Source]
+    has_validation: bool = False
+    preparation: Preparation | None = None
+
+
+def prepared(preparation: Preparation) -> DataSet:
+    """The row of a data set that the prepare command writes."""
+
+    def open_split(config: DataConfig, split: str) -> Source:
+        return open_prepared(preparation, Path(config.data_dir).expanduser(), split)
+
+    return DataSet(open_split, preparation=preparation)
+
+
+def _open_folder(config: DataConfig, split: str) -> Source:
+    return open_folder(config.data_dir, split, config.validation_fraction)
+
+
+SOURCES = {
+    "fashion_mnist": prepared(FASHION_MNIST),
+    "fashion_mnist_boxes": DataSet(open_fashion_mnist_boxes),
+    "cifar10": prepared(CIFAR10),
+    "cifar100": prepared(CIFAR100),
+    "imagenet2012": prepared(IMAGENET),
+    "folder": DataSet(_open_folder, has_validation=True),
+}
 
 
 def open_source(config: DataConfig, split: str) -> Source:
     """The examples of one split: "train", "validation" or "test".
 
-    Validation is held out of the training set, `config.validation_fraction` of it, for
+    Validation is split from the training set, `config.validation_fraction` of it, for
     the learning-rate plateau and the best checkpoint. Test is the official test set;
     for ImageNet the official validation set, as in section 4 of arXiv:1409.1556.
 
     Raises:
         ValueError: an unknown name, or a fraction that leaves a split empty.
         FileNotFoundError: the data, or for "train" the axes of the color shift, are
-            not there; the message says what to type.
+            missing; the message says what to type.
     """
     validate(config)
-    if config.dataset not in DATASETS:
-        near = did_you_mean(config.dataset, DATASETS)
-        raise ValueError(f"unknown dataset {config.dataset!r}: {near}")
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: {did_you_mean(split, SPLITS)}")
+    data_set = find_data_set(config.dataset)
     if split == "train" and config.color_shift:
         load_axes(config)
-    # Imported here: reading a folder of pictures needs no TFDS, which loads slowly.
-    if config.dataset == "folder":
-        from vgg_jax.data.folder import open_folder
-
-        return open_folder(config.data_dir, split, config.validation_fraction)
-    open_records: Callable[[str, str], Source]
-    if config.dataset == "fashion_mnist":
-        from vgg_jax.data.fashion_mnist import open_fashion_mnist as open_records
-    elif config.dataset == "fashion_mnist_boxes":
-        from vgg_jax.data.canvases import open_fashion_mnist_boxes as open_records
-    else:
-        from vgg_jax.data.imagenet import open_imagenet as open_records
-
-    if split == "test":
-        return open_records(config.data_dir, "test")
-    if split == "validation" and config.validation_fraction == 0:
+    if split == "test" or data_set.has_validation:
+        return data_set.open(config, split)
+    fraction = config.validation_fraction
+    if split == "validation" and fraction == 0:
         raise ValueError(
             "validation_fraction is 0, so there is no validation split; expected a "
             "small fraction such as 0.01"
         )
-    records = open_records(config.data_dir, "train")
-    if config.validation_fraction == 0:
-        return records
-    train, validation = hold_out(records, config.validation_fraction)
+    source = data_set.open(config, "train")
+    if fraction == 0:
+        return source
+    train, validation = split_validation(source, fraction)
     return train if split == "train" else validation
+
+
+def find_data_set(name: str) -> DataSet:
+    """The row of a data set, or one made for a name such as "tfds:NAME".
+
+    Raises:
+        ValueError: an unknown name; the message names the nearest.
+    """
+    if name.startswith(TFDS):
+        return DataSet(
+            lambda config, split: open_tfds(
+                name.removeprefix(TFDS), Path(config.data_dir).expanduser(), split
+            )
+        )
+    if name not in SOURCES:
+        known = [*SOURCES, f"{TFDS}NAME"]
+        raise ValueError(f"unknown dataset {name!r}: {did_you_mean(name, known)}")
+    return SOURCES[name]

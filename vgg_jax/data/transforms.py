@@ -1,14 +1,21 @@
 """Operations on one image, a uint8 array [H, W, channels] with pixels 0-255."""
 
+import functools
 import struct
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from vgg_jax import boxes
-from vgg_jax.data import crops
 
 Image = np.ndarray
+
+# Where crops are cut from a larger image (arXiv:1409.1556). A layout takes how many
+# pixels a crop can move down and right, and gives the upper left corner (top, left) of
+# each crop. The number of crops is always the same: some coincide in a small image.
+CropLayout = Callable[[int, int], Sequence[tuple[int, int]]]
 
 # Of an image's sides: rescaled to a short side of 512, more would not fit into memory.
 MAX_ASPECT = 64
@@ -45,7 +52,7 @@ def decode(
     image = None
     if data:
         if short_side is not None:
-            mode |= _reduction(jpeg_short_side(data), short_side)
+            mode |= _reduction(min(jpeg_header(data)[:2]), short_side)
         try:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
         except cv2.error as error:  # more than 2**30 pixels
@@ -64,16 +71,24 @@ def decode(
     return image.reshape(height, width, channels)
 
 
-def jpeg_short_side(data: bytes) -> int:
-    """The smaller side of a JPEG as its header says, or 0 for anything else."""
-    at = 2 if data.startswith(b"\xff\xd8") else len(data)
-    while data[at : at + 1] == b"\xff" and at + 9 <= len(data):
-        marker = data[at + 1]
+class JpegHeader(NamedTuple):
+    """What the header of a JPEG says; zeros for anything else."""
+
+    height: int
+    width: int
+    components: int  # 1 is gray, 3 is color, 4 is CMYK
+
+
+def jpeg_header(data: bytes) -> JpegHeader:
+    """Reads the header of a JPEG without decoding it."""
+    offset = 2 if data.startswith(b"\xff\xd8") else len(data)
+    while data[offset : offset + 1] == b"\xff" and offset + 10 <= len(data):
+        marker = data[offset + 1]
         # C4, C8 and CC are tables; the other Cx head the frame, and say its size.
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return min(struct.unpack_from(">HH", data, at + 5))
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return 0
+            return JpegHeader(*struct.unpack_from(">HHB", data, offset + 5))
+        offset += 2 + int.from_bytes(data[offset + 2 : offset + 4], "big")
+    return JpegHeader(0, 0, 0)
 
 
 def rescale(image: Image, short_side: int) -> Image:
@@ -86,7 +101,7 @@ def rescale(image: Image, short_side: int) -> Image:
 
 
 def rescaled_shape(shape: tuple[int, ...], short_side: int) -> tuple[int, int]:
-    """Height and width after `rescale`, from those before."""
+    """The height and width that `rescale` makes of an image of this shape."""
     height, width = shape
     short = min(shape)
     return round(height * short_side / short), round(width * short_side / short)
@@ -95,55 +110,91 @@ def rescaled_shape(shape: tuple[int, ...], short_side: int) -> tuple[int, int]:
 def rescaled_crop(
     image: Image, short_side: int, size: int, down: float, right: float
 ) -> Image:
-    """`crops.at` of what `rescale` gives, without rescaling what the crop leaves out.
+    """One crop of what `rescale` gives, without rescaling what the crop leaves out.
 
-    An image that shrinks is cropped first, at whole pixels: the crop lies within half
+    `down` and `right` are fractions of the places where it fits, see `place_crop`. An
+    image that shrinks is cropped first, at whole pixels: the crop lies within half
     a pixel of the other order's, and its scale is within half a pixel of its side.
 
     Raises:
         ValueError: `short_side` is smaller than the crop.
     """
     shape, side = _before_crop(image.shape[:2], short_side, size)
-    [corner] = crops.at(down, right)(*_room(shape, side))
+    [corner] = place_crop(down, right)(*_slack(shape, side))
     return _resize(_crop(_resize(image, *shape), side, *corner), size, size)
 
 
 def rescaled_crop_window(
     shape: tuple[int, ...], short_side: int, size: int, down: float, right: float
 ) -> np.ndarray:
-    """Where `rescaled_crop` cuts an image of this height and width.
+    """The box of the crop that `rescaled_crop` takes from an image of this shape: [4].
 
-    [4], the crop's box relative to the image (`vgg_jax.boxes`).
+    It is relative to the image (`vgg_jax.boxes`).
     """
     before = _before_crop(shape, short_side, size)
-    return crop_windows(*before, crops.at(down, right))[0]
+    return crop_windows(*before, place_crop(down, right))[0]
 
 
 def center_crop(image: Image, size: int) -> Image:
-    """The middle [size, size, C], rounded towards the upper left.
+    """The middle of an image, [size, size, C], rounded towards the upper left.
 
     Raises:
         ValueError: the image is smaller than the crop.
     """
-    return cut(image, size, crops.center)[0]
+    return cut(image, size, center)[0]
 
 
-def cut(image: Image, size: int, rule: crops.Rule) -> np.ndarray:
-    """The crops of a rule, one of `vgg_jax.data.crops`: [crops, size, size, C].
+def place_crop(down: float, right: float) -> CropLayout:
+    """The layout of one crop at fractions in [0, 1) of the places where it fits.
+
+    With two uniform numbers it is the random crop of section 3.1.
+    """
+    return lambda rows, columns: [(int(down * (rows + 1)), int(right * (columns + 1)))]
+
+
+def center(down: int, right: int) -> list[tuple[int, int]]:
+    """The layout of one crop in the middle, rounded towards the upper left."""
+    return [(down // 2, right // 2)]
+
+
+def corners_and_center(down: int, right: int) -> list[tuple[int, int]]:
+    """Five of the ten crops of Krizhevsky et al. (2012): the others are mirrored."""
+    return [(0, 0), (0, right), (down, 0), (down, right), *center(down, right)]
+
+
+def grid(side: int, down: int, right: int) -> list[tuple[int, int]]:
+    """A regular grid of side x side crops, row by row.
+
+    Along each axis the first crop is at 0 and the last at the end, crop i at
+    `i * end // (side - 1)`: evenly spaced, rounded towards the upper left.
+    """
+    return [
+        (i * down // (side - 1), j * right // (side - 1))
+        for i in range(side)
+        for j in range(side)
+    ]
+
+
+# 25 of the 50 crops a scale of section 3.2: the others are mirrored.
+grid_5x5: CropLayout = functools.partial(grid, 5)
+
+
+def cut(image: Image, size: int, layout: CropLayout) -> np.ndarray:
+    """The crops of a layout: [crops, size, size, C].
 
     Raises:
         ValueError: the image is smaller than the crop.
     """
-    corners = rule(*_room(image.shape[:2], size))
+    corners = layout(*_slack(image.shape[:2], size))
     return np.stack([_crop(image, size, *corner) for corner in corners])
 
 
-def crop_windows(shape: tuple[int, ...], size: int, rule: crops.Rule) -> np.ndarray:
-    """Where `cut` cuts an image of this height and width: [crops, 4].
+def crop_windows(shape: tuple[int, ...], size: int, layout: CropLayout) -> np.ndarray:
+    """The boxes of the crops that `cut` takes from an image of this shape: [crops, 4].
 
-    The crops' boxes relative to the image (`vgg_jax.boxes`).
+    They are relative to the image (`vgg_jax.boxes`).
     """
-    windows = [boxes.window(*c, size, size) for c in rule(*_room(shape, size))]
+    windows = [boxes.window(*c, size, size) for c in layout(*_slack(shape, size))]
     return boxes.relative_to(boxes.window(0, 0, *shape), np.stack(windows))
 
 
@@ -153,7 +204,7 @@ def flip(image: Image) -> Image:
 
 
 def _reduction(jpeg_side: int, short_side: int) -> int:
-    """The flag of the smallest decoding that leaves twice `short_side`."""
+    """The flag that decodes to the smallest size with twice `short_side` or more."""
     for factor, flag in REDUCTIONS:
         if jpeg_side >= 2 * factor * short_side:
             return flag
@@ -171,7 +222,7 @@ def _resize(image: Image, height: int, width: int) -> Image:
 def _before_crop(
     shape: tuple[int, ...], short_side: int, size: int
 ) -> tuple[tuple[int, int], int]:
-    """The height and width of what `rescaled_crop` crops, and the crop's side there."""
+    """The size of the image that `rescaled_crop` cuts, and the side of the cut."""
     short = min(shape)
     if short <= short_side:  # enlarged: a pixel's neighbors outside the crop matter
         return rescaled_shape(shape, short_side), size
@@ -182,8 +233,8 @@ def _before_crop(
     return (shape[0], shape[1]), round(size * short / short_side)
 
 
-def _room(shape: tuple[int, ...], size: int) -> tuple[int, int]:
-    """How far a crop can move down and right."""
+def _slack(shape: tuple[int, ...], size: int) -> tuple[int, int]:
+    """How far a crop can move down and right in an image, in pixels."""
     height, width = shape
     if min(height, width) < size:
         raise ValueError(

@@ -137,7 +137,13 @@ def candidate(
             f"{run} was trained on {theirs.dataset!r}, and the configuration's "
             f"data is {ours.dataset!r}; give the configuration that it was trained with"
         )
-    data = dataclasses.replace(ours, crop=theirs.crop, mean=theirs.mean, std=theirs.std)
+    data = dataclasses.replace(
+        ours,
+        crop=theirs.crop,
+        mean=theirs.mean,
+        std=theirs.std,
+        whiten=theirs.whiten,
+    )
     evaluation = config.evaluation
     if any(
         getattr(theirs, size) != getattr(ours, size)

@@ -8,14 +8,14 @@ from jax.sharding import Mesh
 
 from vgg_jax.config import Config
 from vgg_jax.console import did_you_mean, progress_bar
-from vgg_jax.data import crops
+from vgg_jax.data import transforms
 from vgg_jax.data.sources import Source
+from vgg_jax.data.whitening import preprocessing_of
 from vgg_jax.evaluation.predictions import Predictions, fuse
 from vgg_jax.inference.forward import Network, Posteriors, validate_averaging
 from vgg_jax.inference.passes import View, over_source
 from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import smallest_size
-from vgg_jax.preprocessing import Normalization
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Protocol:
     """
 
     description: str
-    layout: crops.Rule | None = None
+    layout: transforms.CropLayout | None = None
     flip: bool = True
     single_scale: bool = False
     parts: tuple[str, ...] = ()
@@ -40,18 +40,18 @@ class Protocol:
 PROTOCOLS = {
     "center": Protocol(
         description="the center crop",
-        layout=crops.center,
+        layout=transforms.center,
         flip=False,
         single_scale=True,
     ),
     "tencrop": Protocol(
         description="four corners and the center, mirrored (Krizhevsky et al., 2012)",
-        layout=crops.corners_and_center,
+        layout=transforms.corners_and_center,
         single_scale=True,
     ),
     "dense": Protocol(description="the whole image, mirrored"),
     "multicrop": Protocol(
-        description="a regular grid of 5x5 crops, mirrored", layout=crops.grid_5x5
+        description="a regular grid of 5x5 crops, mirrored", layout=transforms.grid_5x5
     ),
     "combined": Protocol(
         description="dense and multicrop", parts=("dense", "multicrop")
@@ -160,9 +160,7 @@ def evaluate(
             f"expected a network of {classes} classes, as the data has, got "
             f"{model.num_classes}"
         )
-    network = Network.from_model(
-        model, Normalization(config.data.mean, config.data.std)
-    )
+    network = Network.from_model(model, preprocessing_of(config.data))
     passes = passes_of(protocol, scales)
     predictions = []
     with progress_bar(progress, len(source) * len(passes)) as bar:

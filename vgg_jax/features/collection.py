@@ -15,12 +15,12 @@ from vgg_jax import distributed
 from vgg_jax.config import Config
 from vgg_jax.console import progress_bar
 from vgg_jax.data.base import Source, Subset
+from vgg_jax.data.whitening import preprocessing_of
 from vgg_jax.evaluation.cache import Inputs, network_inputs
 from vgg_jax.files import load_arrays, save_arrays
 from vgg_jax.inference.forward import Network, Pooled
 from vgg_jax.inference.passes import View, over_source
 from vgg_jax.models import ConvNet
-from vgg_jax.preprocessing import Normalization
 
 # To be raised when the same files begin to give other values.
 VERSION = 1
@@ -118,9 +118,7 @@ def collect(
         example = source[i]
         digests.append(digest(example["image"]))
         labels.append(example["label"])
-    network = Network.from_model(
-        model, Normalization(config.data.mean, config.data.std)
-    )
+    network = Network.from_model(model, preprocessing_of(config.data))
     collections = []
     with progress_bar(progress, len(source) * len(scales)) as bar:
         for scale in scales:

@@ -19,7 +19,7 @@ from vgg_jax.console import did_you_mean
 from vgg_jax.distributed import replicate
 from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import Layer, inside, output_sizes
-from vgg_jax.preprocessing import Normalization
+from vgg_jax.preprocessing import Preprocessing
 
 Images = np.ndarray | jax.Array
 # Further arrays that a head takes, one row an image.
@@ -222,7 +222,7 @@ def apply(
     extras: Extras,
     *,
     graphdef: nnx.GraphDef,
-    normalization: Normalization,
+    normalization: Preprocessing,
     head: Head,
 ) -> Any:
     """A network without dropout on pixels 0-255, as far as the head goes.
@@ -262,11 +262,11 @@ class Network:
 
     graphdef: nnx.GraphDef
     variables: tuple[Any, ...]
-    normalization: Normalization
+    normalization: Preprocessing
     layers: tuple[Layer, ...]
 
     @classmethod
-    def from_model(cls, model: ConvNet, normalization: Normalization) -> "Network":
+    def from_model(cls, model: ConvNet, normalization: Preprocessing) -> "Network":
         """A model, and how it wants its pixels.
 
         Raises:

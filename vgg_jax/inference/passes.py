@@ -16,9 +16,9 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from vgg_jax.config import Config
-from vgg_jax.data.crops import Rule
 from vgg_jax.data.pipeline import Batch, eval_batches, whole_image_batches
 from vgg_jax.data.sources import Source
+from vgg_jax.data.transforms import CropLayout
 from vgg_jax.distributed import make_mesh, shard_batch
 from vgg_jax.inference.forward import Head, MapHead, Network
 from vgg_jax.inference.padding import padded_shapes, smallest_fitting
@@ -38,7 +38,7 @@ class View:
     """
 
     scale: int
-    layout: Rule | None = None
+    layout: CropLayout | None = None
 
     @property
     def crops(self) -> int:
@@ -181,7 +181,7 @@ def view_batches(
         bucket = functools.partial(smallest_fitting, shapes)
         return whole_image_batches(source, config.data, bucket=bucket, **share)
     crop = config.data.crop
-    return eval_batches(source, config.data, crop=crop, rule=view.layout, **share)
+    return eval_batches(source, config.data, crop=crop, layout=view.layout, **share)
 
 
 def place_rows(

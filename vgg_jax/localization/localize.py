@@ -15,15 +15,15 @@ from vgg_jax import boxes
 from vgg_jax.boxes import RIGHT_IOU
 from vgg_jax.config import Config
 from vgg_jax.console import progress_bar
-from vgg_jax.data import crops
+from vgg_jax.data import transforms
 from vgg_jax.data.sources import Source
+from vgg_jax.data.whitening import preprocessing_of
 from vgg_jax.evaluation.errors import Rate, wilson
 from vgg_jax.inference.forward import Head, Network
 from vgg_jax.inference.passes import View, example_rows, over_source, place_rows
 from vgg_jax.localization.cell_boxes import CellBoxes, CellRatings, CenterBoxes
 from vgg_jax.localization.merge import merge
 from vgg_jax.models import ConvNet
-from vgg_jax.preprocessing import Normalization
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def center_crop_boxes(
         mesh: as `over_source`.
         progress: the name of the work in a progress bar on stderr; None for none.
     """
-    view = View(config.evaluation.center_scale, crops.center)
+    view = View(config.evaluation.center_scale, transforms.center)
     with progress_bar(progress, len(source)) as bar:
         rows = over_source(
             _network(model, config),
@@ -234,5 +234,5 @@ def _rate_cells(boxes: np.ndarray, ratings: np.ndarray) -> np.ndarray:
 
 
 def _network(model: ConvNet, config: Config) -> Network:
-    normalization = Normalization(config.data.mean, config.data.std)
+    normalization = preprocessing_of(config.data)
     return Network.from_model(model, normalization)

@@ -10,6 +10,7 @@ import numpy as np
 from vgg_jax.config import Config
 from vgg_jax.data.sources import Source
 from vgg_jax.data.transforms import center_crop, decode
+from vgg_jax.data.whitening import preprocessing_of
 from vgg_jax.evaluation.errors import predicted_classes
 from vgg_jax.evaluation.predictions import Predictions
 from vgg_jax.files import load_arrays, save_arrays
@@ -94,6 +95,7 @@ def make_gallery(
         title: the row of the table that they are of, in words.
     """
     data = config.data
+    preprocessing = preprocessing_of(data)
     names, maps = [], []
     for example in examples:
         stored = source[example.index]
@@ -101,7 +103,7 @@ def make_gallery(
         image = decode(stored["image"], model.in_channels, stored["name"])
         square = center_crop(image, min(image.shape[:2]))
         maps.append(
-            heat_map(model, square, example.predicted, data.crop, data.mean, data.std)
+            heat_map(model, square, example.predicted, data.crop, preprocessing)
         )
     return Gallery(
         title=title,

@@ -10,7 +10,7 @@ the map shows how much evidence that takes away.
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ from vgg_jax.inference.forward import ScoreMap as ScoreMapHead
 from vgg_jax.inference.tiling import TILE, tiled_map
 from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import Conv, Layer, Pool, output_size
-from vgg_jax.preprocessing import Normalization
+from vgg_jax.preprocessing import Preprocessing
 
 HEAT = LinearSegmentedColormap.from_list(
     "heat", ["#14213d", "#4c3a86", "#c2416b", "#f59e4c", "#fff3c4"]
@@ -94,27 +94,28 @@ def heat_map(
     image: np.ndarray,
     label: int,
     crop: int,
-    mean: Sequence[float],
-    std: Sequence[float],
+    preprocessing: Preprocessing,
 ) -> ScoreMap:
     """Where the network sees class `label` in an image uint8 [H, W, C] of any size.
 
     The network is given the image near the scale that it was trained at: `score_map`
     at the side of `map_side`, or else `occlusion_map` with the training crop as the
-    short side.
+    short side. Where images must have one size, both are at the training crop.
     """
     side = map_side(model.layers, crop)
+    if preprocessing.image_size is not None:
+        is_fine = output_size(model.layers, crop) >= CELLS
+        side = crop if is_fine else None
     if side is None:
-        return occlusion_map(model, rescale(image, crop), label, crop, mean, std)
-    return score_map(model, rescale(image, side), label, mean, std)
+        return occlusion_map(model, rescale(image, crop), label, crop, preprocessing)
+    return score_map(model, rescale(image, side), label, preprocessing)
 
 
 def score_map(
     model: ConvNet,
     image: np.ndarray,
     label: int,
-    mean: Sequence[float],
-    std: Sequence[float],
+    preprocessing: Preprocessing,
 ) -> ScoreMap:
     """The scores of class `label` over an image uint8 [H, W, C] with pixels 0-255.
 
@@ -124,7 +125,7 @@ def score_map(
     Raises:
         ValueError: the image is too small for the network.
     """
-    network = Network.from_model(model, Normalization(mean, std))
+    network = Network.from_model(model, preprocessing)
     height, width = image.shape[:2]
     scores: jax.Array | np.ndarray
     if height * width > TILE**2:
@@ -141,8 +142,7 @@ def occlusion_map(
     image: np.ndarray,
     label: int,
     crop: int,
-    mean: Sequence[float],
-    std: Sequence[float],
+    preprocessing: Preprocessing,
 ) -> ScoreMap:
     """How much of the evidence for class `label` each place of an image carries.
 
@@ -155,7 +155,7 @@ def occlusion_map(
     Raises:
         ValueError: the image is too small for the network.
     """
-    network = Network.from_model(model, Normalization(mean, std))
+    network = Network.from_model(model, preprocessing)
     square = max(1, crop // 4)
 
     def log_odds(images: np.ndarray) -> np.ndarray:

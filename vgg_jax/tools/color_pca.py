@@ -7,8 +7,6 @@ A run with --config.data.color_pca=computed uses what this leaves beside the dat
 
 import argparse
 import dataclasses
-import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +16,11 @@ import numpy as np
 from vgg_jax import cli
 from vgg_jax.config import Config, DataConfig
 from vgg_jax.console import progress_bar
-from vgg_jax.data import color as color
 from vgg_jax.data.base import Source
+from vgg_jax.data.color import computed_path
 from vgg_jax.data.pipeline import moment_batches
 from vgg_jax.data.sources import open_source
+from vgg_jax.files import write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,16 +33,14 @@ class Pixels:
     axes: np.ndarray  # [C, C], unit vectors, one a row
 
     def save(self, path: Path) -> None:
-        """Write what `color.load_axes` reads, whole or not at all."""
+        """Writes what `color.load_axes` reads, whole or not at all."""
         values = {
             "images": self.images,
             "mean": self.mean.tolist(),
             "deviations": self.deviations.tolist(),
             "axes": (self.deviations[:, np.newaxis] * self.axes).tolist(),
         }
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(values, indent=2) + "\n")
-        os.replace(partial, path)
+        write_json(path, values)
 
     def __str__(self) -> str:
         lines = [f"mean {_numbers(self.mean, 3)} of {self.images:,} images"]
@@ -52,7 +49,7 @@ class Pixels:
         return "\n".join(lines)
 
 
-def measure(source: Source, config: DataConfig, images: int) -> Pixels:
+def measure_pixels(source: Source, config: DataConfig, images: int) -> Pixels:
     """Moments and principal components of the pixels of `images` examples.
 
     They are drawn from the source once and for all, or all of a smaller one. They are
@@ -66,14 +63,13 @@ def measure(source: Source, config: DataConfig, images: int) -> Pixels:
         raise ValueError(f"expected --images of at least 1, got {images}")
     numbers = np.random.RandomState(0).permutation(len(source))[:images]
     channels = len(config.mean)
-    progress = progress_bar("colors", len(numbers))
     count, first, second = 0, np.zeros(channels), np.zeros((channels, channels))
-    for sums in moment_batches(source, config, channels=channels, numbers=numbers):
-        count += int(sums["count"])
-        first += sums["first"]
-        second += sums["second"]
-        progress.update(int(sums["count"]))
-    progress.close()
+    with progress_bar("colors", len(numbers)) as bar:
+        for sums in moment_batches(source, config, channels=channels, numbers=numbers):
+            count += int(sums["count"])
+            first += sums["first"]
+            second += sums["second"]
+            bar.update(int(sums["count"]))
     mean = first / count
     variances, columns = np.linalg.eigh(second / count - np.outer(mean, mean))
     axes = columns.T[::-1]
@@ -98,10 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(values: argparse.Namespace) -> int:
     """Measures, prints and saves; returns 0."""
-    # Whatever shift the configuration asks for, its axes need not be there yet.
+    # Whatever shift the configuration asks for, its axes are not computed yet.
     config = dataclasses.replace(values.config.data, color_shift=0.0)
-    pixels = measure(open_source(config, "train"), config, values.images)
-    path = color.computed_path(config)
+    pixels = measure_pixels(open_source(config, "train"), config, values.images)
+    path = computed_path(config)
     pixels.save(path)
     print(pixels)
     print(f"saved in {path}; --config.data.color_pca=computed uses it, and")

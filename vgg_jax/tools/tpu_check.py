@@ -30,10 +30,10 @@ from vgg_jax import cli
 from vgg_jax.analysis.measure import summary
 from vgg_jax.config import Config
 from vgg_jax.console import did_you_mean
+from vgg_jax.data.whitening import preprocessing_of
 from vgg_jax.distributed import batch_sharding, make_mesh, replicated
 from vgg_jax.inference.forward import Network, Posteriors
 from vgg_jax.inference.padding import Shape, padded_shapes
-from vgg_jax.preprocessing import Normalization
 from vgg_jax.tools.chips import CHIPS
 from vgg_jax.tools.hlo import costs
 from vgg_jax.tools.tpu_report import Memory, Report, format_growth
@@ -182,9 +182,7 @@ def lower_dense(
 
     It is the one that eval.py runs, see `vgg_jax.inference.forward.apply`.
     """
-    network = Network.from_model(
-        abstract_model(config), Normalization(config.data.mean, config.data.std)
-    )
+    network = Network.from_model(abstract_model(config), preprocessing_of(config.data))
     whole = functools.partial(_abstract, sharding=replicated(mesh))
     variables = jax.tree.map(whole, network.variables)
     rows = functools.partial(jax.ShapeDtypeStruct, sharding=batch_sharding(mesh))

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vgg_jax.config import Config, known_num_classes
+from vgg_jax.data.whitening import preprocessing_of
 from vgg_jax.inference.forward import Extras, Network
 from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import Conv, Relu
-from vgg_jax.preprocessing import Normalization
 from vgg_jax.training.objectives import classification_sums
 from vgg_jax.training.optimizer import learning_rate
 from vgg_jax.training.program import abstract_model
@@ -73,7 +73,7 @@ def measure(
     network = Network(
         graphdef=split(model)[0],
         variables=(params, batch_stats),
-        normalization=Normalization(config.data.mean, config.data.std),
+        normalization=preprocessing_of(config.data),
         layers=model.layers,
     )
     loss, values_of_layers = jax.device_get(

@@ -11,10 +11,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from vgg_jax.config import Config, NiNConfig, known_num_classes, validate
+from vgg_jax.data.whitening import preprocessing_of
 from vgg_jax.distributed import batch_sharding, replicated
 from vgg_jax.models import ConvNet, create_model
 from vgg_jax.models.layers import check_size
-from vgg_jax.preprocessing import Normalization
 from vgg_jax.training.objectives import task_for
 from vgg_jax.training.optimizer import make_optimizer
 from vgg_jax.training.schedule import schedule_for
@@ -73,7 +73,7 @@ def build_program(config: Config, mesh: Mesh) -> Program:
     shardings = state_shardings(mesh, shapes, shard_fc=config.shard_fc)
     forward = Forward(
         graphdef=split(model)[0],
-        normalization=Normalization(config.data.mean, config.data.std),
+        normalization=preprocessing_of(config.data),
         place=placement(mesh, shard_fc=config.shard_fc),
         remat=config.remat,
     )
@@ -159,6 +159,8 @@ def _abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruc
     }
     if config.data.color_shift:
         fields["shift"] = ((size, channels), jnp.float32)
+    if config.data.pad:
+        fields["offset"] = ((size, 2), jnp.int32)
     if task_for(config).with_boxes:
         fields["box"] = ((size, 4), jnp.float32)
     return {

@@ -14,7 +14,7 @@ from jax import lax
 from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import stages
 from vgg_jax.models.network import class_scores
-from vgg_jax.preprocessing import Normalization
+from vgg_jax.preprocessing import Preprocessing, translate
 from vgg_jax.training.objectives import CLASSIFICATION, Objective, Sums
 from vgg_jax.training.sharding import Placement
 
@@ -73,7 +73,7 @@ class Forward:
     """
 
     graphdef: nnx.GraphDef
-    normalization: Normalization
+    normalization: Preprocessing
     place: Placement
     remat: bool
 
@@ -93,6 +93,8 @@ class Forward:
             keys: [N], of each image's dropout; None evaluates.
         """
         x = self.normalization(batch["image"], batch.get("shift"))
+        if "offset" in batch:
+            x = translate(x, batch["offset"])
         model: ConvNet = nnx.merge(self.graphdef, params, batch_stats)
         for layers in stages(model.layers):
 
@@ -134,8 +136,8 @@ def train_step(
     Args:
         state: the state before the step.
         batch: image uint8 [N, H, W, C], label int32 [N], weight float32 [N]; where
-            colors are shifted, shift float32 [N, C]; to learn boxes, box
-            float32 [N, 4].
+            colors are shifted, shift float32 [N, C]; where crops are padded, offset
+            int32 [N, 2]; to learn boxes, box float32 [N, 4].
         key: the run's dropout key; see `image_keys`.
         forward: the network.
         optimizer: the optimizer of the parameters.

@@ -1,7 +1,7 @@
 """Prepares a data set for training, once and for all.
 
   python -m vgg_jax.data.prepare fashion_mnist
-  python -m vgg_jax.data.prepare imagenet2012 --from DIR
+  python -m vgg_jax.data.prepare cifar10 --from DIR
 
 Where it was stopped, the same command goes on.
 """
@@ -13,8 +13,11 @@ from pathlib import Path
 
 from vgg_jax import cli
 from vgg_jax.config import DataConfig
+from vgg_jax.data.sources import SOURCES
 
-DATASETS = ("fashion_mnist", "imagenet2012")
+PREPARATIONS = {
+    name: row.preparation for name, row in SOURCES.items() if row.preparation
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,17 +25,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = cli.Parser("python -m vgg_jax.data.prepare", __doc__)
     parser.add_argument(
         "dataset",
-        type=cli.one_of(DATASETS),
+        type=cli.one_of(PREPARATIONS),
         metavar="DATASET",
-        help=" or ".join(DATASETS),
+        help=" or ".join(PREPARATIONS),
     )
     parser.add_argument(
         "--from",
         dest="source",
         type=Path,
         metavar="DIR",
-        help="the folder with the downloaded files: for fashion_mnist the four idx "
-        "files (found or fetched if not given), for imagenet2012 the two tar files",
+        help="the folder with the downloaded files: "
+        + "; ".join(
+            f"for {name} {', '.join(one.files)}"
+            + (" (fetched if not given)" if one.fetches else "")
+            for name, one in PREPARATIONS.items()
+        ),
     )
     parser.add_argument(
         "--data_dir",
@@ -44,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--partial",
         action="store_true",
-        help="accept tar files with some pictures only",
+        help="accept files with some of the pictures, for trials",
     )
     return cli.command(run, parser, arguments)
 
@@ -53,20 +60,16 @@ def run(values: argparse.Namespace) -> int:
     """Prepares the data set; returns 0."""
     data_dir = values.data_dir.expanduser().resolve()
     source = values.source and values.source.expanduser().resolve()
-    if values.dataset == "fashion_mnist":
-        from vgg_jax.data import fashion_mnist
-
-        name = "Fashion-MNIST"
-        folder = fashion_mnist.prepare(data_dir, source)
-    else:
-        from vgg_jax.data import imagenet
-
-        name = "ImageNet"
-        if source is None:
-            files = " and ".join(imagenet.TARS.values())
-            raise cli.UsageError(f"imagenet2012 needs --from, the folder of {files}")
-        folder = imagenet.prepare(source, data_dir, partial=values.partial)
-    print(f"{name} is in {folder}")  # whether built now or long ago
+    preparation = PREPARATIONS[values.dataset]
+    is_ready = preparation.directory(data_dir).is_dir()
+    if source is None and not (is_ready or preparation.fetches):
+        files = " and ".join(preparation.files)
+        raise cli.UsageError(f"{values.dataset} needs --from, the folder of {files}")
+    directory = preparation.run(data_dir, source, partial=values.partial)
+    print(
+        f"{preparation.title} is in {directory}"
+        + (", prepared by an earlier call" if is_ready else "")
+    )
     return cli.DONE
 
 

@@ -1,4 +1,4 @@
-"""The four files of Fashion-MNIST: where they come from, and that they are whole."""
+"""Fashion-MNIST (arXiv:1708.07747) from its four idx files, which it also fetches."""
 
 import contextlib
 import gzip
@@ -8,13 +8,17 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
+
+from vgg_jax.data.prepare.writer import Contents, Member, Preparation
 
 # sha256 of the unpacked content: Debian's files differ from the official ones in the
 # gzip header. The smallest first, so that a dead network is found out soon.
@@ -40,12 +44,70 @@ LIST_TIMEOUT = 60  # seconds in all, for the mirror's list of packages
 DOWNLOAD_TIMEOUT = 600  # seconds in all, for 31 MB
 
 
+CLASS_NAMES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+PREFIXES = {"train": "train", "test": "t10k"}  # of the names of the files
+
+
 class Unavailable(Exception):
     """One way of getting the files does not work here; the message says why."""
 
 
-def say(text: str) -> None:
-    """A line of progress."""
+@contextlib.contextmanager
+def open_fashion_mnist(folder: Path | None, partial: bool) -> Iterator[Contents]:
+    """Gives the 60,000 "train" and 10,000 "test" pictures, gray 28x28.
+
+    Args:
+        folder: holds the four files; None finds or fetches them.
+        partial: has no meaning here; only the published files are accepted.
+
+    Raises:
+        FileNotFoundError: no way to get the four files.
+        ValueError: `folder` does not hold them.
+    """
+    with tempfile.TemporaryDirectory() as workdir:
+        if folder is None:
+            folder = find_folder(Path(workdir))
+        try:
+            images, labels = (
+                {
+                    split: read_idx(folder, f"{prefix}-{kind}-ubyte")
+                    for split, prefix in PREFIXES.items()
+                }
+                for kind in ("images-idx3", "labels-idx1")
+            )
+        except Unavailable as error:
+            raise ValueError(str(error)) from error
+
+    def read(split: str, member: Member) -> bytes:
+        return cv2.imencode(".png", images[split][member.offset])[1].tobytes()
+
+    yield Contents(
+        class_names=CLASS_NAMES,
+        members={
+            split: [
+                Member(str(number), label, number, images[split][number].size)
+                for number, label in enumerate(labels[split].tolist())
+            ]
+            for split in PREFIXES
+        },
+        read=read,
+        shape=(28, 28, 1),
+    )
+
+
+def report_progress(text: str) -> None:
+    """Prints a line of progress."""
     print(f"Fashion-MNIST: {text}", file=sys.stderr, flush=True)
 
 
@@ -70,8 +132,8 @@ def read_idx(folder: Path, name: str) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
 
 
-def find(workdir: Path) -> Path:
-    """A folder with the four files, checked: a copy on disk, Debian's, the official.
+def find_folder(workdir: Path) -> Path:
+    """Finds a folder with the four files: a copy on disk, Debian's, the official one.
 
     Debian's package comes before the official download because apt-get is either not
     there, which shows at once, or most likely works: also where the package mirrors
@@ -84,7 +146,7 @@ def find(workdir: Path) -> Path:
     for way in (_from_disk, _from_debian, _from_official):
         try:
             folder = way(workdir)
-            check(folder)
+            validate_folder(folder)
             return folder
         except Unavailable as error:
             reasons.append(str(error))
@@ -98,8 +160,12 @@ def find(workdir: Path) -> Path:
     )
 
 
-def check(folder: Path) -> None:
-    """Raises `Unavailable` unless all four files are there and are the published."""
+def validate_folder(folder: Path) -> None:
+    """Checks that all four files are in a folder, and are the published ones.
+
+    Raises:
+        Unavailable: a file is missing or another one.
+    """
     for name in CONTENT_SHA256:
         read_idx(folder, name)
 
@@ -108,7 +174,7 @@ def _from_disk(workdir: Path) -> Path:
     folder = Path("/") / DEBIAN_FOLDER
     if not folder.is_dir():
         raise Unavailable(f"no folder {folder}")
-    say(f"found in {folder}")
+    report_progress(f"reading {folder}")
     return folder
 
 
@@ -117,7 +183,7 @@ def _from_debian(workdir: Path) -> Path:
     for tool in ("apt-get", "dpkg"):
         if shutil.which(tool) is None:
             raise Unavailable(f"no {tool} here to fetch {DEBIAN_PACKAGE} with")
-    say(f"fetching the Debian package {DEBIAN_PACKAGE} (31 MB)")
+    report_progress(f"fetching the Debian package {DEBIAN_PACKAGE} (31 MB)")
     folder = workdir / "debian"
     for part in ("lists/partial", "cache/archives/partial", "unpacked"):
         (folder / part).mkdir(parents=True)
@@ -133,7 +199,7 @@ def _from_debian(workdir: Path) -> Path:
         if not any(sign in str(error) for sign in ("Unable to locate", "404")):
             raise  # the network, not the machine's package lists
         # They are missing or old: fetch some of our own.
-        say("asking the package mirror for its list first")
+        report_progress("asking the package mirror for its list first")
         private = [
             *("-o", f"Dir::State::Lists={folder}/lists"),
             *("-o", f"Dir::Cache={folder}/cache"),
@@ -169,7 +235,7 @@ def _run(command: Sequence[str], folder: Path, timeout: float) -> None:
 
 
 def _from_official(workdir: Path) -> Path:
-    say(f"downloading from {OFFICIAL_URL} (31 MB)")
+    report_progress(f"downloading from {OFFICIAL_URL} (31 MB)")
     folder = workdir / "official"
     folder.mkdir()
     deadline = time.monotonic() + DOWNLOAD_TIMEOUT
@@ -187,3 +253,13 @@ def _from_official(workdir: Path) -> Path:
         except (OSError, http.client.HTTPException) as error:
             raise Unavailable(f"cannot download {url}: {error}") from error
     return folder
+
+
+FASHION_MNIST = Preparation(
+    name="fashion_mnist",
+    version="3.0.1",
+    title="Fashion-MNIST",
+    files=tuple(f"{name}.gz" for name in CONTENT_SHA256),
+    open=open_fashion_mnist,
+    fetches=True,
+)

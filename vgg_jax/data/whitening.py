@@ -1,0 +1,182 @@
+"""Global contrast normalization and ZCA whitening, as Network in Network's data has.
+
+arXiv:1312.4400 prepares CIFAR as the maxout networks (arXiv:1302.4389) do, whose
+program is pylearn2's `make_cifar10_gcn_whitened.py`: each image has its mean subtracted
+and is scaled to the norm 55, all its numbers taken together; then the mean over the
+training set is subtracted, and a matrix takes away the correlations between pixels: the
+inverse square root of their covariance, to which 0.1 is added along the diagonal. The
+files stay as they are: all this is done on the device, on images of one size.
+"""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vgg_jax.config import DataConfig
+from vgg_jax.console import progress_bar
+from vgg_jax.data.base import Source
+from vgg_jax.data.color import computed_path
+from vgg_jax.data.pipeline import eval_batches
+from vgg_jax.files import load_arrays, save_arrays
+from vgg_jax.preprocessing import Normalization, Preprocessing
+
+NORM = 55.0  # of an image after its contrast is normalized
+VARIANCE_BIAS = 0.1  # added to the variances, so that no noise is blown up
+SMALLEST_NORM = 0.5  # of pixels 0-255 that are not all the same; below is rounding
+BATCH = 500  # images whose products are added at once
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Whitening:
+    """Normalizes the contrast of images of one size, and whitens them.
+
+    Args:
+        mean: float32 [H, W, C], over the training set, of normalized contrast.
+        matrix: float32 [H * W * C, H * W * C], symmetric.
+    """
+
+    mean: np.ndarray
+    matrix: np.ndarray
+    digest: str = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        """Takes a digest of the arrays, by which values are compared and hashed."""
+        content = np.ascontiguousarray(self.mean), np.ascontiguousarray(self.matrix)
+        digest = hashlib.sha256(b"".join(array.tobytes() for array in content))
+        object.__setattr__(self, "digest", digest.hexdigest())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Whitening) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of the images."""
+        return self.mean.shape[-1]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """The only height and width that images may have."""
+        return self.mean.shape[0], self.mean.shape[1]
+
+    def __call__(self, images: jax.Array, shift: jax.Array | None = None) -> jax.Array:
+        """Whitens images: [N, H, W, C] with pixels 0-255 -> float32 [N, H, W, C].
+
+        Args:
+            images: of any number type, of the size that the statistics are of.
+            shift: [N, C] in gray levels, added to the pixels first.
+
+        Raises:
+            ValueError: images of another size.
+        """
+        if images.shape[1:] != self.mean.shape:
+            expected, got = (
+                "x".join(map(str, s)) for s in (self.mean.shape, images.shape[1:])
+            )
+            raise ValueError(
+                f"expected images of {expected}, which the whitening was computed for, "
+                f"got {got}; data.whiten=True works at that size alone, at scale Q = "
+                f"{min(self.mean.shape[:2])} and for square images"
+            )
+        pixels = images.astype(jnp.float32)
+        if shift is not None:
+            pixels += shift[:, jnp.newaxis, jnp.newaxis]
+        rows = (normalize_contrast(pixels) - self.mean).reshape(len(images), -1)
+        # In full precision also where products are usually rounded to fewer bits.
+        white = jnp.matmul(rows, self.matrix, precision=jax.lax.Precision.HIGHEST)
+        return white.reshape(images.shape)
+
+
+def normalize_contrast(images: jax.Array) -> jax.Array:
+    """Subtracts each image's mean and scales it to `NORM`: [N, H, W, C] of one shape.
+
+    An image of one gray level becomes zero.
+    """
+    axes = (1, 2, 3)
+    centered = images - images.mean(axes, keepdims=True)
+    norms = jnp.sqrt((centered**2).sum(axes, keepdims=True))
+    return centered * (NORM / jnp.where(norms < SMALLEST_NORM, jnp.inf, norms))
+
+
+def measure_whitening(source: Source, config: DataConfig) -> Whitening:
+    """The statistics of all images of a source, as `config` rescales and crops them.
+
+    Raises:
+        CorruptImage: unless `config.on_corrupt_image` is "skip".
+    """
+    side, channels = config.crop, len(config.mean)
+    count, total, products = 0, 0.0, 0.0
+    with progress_bar("whitening", len(source)) as bar:
+        for batch in eval_batches(
+            source,
+            config,
+            channels=channels,
+            scale=side,
+            crop=side,
+            batch_size=min(BATCH, len(source)),
+        ):
+            images = jnp.asarray(batch["image"][batch["weight"] > 0], jnp.float32)
+            rows = np.asarray(normalize_contrast(images)).reshape(len(images), -1)
+            count += len(rows)
+            total = total + rows.sum(axis=0, dtype=np.float64)
+            products = products + (rows.T @ rows).astype(np.float64)
+            bar.update(len(rows))
+    mean = np.asarray(total) / count
+    covariance = np.asarray(products) / count - np.outer(mean, mean)
+    variances, axes = np.linalg.eigh(covariance + VARIANCE_BIAS * np.eye(len(mean)))
+    matrix = (axes / np.sqrt(variances)) @ axes.T
+    return Whitening(
+        mean.reshape(side, side, channels).astype(np.float32),
+        matrix.astype(np.float32),
+    )
+
+
+def whitening_path(config: DataConfig) -> Path:
+    """The hidden file beside the data where `tools.whitening` leaves the statistics."""
+    return computed_path(config, "whitening.npz")
+
+
+def save_whitening(path: Path, whitening: Whitening) -> None:
+    """Writes what `load_whitening` reads, whole or not at all."""
+    save_arrays(path, {"mean": whitening.mean, "matrix": whitening.matrix})
+
+
+def load_whitening(config: DataConfig) -> Whitening:
+    """The statistics that `tools.whitening` computed for a configuration's images.
+
+    Raises:
+        FileNotFoundError: not computed yet; the message says what to type.
+        ValueError: a damaged file, or images of another size.
+    """
+    path = whitening_path(config)
+    remedy = (
+        "type `python -m vgg_jax.tools.whitening --config CONFIG` with the flags of "
+        "this run"
+    )
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}, which data.whiten=True needs; {remedy}")
+    whitening = Whitening(**load_arrays(path, ("mean", "matrix")))
+    expected = (config.crop, config.crop, len(config.mean))
+    if whitening.mean.shape != expected:
+        raise ValueError(
+            f"expected statistics of images of {expected} in {path}, found "
+            f"{whitening.mean.shape}; {remedy}"
+        )
+    return whitening
+
+
+def preprocessing_of(config: DataConfig) -> Preprocessing:
+    """What is done to a configuration's images on the device.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_whitening`.
+    """
+    if config.whiten:
+        return load_whitening(config)
+    return Normalization(config.mean, config.std)
