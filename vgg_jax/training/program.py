@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from vgg_jax.config import Config, NiNConfig, known_num_classes, validate
+from vgg_jax.config import Config, known_num_classes, validate
 from vgg_jax.data.whitening import preprocessing_of
 from vgg_jax.distributed import batch_sharding, replicated
 from vgg_jax.inference.forward import Network
-from vgg_jax.models import ConvNet, create_model
+from vgg_jax.models import ConvNet, create_model, option_names
 from vgg_jax.models.layers import check_size
 from vgg_jax.training.objectives import task_for
 from vgg_jax.training.optimizer import make_optimizer
@@ -143,9 +143,10 @@ def validate_kind(config: Config) -> None:
     """Checks that the settings of the network are those of its family.
 
     Raises:
-        ValueError: they are those of the other one.
+        ValueError: they are those of another one, or the network is unknown.
     """
-    if config.model.name.startswith("nin") != isinstance(config.model, NiNConfig):
+    unknown = vars(config.model).keys() - {"name", *option_names(config.model.name)}
+    if unknown:
         raise ValueError(
             f"{config.model.name} needs the other kind of settings than "
             f"{type(config.model).__name__}; start from its own file in configs/"
