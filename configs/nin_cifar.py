@@ -21,7 +21,7 @@ trained on all). The published error is 10.41 %, with translations and mirror im
 8.81 %: `pad` and `flip` below, switched off by --config.data.pad=0 and
 --config.data.flip=False. How far images move is not published; 4 pixels are usual.
 
-Result: not run, for want of the archive.
+Not run, for want of the archive.
 """
 
 from vgg_jax.config import (
