@@ -1,6 +1,7 @@
 """Global contrast normalization and ZCA whitening beside plain NumPy."""
 
 import dataclasses
+import json
 import types
 from pathlib import Path
 
@@ -147,6 +148,17 @@ def test_training_and_evaluation_whiten(config, tmp_path, capfd):
     assert train(dataclasses.replace(config, data=padded), tmp_path) is None
     assert "finished" in capfd.readouterr().out
     model, *_ = restore_model(tmp_path)
+    # What training measured is the loss on whitened images.
+    held = open_source(config.data, "validation")
+    files = [Path(held[i]["name"]) for i in range(len(held))]
+    images = np.stack([cv2.imread(str(file))[..., ::-1] for file in files])
+    logits = jax.jit(model)(preprocessing_of(config.data)(images))
+    labels = np.array([held[i]["label"] for i in range(len(held))])
+    losses = -jax.nn.log_softmax(logits)[np.arange(len(held)), labels]
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    measured = [json.loads(line).get("validation_loss") for line in lines]
+    np.testing.assert_allclose([m for m in measured if m], losses.mean(), rtol=1e-4)
+
     source = open_source(config.data, "test")
     numbers = [int(Path(source[i]["name"]).stem) for i in range(60)]
     images = preprocessing_of(config.data)(draw(0, PICTURES)[-60:][numbers])

@@ -213,3 +213,25 @@ def test_eight_devices_equal_one() -> None:
         results.append((losses, jax.device_get(state.params)))
     np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-5)
     chex.assert_trees_all_close(results[0][1], results[1][1], rtol=1e-3, atol=1e-6)
+
+
+def test_padding_moves_the_window_on_each_preprocessed_image() -> None:
+    graphdef, state, _ = start()
+    data = batch(4)
+    offsets = np.array([[0, 0], [3, -2], [-4, 1], [2, 4]], np.int32)
+    pad = 4
+    padded = np.pad(
+        data["image"],
+        ((0, 0), (pad, pad), (pad, pad), (0, 0)),
+        constant_values=int(MEAN[0]),  # zero after preprocessing
+    )
+    moved = np.stack(
+        [
+            image[pad + down :, pad + right :][:32, :32]
+            for image, (down, right) in zip(padded, offsets, strict=True)
+        ]
+    )
+    run = jax.jit(lambda data: forward(graphdef)(state.params, {}, data)[0])
+    got = run(data | {"offset": offsets})
+    chex.assert_trees_all_close(got, run(data | {"image": moved}), rtol=1e-5)
+    assert np.abs(np.asarray(got - run(data)))[1:].max() > 1e-3
