@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vgg_jax.evaluation.errors import (
+from vgg_jax.evaluation.predictions import (
+    Predictions,
     confusion_matrix,
     per_class,
     predicted_classes,
@@ -12,7 +13,6 @@ from vgg_jax.evaluation.errors import (
     top_k_error,
     wilson,
 )
-from vgg_jax.evaluation.predictions import Predictions
 from vgg_jax.training.objectives import classification_sums
 
 

@@ -11,9 +11,8 @@ from flax import nnx
 
 from vgg_jax.config import Config, LocalizationConfig
 from vgg_jax.evaluation import evaluate as run
-from vgg_jax.evaluation.errors import confusion_matrix, top_k_error
 from vgg_jax.evaluation.evaluate import candidate, planned_rows, run_evaluation
-from vgg_jax.evaluation.predictions import fuse
+from vgg_jax.evaluation.predictions import confusion_matrix, fuse, top_k_error
 from vgg_jax.evaluation.protocols import evaluate
 from vgg_jax.evaluation.results import Result
 from vgg_jax.models import ConvNet, create_model

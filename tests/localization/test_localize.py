@@ -11,7 +11,7 @@ from flax import nnx
 
 from vgg_jax import boxes
 from vgg_jax.config import Config, DataConfig, EvaluationConfig, VGGConfig
-from vgg_jax.evaluation.errors import wilson
+from vgg_jax.evaluation.predictions import wilson
 from vgg_jax.localization.localize import (
     Localizations,
     center_crop_boxes,

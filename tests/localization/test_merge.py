@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vgg_jax.localization.merge import match_score, merge
+from vgg_jax.localization.localize import match_score, merge
 
 
 @pytest.mark.parametrize(

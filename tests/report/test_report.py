@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from vgg_jax.config import Config, DataConfig, VGGConfig
-from vgg_jax.evaluation.errors import Rate
 from vgg_jax.evaluation.evaluate import Evaluation
-from vgg_jax.evaluation.predictions import Predictions
+from vgg_jax.evaluation.predictions import Predictions, Rate
 from vgg_jax.evaluation.results import (
     Result,
     TrainedNetwork,

@@ -12,7 +12,7 @@ from flax import nnx
 from vgg_jax import create_model
 from vgg_jax.config import BUCKET_RATIOS
 from vgg_jax.data import transforms
-from vgg_jax.inference.padding import padded_shapes, smallest_fitting
+from vgg_jax.inference.dense import padded_shapes, smallest_fitting
 from vgg_jax.models import ConvNet
 from vgg_jax.models.measure import summary
 from vgg_jax.tools.bucket_cost import (

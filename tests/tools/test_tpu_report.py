@@ -4,9 +4,8 @@ import json
 
 import pytest
 
-from vgg_jax.tools.chips import CHIPS
 from vgg_jax.tools.hlo import Collective, Costs, Operation
-from vgg_jax.tools.tpu_report import Memory, Report, format_growth
+from vgg_jax.tools.tpu_report import CHIPS, Memory, Report, format_growth
 
 GIB = 2**30
 

@@ -8,8 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vgg_jax.evaluation.errors import ClassResult, Rate, per_class, top_k_error
-from vgg_jax.evaluation.predictions import Predictions
+from vgg_jax.evaluation.predictions import (
+    ClassResult,
+    Predictions,
+    Rate,
+    per_class,
+    top_k_error,
+)
 from vgg_jax.files import write_text
 
 VERSION = 1  # of eval.json's layout

@@ -20,7 +20,7 @@ import numpy as np
 from vgg_jax import cli
 from vgg_jax.config import Config
 from vgg_jax.data.folder import open_folder
-from vgg_jax.evaluation.errors import wilson
+from vgg_jax.evaluation.predictions import wilson
 from vgg_jax.features.collection import collect
 from vgg_jax.features.descriptors import AGGREGATES, combine, validate_request
 from vgg_jax.files import write_text

@@ -20,8 +20,8 @@ from vgg_jax.data.pipeline import Batch, eval_batches, whole_image_batches
 from vgg_jax.data.sources import Source
 from vgg_jax.data.transforms import CropLayout
 from vgg_jax.distributed import make_mesh, shard_batch
+from vgg_jax.inference.dense import padded_shapes, smallest_fitting
 from vgg_jax.inference.forward import Head, MapHead, Network
-from vgg_jax.inference.padding import padded_shapes, smallest_fitting
 from vgg_jax.inference.tiling import run_tiled
 
 # Of a batch, what describes its examples.

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from vgg_jax import cli
 from vgg_jax.config import Config
 from vgg_jax.console import short_names
-from vgg_jax.evaluation.errors import class_results
+from vgg_jax.evaluation.predictions import class_results
 from vgg_jax.evaluation.protocols import PROTOCOLS
 from vgg_jax.evaluation.results import read_json, train_scale
 from vgg_jax.files import write_text

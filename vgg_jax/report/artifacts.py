@@ -1,7 +1,7 @@
 """Writes what eval.py leaves beside eval.json: examples, figures and CSV files."""
 
-from vgg_jax.evaluation.errors import confusion_matrix
 from vgg_jax.evaluation.evaluate import Evaluation
+from vgg_jax.evaluation.predictions import confusion_matrix
 from vgg_jax.evaluation.results import row_title, write_per_class
 from vgg_jax.report.confusion import draw_confusion, write_csv
 from vgg_jax.report.figures import draw_curves, draw_predictions, save_figure

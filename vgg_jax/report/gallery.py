@@ -11,8 +11,7 @@ from vgg_jax.config import Config
 from vgg_jax.data.sources import Source
 from vgg_jax.data.transforms import center_crop, decode
 from vgg_jax.data.whitening import preprocessing_of
-from vgg_jax.evaluation.errors import predicted_classes
-from vgg_jax.evaluation.predictions import Predictions
+from vgg_jax.evaluation.predictions import Predictions, predicted_classes
 from vgg_jax.files import load_arrays, save_arrays
 from vgg_jax.models import ConvNet
 from vgg_jax.report.heat import ScoreMap, heat_map

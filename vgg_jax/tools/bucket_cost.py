@@ -22,7 +22,7 @@ from vgg_jax import cli
 from vgg_jax.config import BUCKET_RATIOS
 from vgg_jax.console import progress_bar
 from vgg_jax.data.transforms import rescaled_shape
-from vgg_jax.inference.padding import Shape, padded_shapes, smallest_fitting
+from vgg_jax.inference.dense import Shape, padded_shapes, smallest_fitting
 from vgg_jax.inference.tiling import TILE, spans
 from vgg_jax.models import MODELS, ConvNet, create_model
 from vgg_jax.models.measure import summary

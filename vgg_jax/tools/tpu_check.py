@@ -31,12 +31,11 @@ from vgg_jax.config import Config
 from vgg_jax.console import did_you_mean
 from vgg_jax.data.whitening import preprocessing_of
 from vgg_jax.distributed import batch_sharding, make_mesh, replicated
+from vgg_jax.inference.dense import Shape, padded_shapes
 from vgg_jax.inference.forward import Network, Posteriors
-from vgg_jax.inference.padding import Shape, padded_shapes
 from vgg_jax.models.measure import summary
-from vgg_jax.tools.chips import CHIPS
 from vgg_jax.tools.hlo import costs
-from vgg_jax.tools.tpu_report import Memory, Report, format_growth
+from vgg_jax.tools.tpu_report import CHIPS, Memory, Report, format_growth
 from vgg_jax.training.program import abstract_model, build_program
 
 PROGRAMS = ("train_step", "dense")
