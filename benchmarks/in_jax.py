@@ -9,6 +9,7 @@ from worker import serve
 
 from vgg_jax.compilation import prepare_jax
 from vgg_jax.distributed import make_mesh, shard_batch
+from vgg_jax.training.objectives import CLASSIFICATION, ExampleMetrics
 from vgg_jax.training.program import build_program
 
 
@@ -24,14 +25,16 @@ def main(name: str, seconds: float) -> None:
         "label": rng.integers(0, 10, program.batch["label"].shape, np.int32),
         "weight": np.ones(program.batch["weight"].shape, np.float32),
     }
+    head = ExampleMetrics(CLASSIFICATION.objective, with_boxes=False)
     key = jax.random.key(1)
     state = program.init(jax.random.key(0))
 
     def forward(count: int) -> None:
         for _ in range(count):
             rows = shard_batch(mesh, batch)
-            sums = program.eval_step(state.params, state.batch_stats, rows)
-            jax.block_until_ready(sums)
+            extras = {name: rows[name] for name in head.extras}
+            metrics = program.network(state).run(head, rows["image"], None, extras)
+            jax.block_until_ready(metrics)
 
     def train(count: int) -> None:
         nonlocal state

@@ -58,7 +58,7 @@ def classes() -> Config:
 
 def boxes() -> Config:
     config = classes()
-    config.model.num_classes = 4 * 10
+    config.model.num_classes = 4 * 10  # a box for each class
     config.model.dropout = 0.0
     config.localization = LocalizationConfig(regression="pcr")
     config.optimizer = dataclasses.replace(

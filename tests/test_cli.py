@@ -32,6 +32,7 @@ COMMANDS = [
     *("vgg_jax.tools.bucket_cost", "vgg_jax.tools.color_pca"),
     *("vgg_jax.tools.crop_vs_dense", "vgg_jax.tools.init_check"),
     *("vgg_jax.tools.summary", "vgg_jax.tools.tpu_check"),
+    "vgg_jax.tools.whitening",
 ]
 
 
@@ -195,7 +196,7 @@ def test_a_mistake_in_a_configuration_file_is_one_line(
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("model.num_classes = 10.5", "expected model.num_classes of int, got 10.5"),
+        ("model.num_classes = 10.5", "model.num_classes of int | None, got 10.5"),
         ("model.dtype = float", "model.dtype of str, got <class 'float'>"),
         ("batch_size = '128'", "expected batch_size of int, got '128'"),
         ("batch_size = True", "expected batch_size of int, got True"),

@@ -84,9 +84,12 @@ def test_every_setting_says_what_it_is() -> None:
 
 def test_names_of_a_table_are_its_keys() -> None:
     tables = {name: one.table for name, one, _ in settings(config()) if one.table}
-    assert tables.keys() >= {"model.name", "data.dataset"}
-    for name, value in (("model.name", "vgg16"), ("data.dataset", "folder")):
-        assert value in pkgutil.resolve_name(tables[name])
+    values = {name: value for name, _, value in settings(config())}
+    assert tables.keys() == {
+        *("model.name", "data.dataset", "optimizer.name", "optimizer.schedule")
+    }
+    for name, table in tables.items():
+        assert values[name] in pkgutil.resolve_name(table)
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,14 @@ class VGGConfig(Section):
     fc_features: int = setting(4096, "units of fc6 and fc7", low=1)
     fc_kernel: int = setting(7, "side of the pool5 map that fc6 sees", low=1)
     ceil_mode: bool = setting(False, "pools round up, as Caffe's do")
+    batch_norm: bool | None = setting(
+        None, "batch normalization before each ReLU; None as the name says"
+    )
+    lrn: str | None = setting(
+        None,
+        "local response normalization after relu1_1; None as the name says",
+        choices=("krizhevsky", "caffe"),
+    )
     init: str = setting(
         "glorot", "of weights", choices=("paper", "caffe_001", "glorot", "he")
     )
@@ -140,6 +148,9 @@ class NiNConfig(Section):
     in_channels: int = setting(3, "of the images: 3 is RGB, 1 is gray", low=1, high=3)
     width: float = setting(1.0, "multiplies every hidden layer's channels", above=0)
     dropout: float = setting(0.5, "rate before the last block", low=0, below=1)
+    final_relu: bool | None = setting(
+        None, "a ReLU on the scores; None as the name says"
+    )
     init: str = setting(
         "glorot", "of weights", choices=("paper", "caffe_001", "glorot", "he")
     )
@@ -154,7 +165,11 @@ class NiNConfig(Section):
 class DataConfig(Section):
     """Which images, and how a training crop is taken from them."""
 
-    dataset: str = setting(..., "the data set", table="vgg_jax.data.sources:DATASETS")
+    dataset: str = setting(
+        ...,
+        "the data set, or tfds:NAME of one that TensorFlow Datasets prepared",
+        table="vgg_jax.data.sources:SOURCES",
+    )
     data_dir: str = setting(
         "~/.cache/vgg_jax",
         "where it is prepared; for folder, the pictures",
@@ -442,7 +457,7 @@ def validate(config: Any, prefix: str = "") -> None:
         if declared.interval and all(isinstance(n, int | float) for n in numbers):
             if not all(map(declared.allows, numbers)):
                 raise ValueError(f"expected {name} in {declared.interval}, got {value}")
-        elif declared.choices and value not in declared.choices:
+        elif declared.choices and value is not None and value not in declared.choices:
             raise ValueError(
                 f"unknown {name} {value!r}: {did_you_mean(value, declared.choices)}"
             )

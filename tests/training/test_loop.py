@@ -1,9 +1,11 @@
 """The run: what it notices before it begins, and at its last step."""
 
+import dataclasses
 import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from vgg_jax.training.metrics import MetricWriter, TrainingDiverged
 from vgg_jax.training.optimizer import learning_rate, make_optimizer
 from vgg_jax.training.program import Program
 from vgg_jax.training.schedule import Plateau
-from vgg_jax.training.steps import TrainState, jit_steps
+from vgg_jax.training.steps import TrainState, jit_train_step
 from vgg_jax.training.workdir import (
     WorkdirMismatch,
     claim,
@@ -87,6 +89,24 @@ def test_a_run_does_not_go_on_with_other_data(
     Trainer(config, run)
 
 
+@dataclasses.dataclass
+class LinearNetwork:
+    """What `Network` is to a pass over a set, for one layer."""
+
+    forward: Callable[..., tuple[jax.Array, Any]]
+    params: Any
+    channels: int = 1
+
+    def place(self, mesh: Mesh) -> "LinearNetwork":
+        return self
+
+    def run(self, head: Any, images: Any, sizes: Any, extras: Any) -> Any:
+        def model(images: jax.Array) -> jax.Array:
+            return self.forward(self.params, {}, {"image": images})[0]
+
+        return head(model, images, sizes, extras)
+
+
 def linear_program(config: Config, mesh: Mesh) -> Program:
     """A program whose network is one layer, compiled in a moment."""
     optimizer = make_optimizer(config.optimizer)
@@ -109,11 +129,11 @@ def linear_program(config: Config, mesh: Mesh) -> Program:
 
     state = jax.eval_shape(init, jax.random.key(0))
     shardings = jax.tree.map(lambda _: replicated(mesh), state)
-    train_step, eval_step = jit_steps(forward, optimizer, 1, shardings)  # type: ignore
+    train_step = jit_train_step(forward, optimizer, 1, shardings)  # type: ignore
     return Program(
         init=jax.jit(init, out_shardings=shardings),
         train_step=train_step,
-        eval_step=eval_step,
+        network=lambda state: LinearNetwork(forward, state.params),  # type: ignore
         state=jax.tree.map(
             lambda a, sharding: jax.ShapeDtypeStruct(
                 a.shape, a.dtype, sharding=sharding

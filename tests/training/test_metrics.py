@@ -39,7 +39,7 @@ def test_means_weigh_every_image_once() -> None:
         "skipped_images": 4.0,
     }
     assert "skipped_images" not in summarize_training([sums(8.0, 8.0)], 20, 8)
-    assert summarize_validation([validation(3.0, 4.0), validation(1.0, 4.0)], 9) == {
+    assert summarize_validation(validation(4.0, 8.0), 9) == {
         "validation_loss": 0.5,
         "validation_top1_error": 0.5,
         "validation_top5_error": 0.0,
@@ -52,14 +52,14 @@ def test_a_number_that_is_not_finite_is_divergence(bad: float) -> None:
         with pytest.raises(TrainingDiverged, match="in steps 19 to 20"):
             summarize_training([wrong, sums(8.0, 8.0)], 20, batch_size=8)
     with pytest.raises(TrainingDiverged, match="validation loss after step 9"):
-        summarize_validation([validation(bad, 4.0)], 9)
+        summarize_validation(validation(bad, 4.0), 9)
 
 
 def test_images_that_cannot_be_read_are_no_divergence() -> None:
     with pytest.raises(ValueError, match="no training image of steps 19 to 20 could"):
         summarize_training([sums(0.0, 0.0), sums(0.0, 0.0)], 20, batch_size=8)
     with pytest.raises(ValueError, match="no validation image could"):
-        summarize_validation([validation(0.0, 0.0)], 9)
+        summarize_validation(validation(0.0, 0.0), 9)
 
 
 def records(path: Path) -> Iterator[bytes]:

@@ -14,15 +14,15 @@ from vgg_jax import ConvNet, create_model
 from vgg_jax.config import OptimizerConfig
 from vgg_jax.distributed import make_mesh, replicated, shard_batch
 from vgg_jax.preprocessing import Normalization
+from vgg_jax.training.objectives import CLASSIFICATION
 from vgg_jax.training.optimizer import make_optimizer
 from vgg_jax.training.sharding import placement
 from vgg_jax.training.steps import (
     Forward,
     TrainState,
-    eval_step,
     image_keys,
     init_state,
-    jit_steps,
+    jit_train_step,
     split,
     train_step,
 )
@@ -147,7 +147,8 @@ def test_eight_images_are_learned_by_heart() -> None:
             break
     else:
         raise AssertionError(f"loss {float(sums['loss']) / 8} after 300 steps")
-    sums = eval_step(state.params, {}, data, forward=forward(graphdef))
+    outputs, _ = forward(graphdef)(state.params, {}, data)
+    sums = CLASSIFICATION.objective(outputs, data)
     assert float(sums["top1_error"]) == 0 and float(sums["weight"]) == 8
 
 
@@ -203,7 +204,7 @@ def test_eight_devices_equal_one() -> None:
         graphdef, state, optimizer = start(functools.partial(network, dropout=0.5))
         shardings = jax.tree.map(lambda _, m=mesh: replicated(m), state)
         state = jax.device_put(state, shardings)
-        step, _ = jit_steps(forward(graphdef), optimizer, 1, shardings)
+        step = jit_train_step(forward(graphdef), optimizer, 1, shardings)
         losses = []
         for i in range(4):
             state, sums = step(state, shard_batch(mesh, batch(16, seed=i)), KEY)

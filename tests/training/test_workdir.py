@@ -183,15 +183,3 @@ def test_metrics_past_the_checkpoint_are_taken_out(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [10, 20, 30]
     assert lines[-1]["train_loss"] == 7.0
     assert list((tmp_path / "tensorboard").glob("events.*"))
-
-
-def test_curves_of_training_and_validation_are_in_groups(tmp_path: Path) -> None:
-    values = {"train_loss": 1.0, "validation_top5_error": 0.5, "learning_rate": 0.1}
-    with MetricWriter(tmp_path, 0) as writer:
-        writer.write(10, values)
-    [events] = (tmp_path / "tensorboard").glob("events.*")
-    stored = events.read_bytes()
-    for tag in (b"train/loss", b"validation/top5_error", b"learning_rate"):
-        assert tag in stored
-    assert b"train_loss" not in stored
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 10} | values

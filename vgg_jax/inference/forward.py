@@ -286,10 +286,16 @@ class Network:
         """The number of channels of its images."""
         return self.normalization.channels
 
-    def replicate(self, mesh: Mesh) -> "Network":
-        """The same network with a copy of its variables on each device of a mesh."""
-        variables = replicate(mesh, self.variables)
-        return dataclasses.replace(self, variables=variables)
+    def place(self, mesh: Mesh) -> "Network":
+        """The same network with its variables on every device of a mesh.
+
+        Those that are on all of its devices stay as they are, whole or in parts.
+        """
+        devices = set(mesh.devices.flat)
+        arrays = jax.tree.leaves(self.variables)
+        if all(isinstance(a, jax.Array) and a.devices() == devices for a in arrays):
+            return self
+        return dataclasses.replace(self, variables=replicate(mesh, self.variables))
 
     def run(
         self,

@@ -127,8 +127,7 @@ def example_rows(
     those of `over_source`.
     """
     mesh = make_mesh(jax.local_devices()) if mesh is None else mesh
-    if len(mesh.local_devices) == mesh.size:  # else they lie where they are needed
-        network = network.replicate(mesh)
+    network = network.place(mesh)
     shapes = padded_shapes(config.evaluation.bucket_ratios, view.scale)
     previous = None
     for batch in view_batches(source, config, view, network.channels, mesh, with_boxes):

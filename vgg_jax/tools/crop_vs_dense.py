@@ -24,7 +24,7 @@ from jax import lax
 from vgg_jax import cli
 from vgg_jax.console import did_you_mean
 from vgg_jax.inference.forward import Extras, Network, ScoreMap
-from vgg_jax.models import MODELS, ConvNet, create_model
+from vgg_jax.models import MODELS, ConvNet, create_model, vgg
 from vgg_jax.models.layers import MaxPool, output_size
 from vgg_jax.models.measure import receptive_field
 from vgg_jax.preprocessing import IMAGENET
@@ -217,7 +217,7 @@ def _rectangle(*args: object, **options: object):  # type: ignore[no-untyped-def
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    vggs = [name for name in MODELS if name.startswith("vgg")]
+    vggs = [name for name, build in MODELS.items() if build.func is vgg]
     parser = cli.Parser("python -m vgg_jax.tools.crop_vs_dense", __doc__)
     parser.add_argument(
         "--network",

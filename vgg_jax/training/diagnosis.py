@@ -13,7 +13,7 @@ from flax import nnx
 from vgg_jax.config import Config, known_num_classes
 from vgg_jax.data.whitening import preprocessing_of
 from vgg_jax.inference.forward import Extras, Network
-from vgg_jax.models import ConvNet
+from vgg_jax.models import MODELS, ConvNet, nin
 from vgg_jax.models.layers import Conv, Relu
 from vgg_jax.training.objectives import classification_sums
 from vgg_jax.training.optimizer import learning_rate
@@ -171,7 +171,7 @@ REMEDIES: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "another seed: its ReLU on the scores can leave classes without a gradient",
     ),
     (
-        lambda config: config.model.name.startswith("nin"),
+        lambda config: MODELS[config.model.name].func is nin,
         "optimizer.learning_rate=0.01: NiN often stays put at 0.1",
     ),
     (lambda config: True, "a tenth of optimizer.learning_rate"),

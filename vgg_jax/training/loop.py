@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 import signal
 import sys
 from collections.abc import Iterator
@@ -10,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from vgg_jax import distributed
 from vgg_jax.config import Config
+from vgg_jax.data import transforms
 from vgg_jax.data.color import load_axes
-from vgg_jax.data.pipeline import eval_batches, train_batches
+from vgg_jax.data.pipeline import train_batches
 from vgg_jax.data.sources import open_source
 from vgg_jax.distributed import make_mesh, shard_batch
+from vgg_jax.inference.passes import View, over_source
 from vgg_jax.training.checkpoint import Checkpoints, saved_steps
 from vgg_jax.training.diagnosis import StallDetector, diagnosis
 from vgg_jax.training.init_from import take_weights, validate_source
@@ -26,7 +28,7 @@ from vgg_jax.training.metrics import (
     TrainingDiverged,
     summarize_validation,
 )
-from vgg_jax.training.objectives import task_for, with_num_classes
+from vgg_jax.training.objectives import ExampleMetrics, task_for, with_num_classes
 from vgg_jax.training.optimizer import set_learning_rate
 from vgg_jax.training.program import build_program, validate_settings
 from vgg_jax.training.schedule import (
@@ -188,25 +190,19 @@ class Trainer:
 
     def _validate(self, state: TrainState, step: int) -> dict[str, float]:
         """Measures loss and errors on center crops of the validation images."""
-        size = self.config.evaluation.batch_size
-        batches = eval_batches(
+        head = ExampleMetrics(self.task.objective, self.task.with_boxes)
+        view = View(self.config.evaluation.center_scale, transforms.center)
+        rows = over_source(
+            self.program.network(state),
+            head,
             self.validation,
-            self.config.data,
-            channels=self.config.model.in_channels,
-            scale=self.config.evaluation.center_scale,
-            crop=self.config.data.crop,
+            self.config,
+            view,
             with_boxes=self.task.with_boxes,
-            batch_size=math.ceil(size / self.mesh.size) * self.mesh.size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            mesh=self.mesh,
         )
-        sums = []
-        for batch in batches:
-            batch.pop("index")
-            sharded = shard_batch(self.mesh, batch)
-            sums.append(
-                self.program.eval_step(state.params, state.batch_stats, sharded)
-            )
+        names = ("loss", *self.task.errors, "weight")
+        sums = {name: rows[name].sum(dtype=np.float64) for name in names}
         return summarize_validation(sums, step)
 
     def _batches(self, step: int) -> Any:

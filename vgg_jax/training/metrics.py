@@ -53,14 +53,14 @@ def summarize_training(
     return values | ({"skipped_images": skipped} if skipped else {})
 
 
-def summarize_validation(sums: Sequence[Sums], step: int) -> dict[str, float]:
-    """Averages the sums that `eval_step` returned in the validation after `step`.
+def summarize_validation(sums: Mapping[str, Any], step: int) -> dict[str, float]:
+    """Averages the sums over the validation images after `step`.
 
     Raises:
         TrainingDiverged: the loss is not a finite number.
         ValueError: no image could be decoded.
     """
-    mean = means(_add(jax.device_get(list(sums)), "validation image"))
+    mean = means(_add([sums], "validation image"))
     if not math.isfinite(mean["loss"]):
         raise TrainingDiverged(
             f"the validation loss after step {step} is not a finite number "
@@ -69,7 +69,7 @@ def summarize_validation(sums: Sequence[Sums], step: int) -> dict[str, float]:
     return {f"validation_{name}": value for name, value in mean.items()}
 
 
-def _add(steps: Sequence[Sums], images: str) -> Sums:
+def _add(steps: Sequence[Mapping[str, Any]], images: str) -> Sums:
     """Adds up sums; `images` says in an error message whose they are."""
     total = {name: np.sum([sums[name] for sums in steps]) for name in steps[0]}
     if not total["weight"]:

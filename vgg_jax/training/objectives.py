@@ -14,6 +14,8 @@ import optax
 from vgg_jax import boxes
 from vgg_jax.boxes import RIGHT_IOU, class_boxes
 from vgg_jax.config import Config
+from vgg_jax.inference.forward import Extras
+from vgg_jax.models import ConvNet
 
 Sums = dict[str, jax.Array]
 
@@ -99,6 +101,37 @@ class Task:
     errors: Mapping[str, str]
     num_outputs: Callable[[int], int]
     with_boxes: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleMetrics:
+    """The sums of a task for each example alone, as a head of the forward pass.
+
+    Takes "label" int [N], "weight" [N] and where boxes are learned "box" [N, 4].
+
+    Args:
+        objective: the task's.
+        with_boxes: whether it needs boxes.
+    """
+
+    objective: Objective
+    with_boxes: bool
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """The names of the arrays that the objective takes beside the outputs."""
+        return ("label", "weight", *(["box"] * self.with_boxes))
+
+    def __call__(
+        self, model: ConvNet, images: jax.Array, sizes: jax.Array | None, extras: Extras
+    ) -> Sums:
+        """From normalized images [N, H, W, C] to the objective's values, [N] each."""
+
+        def metrics(output: jax.Array, example: dict[str, jax.Array]) -> Sums:
+            one = {name: value[None] for name, value in example.items()}
+            return self.objective(output[None], one)
+
+        return jax.vmap(metrics)(model(images), dict(extras))
 
 
 def _classification_objective(

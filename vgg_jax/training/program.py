@@ -10,16 +10,23 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from vgg_jax.config import Config, NiNConfig, known_num_classes, validate
+from vgg_jax.config import Config, known_num_classes, validate
 from vgg_jax.data.whitening import preprocessing_of
 from vgg_jax.distributed import batch_sharding, replicated
-from vgg_jax.models import ConvNet, create_model
+from vgg_jax.inference.forward import Network
+from vgg_jax.models import ConvNet, create_model, option_names
 from vgg_jax.models.layers import check_size
 from vgg_jax.training.objectives import task_for
 from vgg_jax.training.optimizer import make_optimizer
 from vgg_jax.training.schedule import schedule_for
 from vgg_jax.training.sharding import FC_PARAMETERS, placement, state_shardings
-from vgg_jax.training.steps import Forward, TrainState, init_state, jit_steps, split
+from vgg_jax.training.steps import (
+    Forward,
+    TrainState,
+    init_state,
+    jit_train_step,
+    split,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,13 +39,13 @@ class Program:
     Args:
         init: key -> the state before the first step.
         train_step: (state, batch, key) -> (state, sums); takes the state's memory.
-        eval_step: (params, batch_stats, batch) -> sums.
+        network: state -> the network as it is evaluated.
         state, batch, key: the abstract arguments of `train_step`.
     """
 
     init: Callable[[jax.Array], TrainState]
-    train_step: Any  # jitted, as `eval_step` is: both have `lower`
-    eval_step: Any
+    train_step: Any  # jitted: it has `lower`
+    network: Callable[[TrainState], Network]
     state: TrainState
     batch: dict[str, jax.ShapeDtypeStruct]
     key: jax.ShapeDtypeStruct
@@ -77,17 +84,26 @@ def build_program(config: Config, mesh: Mesh) -> Program:
         place=placement(mesh, shard_fc=config.shard_fc),
         remat=config.remat,
     )
-    train_step, eval_step = jit_steps(
+    train_step = jit_train_step(
         forward,
         optimizer,
         config.accumulate_steps,
         shardings,
         task_for(config).objective,
     )
+
+    def network(state: TrainState) -> Network:
+        return Network(
+            graphdef=forward.graphdef,
+            variables=(state.params, state.batch_stats),
+            normalization=forward.normalization,
+            layers=model.layers,
+        )
+
     return Program(
         init=jax.jit(init, out_shardings=shardings),
         train_step=train_step,
-        eval_step=eval_step,
+        network=network,
         state=jax.tree.map(_abstract, shapes, shardings),
         batch=_abstract_batch(config, mesh),
         key=key,
@@ -127,9 +143,10 @@ def validate_kind(config: Config) -> None:
     """Checks that the settings of the network are those of its family.
 
     Raises:
-        ValueError: they are those of the other one.
+        ValueError: they are those of another one, or the network is unknown.
     """
-    if config.model.name.startswith("nin") != isinstance(config.model, NiNConfig):
+    unknown = vars(config.model).keys() - {"name", *option_names(config.model.name)}
+    if unknown:
         raise ValueError(
             f"{config.model.name} needs the other kind of settings than "
             f"{type(config.model).__name__}; start from its own file in configs/"

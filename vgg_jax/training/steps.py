@@ -1,4 +1,4 @@
-"""One step of training and one of validation: pure functions of a state and a batch."""
+"""One step of training: a pure function of a state and a batch."""
 
 import dataclasses
 import functools
@@ -90,7 +90,7 @@ class Forward:
         Args:
             params, batch_stats: of the network.
             batch: as `train_step` takes it; label and weight are not looked at.
-            keys: [N], of each image's dropout; None evaluates.
+            keys: [N], of each image's dropout; None leaves dropout out.
         """
         x = self.normalization(batch["image"], batch.get("shift"))
         if "offset" in batch:
@@ -202,27 +202,14 @@ def microbatches(rows: jax.Array, count: int) -> jax.Array:
     return rows.reshape(-1, count, *rows.shape[1:]).swapaxes(0, 1)
 
 
-def eval_step(
-    params: dict[str, Any],
-    batch_stats: dict[str, Any],
-    batch: Batch,
-    *,
-    forward: Forward,
-    objective: Objective = CLASSIFICATION.objective,
-) -> Sums:
-    """The sums of the `objective` of one batch, without dropout."""
-    outputs, _ = forward(params, batch_stats, batch)
-    return objective(outputs, batch)
-
-
-def jit_steps(
+def jit_train_step(
     forward: Forward,
     optimizer: optax.GradientTransformation,
     accumulate_steps: int,
     state_shardings: TrainState,
     objective: Objective = CLASSIFICATION.objective,
-) -> tuple[Callable[..., tuple[TrainState, Sums]], Callable[..., Sums]]:
-    """Compiles both steps; the train step reuses the memory of its state."""
+) -> Callable[..., tuple[TrainState, Sums]]:
+    """Compiles the training step; it reuses the memory of its state."""
     step = functools.partial(
         train_step,
         forward=forward,
@@ -230,7 +217,4 @@ def jit_steps(
         accumulate_steps=accumulate_steps,
         objective=objective,
     )
-    return (
-        jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None)),
-        jax.jit(functools.partial(eval_step, forward=forward, objective=objective)),
-    )
+    return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))
