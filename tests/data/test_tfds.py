@@ -127,7 +127,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_set(root, "no_label", {"image": IMAGE}, splits={"train": 8})
     write_set(root, "no_test", {"image": IMAGE, "label": LABEL}, splits={"train": 8})
     for config, version in (
-        ("small", "1.0.0"),
+        ("small", "1.9.0"),
         ("small", "1.10.0"),
         ("large", "1.9.0"),
     ):
@@ -184,8 +184,8 @@ def test_of_several_labels_the_supervised_one_counts(data_dir):
 
 def test_configurations_and_versions(data_dir):
     for name, size in (
-        ("configured/small:1.0.0", 1),
-        ("configured/small", 11),  # 1.10.0 is newer than 1.9.0 and 1.0.0
+        ("configured/small:1.9.0", 10),
+        ("configured/small", 11),  # 1.10.0 is newer than 1.9.0
         ("configured/large", 10),
     ):
         assert len(open_source(settings(data_dir, name), "test")) == size
