@@ -28,6 +28,7 @@ NORM = 55.0  # of an image after its contrast is normalized
 VARIANCE_BIAS = 0.1  # added to the variances, so that no noise is blown up
 SMALLEST_NORM = 0.5  # of pixels 0-255 that are not all the same; below is rounding
 BATCH = 500  # images whose products are added at once
+TOOL = "python -m vgg_jax.tools.whitening"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -155,13 +156,10 @@ def load_whitening(config: DataConfig) -> Whitening:
         ValueError: a damaged file, or images of another size.
     """
     path = whitening_path(config)
-    remedy = (
-        "type `python -m vgg_jax.tools.whitening --config CONFIG` with the flags of "
-        "this run"
-    )
+    remedy = f"type `{TOOL} --config CONFIG` with the flags of this run"
     if not path.is_file():
         raise FileNotFoundError(f"no {path}, which data.whiten=True needs; {remedy}")
-    whitening = Whitening(**load_arrays(path, ("mean", "matrix")))
+    whitening = Whitening(**load_arrays(path, ("mean", "matrix"), TOOL))
     expected = (config.crop, config.crop, len(config.mean))
     if whitening.mean.shape != expected:
         raise ValueError(
