@@ -146,6 +146,7 @@ def test_missing_statistics_say_what_to_type(config, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_whiten(config, tmp_path, capfd):
     padded = dataclasses.replace(config.data, pad=2)
     assert train(dataclasses.replace(config, data=padded), tmp_path) is None

@@ -1,6 +1,5 @@
 """One pass over a set: rows in the order of the source, whatever the head."""
 
-import dataclasses
 from collections.abc import Callable
 
 import chex
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.models import drawn
 from vgg_jax.config import Config, VGGConfig
 from vgg_jax.console import progress_bar
 from vgg_jax.data.transforms import rescale
@@ -18,7 +18,7 @@ from vgg_jax.inference import passes
 from vgg_jax.inference.forward import Network, Pooled, Posteriors, ScoreMap
 from vgg_jax.inference.passes import View, over_source, place_rows
 from vgg_jax.inference.tiling import run_tiled
-from vgg_jax.models import ConvNet, create_model
+from vgg_jax.models import ConvNet
 from vgg_jax.preprocessing import Normalization
 from vgg_jax.tools.tpu_check import lower_dense
 
@@ -103,7 +103,7 @@ def test_the_tpu_check_asks_about_the_program_that_evaluation_runs(
     config: Config, make_source: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config.model = VGGConfig(name="vgg11", width=0.03, fc_kernel=1, num_classes=7)
-    model = create_model(**dataclasses.asdict(config.model), rngs=nnx.Rngs(0))
+    model = nnx.merge(*drawn.network(**vars(config.model)))
     ran: list[tuple] = []
     run = Network.run
 
@@ -128,7 +128,7 @@ def test_a_network_in_training_mode_is_run_as_one_that_is_not(
     config: Config, make_source: Callable
 ) -> None:
     options = {"width": 0.03, "fc_kernel": 1, "num_classes": 7}
-    model = create_model("vgg11_bn", rngs=nnx.Rngs(0), **options)
+    model = nnx.merge(*drawn.network("vgg11_bn", **options))
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     expected = network_of(model, config).run(Posteriors(), images)
     model.train()

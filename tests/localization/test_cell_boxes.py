@@ -20,8 +20,10 @@ CLASSES, CROP = 3, 64
 
 def network(outputs: int, **options) -> ConvNet:
     settings = {"width": 0.05, "fc_kernel": 2, "init": "he"} | options
-    return create_model(
-        "vgg11", num_classes=outputs, in_channels=1, rngs=nnx.Rngs(1), **settings
+    return nnx.eval_shape(
+        lambda: create_model(
+            "vgg11", num_classes=outputs, in_channels=1, rngs=nnx.Rngs(1), **settings
+        )
     )
 
 

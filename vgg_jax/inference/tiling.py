@@ -27,8 +27,7 @@ from vgg_jax.inference.forward import (
     validate_image,
 )
 from vgg_jax.models import ConvNet
-from vgg_jax.models.layers import Layer, check_size, output_size, smallest_size
-from vgg_jax.models.measure import receptive_field
+from vgg_jax.models.layers import Layer, check_size, output_size, receptive_fields
 from vgg_jax.preprocessing import Normalization
 
 TILE = 1024  # pixels; VGG-16 computes 2.6 times what it keeps at 1024, 1.5 at 2048
@@ -65,21 +64,21 @@ def spans(layers: Sequence[Layer], side: int, tile: int) -> list[Span]:
         ValueError: the tile is too small to hold a cell away from the border.
     """
     layers = tuple(layers)
-    top = receptive_field(layers, smallest_size(layers))[-1]
+    field = receptive_fields(layers)[-1]
     # In a tile away from the border, its cells [first, end) see nothing beyond it.
-    first = -(top.start // top.jump)
-    end = (tile - top.receptive_field - top.start) // top.jump + 1
+    first = -(field.start // field.stride)
+    end = (tile - field.size - field.start) // field.stride + 1
     if side > tile and end <= first:
-        needed = first * top.jump + top.start + top.receptive_field
+        needed = first * field.stride + field.start + field.size
         raise ValueError(
             f"expected tiles of at least {needed} pixels, with room for a cell that "
-            f"sees {top.receptive_field} pixels, got {tile}"
+            f"sees {field.size} pixels, got {tile}"
         )
     cells = output_size(layers, side)
     tiles: list[Span] = []
     kept = origin = 0
     while kept < cells:
-        start = origin * top.jump
+        start = origin * field.stride
         last = cells if start + tile >= side else origin + end
         tiles.append(
             Span(
