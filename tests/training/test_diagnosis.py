@@ -15,7 +15,7 @@ from flax import nnx
 from vgg_jax import create_model
 from vgg_jax.config import NiNConfig
 from vgg_jax.preprocessing import Normalization
-from vgg_jax.tools.init_check import random_batch, report
+from vgg_jax.tools.init_check import compare_inits, random_batch
 from vgg_jax.training import diagnosis
 from vgg_jax.training.diagnosis import StallDetector, finding, measure
 from vgg_jax.training.loop import train
@@ -63,7 +63,7 @@ def test_signals_are_those_of_a_gradient_taken_by_hand(tiny_config: Any) -> None
 def test_the_report_says_which_schemes_start(tiny_config: Any) -> None:
     config = tiny_config("vgg16", init="glorot")
     config.model.width, config.data.std = 0.125, (1.0,)  # pixels 0-255, rate 0.01
-    lines = report(config).splitlines()
+    lines = compare_inits(config).splitlines()
     verdicts = dict(line.split(maxsplit=1) for line in lines[1:5])
     assert "the signal grows" in verdicts["paper"]
     assert "the signal fades" in verdicts["caffe_001"]

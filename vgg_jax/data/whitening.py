@@ -138,7 +138,7 @@ def measure_whitening(source: Source, config: DataConfig) -> Whitening:
 
 
 def whitening_path(config: DataConfig) -> Path:
-    """The hidden file beside the data where `tools.whitening` leaves the statistics."""
+    """The hidden file beside the data where `tools.zca` leaves the statistics."""
     return computed_path(config, "whitening.npz")
 
 
@@ -148,7 +148,7 @@ def save_whitening(path: Path, whitening: Whitening) -> None:
 
 
 def load_whitening(config: DataConfig) -> Whitening:
-    """The statistics that `tools.whitening` computed for a configuration's images.
+    """The statistics that `tools.zca` computed for a configuration's images.
 
     Raises:
         FileNotFoundError: not computed yet; the message says what to type.
@@ -156,8 +156,7 @@ def load_whitening(config: DataConfig) -> Whitening:
     """
     path = whitening_path(config)
     remedy = (
-        "type `python -m vgg_jax.tools.whitening --config CONFIG` with the flags of "
-        "this run"
+        "type `python -m vgg_jax.tools.zca --config CONFIG` with the flags of this run"
     )
     if not path.is_file():
         raise FileNotFoundError(f"no {path}, which data.whiten=True needs; {remedy}")

@@ -1,6 +1,6 @@
 """Computes the whitening of a training set's images, for data.whiten=True.
 
-  python -m vgg_jax.tools.whitening --config configs/nin_cifar.py
+  python -m vgg_jax.tools.zca --config configs/nin_cifar.py
 
 All training images count, with those that are held out for validation. A run with
 --config.data.whiten=True uses what this leaves beside the data.
@@ -19,13 +19,13 @@ from vgg_jax.data.whitening import measure_whitening, save_whitening, whitening_
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    command = "python -m vgg_jax.tools.whitening"
+    command = "python -m vgg_jax.tools.zca"
     parser = cli.Parser(command, __doc__, config=(Config,))
     return cli.command(run, parser, arguments)
 
 
 def run(values: argparse.Namespace) -> int:
-    """Measures and saves; returns 0."""
+    """Measures the whitening and saves it; returns 0."""
     config = dataclasses.replace(
         values.config.data, validation_fraction=0.0, color_shift=0.0
     )
