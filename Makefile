@@ -29,7 +29,7 @@ train: environment  ## train CONFIG (a small VGG on Fashion-MNIST) in WORKDIR, e
 environment:  ## install REQUIREMENTS into .venv; done at once if it holds them
 	@scripts/environment .venv $(REQUIREMENTS)
 
-test:  ## all that CI runs: ruff, mypy, and pytest on two versions of Python
+test:  ## all that CI runs: lint, and pytest; on a second Python what can depend on versions
 	@scripts/check lint
 	@scripts/check test
 
@@ -37,7 +37,7 @@ test-all:  ## the same with the slow tests
 	@scripts/check lint
 	@scripts/check test -m "slow or not slow"
 
-lint:  ## ruff and mypy
+lint:  ## ruff, mypy, and import-linter, which holds the floors of docs/architecture.md
 	@scripts/check lint
 
 benchmark-cpu: environment  ## speed on this CPU beside PyTorch's; CASES="vgg16_batch4" for one

@@ -24,7 +24,7 @@ from vgg_jax import ConvNet, create_model
 from vgg_jax.config import Config, DataConfig, EvaluationConfig, VGGConfig
 from vgg_jax.data.sources import Source, open_source
 from vgg_jax.data.transforms import decode, rescale
-from vgg_jax.data.whitening import preprocessing_of
+from vgg_jax.data.zca import preprocessing_of
 from vgg_jax.evaluation import protocols
 from vgg_jax.inference.forward import Network, Posteriors, apply
 from vgg_jax.tools.bucket_cost import ILSVRC, read_sizes

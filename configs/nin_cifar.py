@@ -1,7 +1,7 @@
 """Network in Network on CIFAR-10: the paper's recipe (arXiv:1312.4400, section 4.1).
 
   python -m vgg_jax.data.prepare cifar10 --from DIR
-  python -m vgg_jax.tools.zca --config configs/nin_cifar.py
+  python -m vgg_jax.tools.whitening --config configs/nin_cifar.py
   python train.py --config configs/nin_cifar.py
 
 DIR holds cifar-10-binary.tar.gz. Contrast normalization and ZCA whitening as for the

@@ -193,7 +193,7 @@ class DataConfig(Section):
     whiten: bool = setting(
         False,
         "contrast normalization and ZCA whitening in place of mean and std; computed "
-        "by vgg_jax.tools.zca",
+        "by vgg_jax.tools.whitening",
     )
     color_shift: float = setting(
         0.0, "deviation of the random color shift; the paper's is 0.1", low=0

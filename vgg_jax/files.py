@@ -58,8 +58,10 @@ def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
         np.savez(file, **arrays)
 
 
-def load_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The arrays of these names.
+def load_arrays(
+    path: Path, names: Sequence[str], writer: str = "eval.py"
+) -> dict[str, np.ndarray]:
+    """Reads the arrays of these names; `writer` is the command that writes them.
 
     Raises:
         FileNotFoundError: no such file.
@@ -74,14 +76,14 @@ def load_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         *(AttributeError, EOFError, IndexError, KeyError, OSError),
         *(RuntimeError, TypeError, ValueError, zipfile.BadZipFile, zlib.error),
     ) as error:
-        raise damaged(path, error) from error
+        raise damaged(path, error, writer) from error
 
 
-def damaged(path: Path, error: Exception) -> ValueError:
-    """The error to raise for an unreadable file that eval.py writes."""
+def damaged(path: Path, error: Exception, writer: str = "eval.py") -> ValueError:
+    """Makes the error to raise for a file that cannot be read, with the remedy."""
     return ValueError(
         f"{path} is damaged or of another version ({type(error).__name__}: {error}); "
-        "delete it and run eval.py, which writes it anew"
+        f"delete it and run {writer}, which writes it anew"
     )
 
 

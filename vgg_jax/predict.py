@@ -10,7 +10,7 @@ import numpy as np
 from vgg_jax.console import short_names
 from vgg_jax.data.sources import open_source
 from vgg_jax.data.transforms import CorruptImage, decode
-from vgg_jax.data.whitening import preprocessing_of
+from vgg_jax.data.zca import preprocessing_of
 from vgg_jax.inference.dense import image_posteriors
 from vgg_jax.inference.forward import Network
 from vgg_jax.models import ConvNet

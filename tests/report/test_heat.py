@@ -13,7 +13,7 @@ import vgg_jax
 from tests.models.drawn import network
 from vgg_jax.config import Config
 from vgg_jax.data.transforms import rescale
-from vgg_jax.data.whitening import preprocessing_of
+from vgg_jax.data.zca import preprocessing_of
 from vgg_jax.inference.forward import MapHead, Network
 from vgg_jax.inference.tiling import tiled_map
 from vgg_jax.models import ConvNet

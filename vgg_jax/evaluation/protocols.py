@@ -10,7 +10,7 @@ from vgg_jax.config import Config
 from vgg_jax.console import did_you_mean, progress_bar
 from vgg_jax.data import transforms
 from vgg_jax.data.sources import Source
-from vgg_jax.data.whitening import preprocessing_of
+from vgg_jax.data.zca import preprocessing_of
 from vgg_jax.evaluation.predictions import Predictions, fuse
 from vgg_jax.inference.forward import Network, Posteriors, validate_averaging
 from vgg_jax.inference.passes import View, over_source

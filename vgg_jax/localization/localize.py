@@ -22,7 +22,7 @@ from vgg_jax.config import Config
 from vgg_jax.console import progress_bar
 from vgg_jax.data import transforms
 from vgg_jax.data.sources import Source
-from vgg_jax.data.whitening import preprocessing_of
+from vgg_jax.data.zca import preprocessing_of
 from vgg_jax.evaluation.predictions import Rate, wilson
 from vgg_jax.inference.forward import Head, Network
 from vgg_jax.inference.passes import View, example_rows, over_source, place_rows

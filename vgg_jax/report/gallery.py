@@ -10,7 +10,7 @@ import numpy as np
 from vgg_jax.config import Config
 from vgg_jax.data.sources import Source
 from vgg_jax.data.transforms import center_crop, decode
-from vgg_jax.data.whitening import preprocessing_of
+from vgg_jax.data.zca import preprocessing_of
 from vgg_jax.evaluation.predictions import Predictions, predicted_classes
 from vgg_jax.files import load_arrays, save_arrays
 from vgg_jax.models import ConvNet

@@ -29,7 +29,7 @@ from jax.sharding import Mesh
 from vgg_jax import cli
 from vgg_jax.config import Config
 from vgg_jax.console import did_you_mean
-from vgg_jax.data.whitening import preprocessing_of
+from vgg_jax.data.zca import preprocessing_of
 from vgg_jax.distributed import batch_sharding, make_mesh, replicated
 from vgg_jax.inference.dense import Shape, padded_shapes
 from vgg_jax.inference.forward import Network, Posteriors

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vgg_jax.config import Config, known_num_classes
-from vgg_jax.data.whitening import preprocessing_of
+from vgg_jax.data.zca import preprocessing_of
 from vgg_jax.inference.forward import Extras, Network
 from vgg_jax.models import MODELS, ConvNet, nin
 from vgg_jax.models.layers import Conv, Relu

@@ -28,6 +28,7 @@ NORM = 55.0  # of an image after its contrast is normalized
 VARIANCE_BIAS = 0.1  # added to the variances, so that no noise is blown up
 SMALLEST_NORM = 0.5  # of pixels 0-255 that are not all the same; below is rounding
 BATCH = 500  # images whose products are added at once
+TOOL = "python -m vgg_jax.tools.whitening"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,7 +139,7 @@ def measure_whitening(source: Source, config: DataConfig) -> Whitening:
 
 
 def whitening_path(config: DataConfig) -> Path:
-    """The hidden file beside the data where `tools.zca` leaves the statistics."""
+    """The hidden file beside the data where `tools.whitening` leaves the statistics."""
     return computed_path(config, "whitening.npz")
 
 
@@ -148,19 +149,17 @@ def save_whitening(path: Path, whitening: Whitening) -> None:
 
 
 def load_whitening(config: DataConfig) -> Whitening:
-    """The statistics that `tools.zca` computed for a configuration's images.
+    """The statistics that `tools.whitening` computed for a configuration's images.
 
     Raises:
         FileNotFoundError: not computed yet; the message says what to type.
         ValueError: a damaged file, or images of another size.
     """
     path = whitening_path(config)
-    remedy = (
-        "type `python -m vgg_jax.tools.zca --config CONFIG` with the flags of this run"
-    )
+    remedy = f"type `{TOOL} --config CONFIG` with the flags of this run"
     if not path.is_file():
         raise FileNotFoundError(f"no {path}, which data.whiten=True needs; {remedy}")
-    whitening = Whitening(**load_arrays(path, ("mean", "matrix")))
+    whitening = Whitening(**load_arrays(path, ("mean", "matrix"), TOOL))
     expected = (config.crop, config.crop, len(config.mean))
     if whitening.mean.shape != expected:
         raise ValueError(

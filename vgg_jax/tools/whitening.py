@@ -1,6 +1,6 @@
 """Computes the whitening of a training set's images, for data.whiten=True.
 
-  python -m vgg_jax.tools.zca --config configs/nin_cifar.py
+  python -m vgg_jax.tools.whitening --config configs/nin_cifar.py
 
 All training images count, with those that are held out for validation. A run with
 --config.data.whiten=True uses what this leaves beside the data.
@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from vgg_jax import cli
 from vgg_jax.config import Config
 from vgg_jax.data.sources import open_source
-from vgg_jax.data.whitening import measure_whitening, save_whitening, whitening_path
+from vgg_jax.data.zca import measure_whitening, save_whitening, whitening_path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    command = "python -m vgg_jax.tools.zca"
+    command = "python -m vgg_jax.tools.whitening"
     parser = cli.Parser(command, __doc__, config=(Config,))
     return cli.command(run, parser, arguments)
 
