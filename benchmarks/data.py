@@ -22,7 +22,7 @@ from vgg_jax.data.base import Example
 from vgg_jax.data.pipeline import train_batches
 from vgg_jax.preprocessing import IMAGENET
 
-SECONDS = 2.0  # of each measurement
+SECONDS = 2.0  # how long each measurement takes
 SHORT_SIDE, CROP, BATCH = 256, 224, 64
 
 

@@ -93,5 +93,5 @@ def class_boxes(outputs: jax.Array, classes: jax.Array) -> jax.Array:
 
 
 def _namespace(*arrays: Boxes) -> Any:
-    """NumPy, or JAX's twin of it where one of the arrays is JAX's."""
+    """Returns NumPy, or jax.numpy where one of the arrays is of JAX."""
     return jax.numpy if any(isinstance(a, jax.Array) for a in arrays) else np

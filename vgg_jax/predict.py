@@ -16,7 +16,7 @@ from vgg_jax.inference.forward import Network
 from vgg_jax.models import ConvNet
 from vgg_jax.preprocessing import Preprocessing
 from vgg_jax.report.figures import draw_heat
-from vgg_jax.report.heat import ScoreMap, heat_map
+from vgg_jax.report.heat import HeatMap, heat_map
 from vgg_jax.training.checkpoint import check_classifies, restore_model
 from vgg_jax.training.workdir import read_class_names
 
@@ -54,7 +54,7 @@ class Prediction:
 
     classes: tuple[str, ...]
     posteriors: tuple[float, ...]
-    heat: ScoreMap
+    heat: HeatMap
 
 
 def load_run(workdir: Path | str) -> Classifier:

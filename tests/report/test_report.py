@@ -26,7 +26,7 @@ from vgg_jax.report import __main__ as report
 from vgg_jax.report import paper_tables
 from vgg_jax.report.artifacts import write_artifacts
 from vgg_jax.report.gallery import Example, Gallery, load_gallery
-from vgg_jax.report.heat import ScoreMap, enlarge
+from vgg_jax.report.heat import HeatMap, enlarge
 from vgg_jax.report.paper_tables import Json, compare, is_the_papers
 from vgg_jax.training.workdir import claim
 
@@ -195,7 +195,7 @@ def evil(config: Config, tmp_path: Path) -> report.Run:
     """A run whose name, classes, files, data and protocol want to be HTML."""
     names = (EVIL, EVIL + "2")
     image = np.zeros((8, 8, 3), np.uint8)
-    heat = ScoreMap(image, np.zeros((2, 2), np.float32), (-0.5, 7.5, 7.5, -0.5), 2)
+    heat = HeatMap(image, np.zeros((2, 2), np.float32), (-0.5, 7.5, 7.5, -0.5), 2)
     gallery = Gallery(
         title=EVIL,
         class_names=names,

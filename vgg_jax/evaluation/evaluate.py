@@ -242,7 +242,7 @@ def evaluate_candidates(
         if distributed.is_first():
             write_results(path, results[-1:])
 
-    by_network: list[list[Predictions]] = []  # of each row
+    by_network: list[list[Predictions]] = []  # the predictions of each row
     for candidate, own_rows in zip(candidates, rows, strict=True):
         by_network.append([])
         for row, predictions in zip(

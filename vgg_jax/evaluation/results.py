@@ -17,7 +17,7 @@ from vgg_jax.evaluation.predictions import (
 )
 from vgg_jax.files import write_text
 
-VERSION = 1  # of eval.json's layout
+VERSION = 1  # the version of the layout of eval.json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

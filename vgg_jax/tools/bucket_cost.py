@@ -156,7 +156,7 @@ def _divide(
     """
     n = len(counts)
     before = np.concatenate([[0], np.cumsum(counts)])
-    least = np.full((most + 1, n + 1), np.inf)  # of the first j in at most k groups
+    least = np.full((most + 1, n + 1), np.inf)  # cost of the first j in <= k groups
     least[:, 0] = 0
     begin = np.zeros((most + 1, n + 1), int)  # where the last of those groups begins
     for k in range(1, most + 1):

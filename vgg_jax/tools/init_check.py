@@ -21,7 +21,7 @@ from vgg_jax.config import Config, known_num_classes
 from vgg_jax.console import format_columns
 from vgg_jax.distributed import make_mesh
 from vgg_jax.models.network import INITS
-from vgg_jax.training.diagnosis import IMAGES, Signal, finding, measure
+from vgg_jax.training.diagnosis import IMAGES, Signal, finding, measure_signals
 from vgg_jax.training.program import build_program
 from vgg_jax.training.steps import Batch
 
@@ -50,7 +50,7 @@ def preview(config: Config) -> tuple[float, list[Signal]]:
     state = init(jax.random.split(jax.random.key(config.seed))[0])
     rate = config.optimizer.learning_rate
     batch = random_batch(config)
-    return measure(config, state.params, state.batch_stats, batch, rate=rate)
+    return measure_signals(config, state.params, state.batch_stats, batch, rate=rate)
 
 
 def compare_inits(config: Config) -> str:
