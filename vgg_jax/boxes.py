@@ -37,7 +37,7 @@ def relative_to(window: Boxes, boxes: Boxes) -> Any:
 
 
 def seen_from(window: Boxes, boxes: Boxes) -> Any:
-    """Returns boxes that are relative to a window in the window's own coordinates.
+    """Returns boxes, given relative to a window, in the window's own coordinates.
 
     Both are [..., 4]. It undoes `relative_to`.
     """

@@ -102,9 +102,8 @@ def run_evaluation(
         workdirs: the folders of the runs. With several, rows with their posteriors
             averaged follow the rows of each.
         config: says where the data are, the batch size, scales and averaging. How an
-        image
-            is cropped and normalized is each checkpoint's own; so are the scales Q of a
-            network that was trained at other scales S.
+            image is cropped and normalized is each checkpoint's own; so are the scales
+            Q of a network that was trained at other scales S.
         names: protocols, keys of `protocols.PROTOCOLS`; without any the rows are those
             that `planned_rows` gives.
         scales: short sides Q, in pixels, in place of all configurations'.

@@ -49,7 +49,7 @@ def run_localization(
 
     Raises:
         FileNotFoundError: a workdir has no run or no checkpoint.
-        ValueError: the networks do not fit one another.
+        ValueError: the networks do not fit one another, or one is given twice.
     """
     localizers, configs = zip(*map(_restore, workdirs), strict=True)
     classifier, classifier_config = _restore(classifier_dir)
