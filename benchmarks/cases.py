@@ -1,4 +1,4 @@
-"""What is measured: a network, an image side and a batch size, as configurations."""
+"""Lists what is measured: a network, an image side and a batch size each."""
 
 from configs.fashion_mnist_vgg import get_config as fashion_mnist_vgg
 from vgg_jax.config import (
@@ -11,8 +11,8 @@ from vgg_jax.config import (
 )
 
 
-def case(model: VGGConfig | NiNConfig, side: int, batch_size: int) -> Config:
-    """A configuration whose data are never read."""
+def make_case(model: VGGConfig | NiNConfig, side: int, batch_size: int) -> Config:
+    """Makes a configuration whose data are never read."""
     return Config(
         model=model,
         data=DataConfig(
@@ -30,18 +30,18 @@ def case(model: VGGConfig | NiNConfig, side: int, batch_size: int) -> Config:
     )
 
 
-def narrow(width: float) -> VGGConfig:
-    """Table 1, B for images of 32x32."""
+def small_vgg13(width: float) -> VGGConfig:
+    """Returns Table 1, B for images of 32x32, with `width` times the channels."""
     return VGGConfig(name="vgg13", width=width, num_classes=10, fc_kernel=1)
 
 
 CASES = {
     "fashion_mnist_vgg": fashion_mnist_vgg(),
-    "vgg13_quarter": case(narrow(0.25), 32, 128),
-    "vgg13_half": case(narrow(0.5), 32, 128),
-    "nin_tutorial": case(
+    "vgg13_quarter": make_case(small_vgg13(0.25), 32, 128),
+    "vgg13_half": make_case(small_vgg13(0.5), 32, 128),
+    "nin_tutorial": make_case(
         NiNConfig(name="nin_tutorial", num_classes=10, in_channels=1), 224, 16
     ),
-    "vgg16_batch4": case(VGGConfig(name="vgg16"), 224, 4),
-    "vgg16_batch16": case(VGGConfig(name="vgg16"), 224, 16),
+    "vgg16_batch4": make_case(VGGConfig(name="vgg16"), 224, 4),
+    "vgg16_batch16": make_case(VGGConfig(name="vgg16"), 224, 16),
 }

@@ -1,7 +1,7 @@
 """Speed on CPU beside PyTorch's: make benchmark-cpu [CASES="nin_tutorial ..."]
 
-The same networks in two processes, which take turns; the median of several turns each,
-in several pairs of processes: where its memory lies makes one faster than the next.
+Runs the same networks in two processes that take turns, and prints the median of the
+turns of several pairs: where the memory of a process lies makes one faster than others.
 A training step is forward, backward and the update of SGD with momentum.
 """
 
@@ -24,7 +24,7 @@ PARTS = ("forward", "train")
 
 
 class Side:
-    """One of the two processes."""
+    """One of the two processes: a command that measures when it is told to."""
 
     def __init__(self, *command: str):
         self.process = subprocess.Popen(
@@ -36,7 +36,10 @@ class Side:
         self.parameters = int(self._answer())
 
     def seconds(self, part: str) -> float:
-        """Of a step, after a pause in which the other side's threads fall asleep."""
+        """Returns the seconds of a step of a part, "forward" or "train".
+
+        A pause comes first, in which the other side's threads fall asleep.
+        """
         time.sleep(0.3)
         assert self.process.stdin is not None
         print(json.dumps(part), file=self.process.stdin, flush=True)
@@ -50,15 +53,15 @@ class Side:
         return json.loads(line)
 
     def close(self) -> None:
-        """End the process."""
+        """Ends the process."""
         self.process.stdin.close()
         self.process.wait()
 
 
-def measure(
+def measure_turns(
     name: str, config: Config, parts: Sequence[str], arguments: argparse.Namespace
 ) -> dict[str, list[tuple[float, float]]]:
-    """Seconds of a step in JAX and in PyTorch, for each turn of each part."""
+    """Returns seconds of a step in JAX and in PyTorch, for each turn of each part."""
     network = {
         "options": dataclasses.asdict(config.model),
         "side": config.data.crop,
@@ -67,24 +70,25 @@ def measure(
     }
     turns: dict[str, list[tuple[float, float]]] = {part: [] for part in parts}
     for _ in range(arguments.launches):
-        jax = Side(sys.executable, f"{HERE}/in_jax.py", name, str(arguments.seconds))
-        torch = Side(arguments.torch, f"{HERE}/in_torch.py", json.dumps(network))
-        if jax.parameters != torch.parameters:
+        in_jax = Side(sys.executable, f"{HERE}/in_jax.py", name, str(arguments.seconds))
+        in_torch = Side(arguments.torch, f"{HERE}/in_torch.py", json.dumps(network))
+        if in_jax.parameters != in_torch.parameters:
             sys.exit(
-                f"{name} is not the same network: {jax.parameters:,} parameters in "
-                f"JAX, {torch.parameters:,} in PyTorch"
+                f"{name} is not the same network: {in_jax.parameters:,} parameters in "
+                f"JAX, {in_torch.parameters:,} in PyTorch"
             )
         for part in parts:
             turns[part] += [
-                (jax.seconds(part), torch.seconds(part)) for _ in range(arguments.turns)
+                (in_jax.seconds(part), in_torch.seconds(part))
+                for _ in range(arguments.turns)
             ]
-        jax.close()
-        torch.close()
+        in_jax.close()
+        in_torch.close()
     return turns
 
 
 def main() -> None:
-    """Print the table, row by row."""
+    """Prints the table, row by row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", default=CASES, metavar="CASE")
     parser.add_argument("--torch", required=True, help="a Python that has PyTorch")
@@ -101,15 +105,15 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- |", flush=True)
     for name in arguments.cases:
         config = CASES[name]
-        turns = measure(name, config, parts, arguments)
+        turns = measure_turns(name, config, parts, arguments)
         for part in parts:
-            ours, theirs = (
-                config.batch_size / statistics.median(column)
-                for column in zip(*turns[part], strict=True)
+            jax_rate, torch_rate = (
+                config.batch_size / statistics.median(seconds)
+                for seconds in zip(*turns[part], strict=True)
             )
             print(
-                f"| {name} | {part} | {ours:,.1f} | {theirs:,.1f} "
-                f"| {ours / theirs:.2f} |",
+                f"| {name} | {part} | {jax_rate:,.1f} | {torch_rate:,.1f} "
+                f"| {jax_rate / torch_rate:.2f} |",
                 flush=True,
             )
 

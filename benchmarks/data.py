@@ -1,4 +1,4 @@
-"""Rates of the input pipeline, and what each of its tricks gains.
+"""Measures rates of the input pipeline, and what each of its tricks gains.
 
 python benchmarks/data.py
 
@@ -22,12 +22,12 @@ from vgg_jax.data.base import Example
 from vgg_jax.data.pipeline import train_batches
 from vgg_jax.preprocessing import IMAGENET
 
-SECONDS = 2.0  # of each measurement
+SECONDS = 2.0  # how long each measurement takes
 SHORT_SIDE, CROP, BATCH = 256, 224, 64
 
 
 class Jpegs:
-    """Encoded pictures in memory."""
+    """A source of encoded pictures in memory, which repeats them."""
 
     class_names = ("one",)
 
@@ -65,8 +65,11 @@ def make_jpegs(width: int, height: int) -> list[bytes]:
     return files
 
 
-def rate(work: Callable[[int], object], units: int = 1) -> float:
-    """Calls `work` with 0, 1, 2, ...: units a second, `units` a call."""
+def measure_rate(work: Callable[[int], object], units: int = 1) -> float:
+    """Calls `work` with 0, 1, 2, ... for `SECONDS`; returns units a second.
+
+    A call does as many as `units`.
+    """
     work(0)
     start, calls = time.perf_counter(), 0
     while time.perf_counter() - start < SECONDS:
@@ -75,8 +78,8 @@ def rate(work: Callable[[int], object], units: int = 1) -> float:
     return units * calls / (time.perf_counter() - start)
 
 
-def report(name: str, value: float) -> None:
-    """Prints a row."""
+def print_rate(name: str, value: float) -> None:
+    """Prints a rate as a line of the table."""
     print(f"  {name:52} {value:10,.0f}", flush=True)
 
 
@@ -96,13 +99,17 @@ def image_rates(files: list[bytes]) -> None:
     def crop_first(image: np.ndarray) -> np.ndarray:
         return transforms.rescaled_crop(image, SHORT_SIDE, CROP, 0.5, 0.5)
 
-    report("decode whole", rate(whole))
-    report("decode as the pipeline does", rate(part))
-    report("decode whole, rescale, crop", rate(lambda i: rescale_first(whole(i))))
-    report("decode whole, crop, rescale", rate(lambda i: crop_first(whole(i))))
-    report(
+    print_rate("decode whole", measure_rate(whole))
+    print_rate("decode as the pipeline does", measure_rate(part))
+    print_rate(
+        "decode whole, rescale, crop", measure_rate(lambda i: rescale_first(whole(i)))
+    )
+    print_rate(
+        "decode whole, crop, rescale", measure_rate(lambda i: crop_first(whole(i)))
+    )
+    print_rate(
         "decode as the pipeline does, crop, rescale",
-        rate(lambda i: crop_first(part(i))),
+        measure_rate(lambda i: crop_first(part(i))),
     )
 
 
@@ -120,8 +127,8 @@ def pipeline_rates(files: list[bytes]) -> None:
         )
         for _ in range(8):  # what was read ahead
             next(batches)
-        value = rate(lambda i, batches=batches: next(batches), BATCH)  # type: ignore[misc]
-        report(f"train_batches, {workers} processes, {threads} threads each", value)
+        value = measure_rate(lambda i, batches=batches: next(batches), BATCH)  # type: ignore[misc]
+        print_rate(f"train_batches, {workers} processes, {threads} threads each", value)
         batches.close()  # type: ignore[attr-defined]
 
 
@@ -147,23 +154,25 @@ def normalization_rates() -> None:
         return [jax.device_put(array.copy()) for array in arrays]
 
     floats = in_worker(0)
-    report("in the worker: float32 image - mean + shift", rate(in_worker, BATCH))
-    report(
-        "float32 to the device",
-        rate(lambda i: jax.block_until_ready(send(floats)), BATCH),
+    print_rate(
+        "in the worker: float32 image - mean + shift", measure_rate(in_worker, BATCH)
     )
-    report(
+    print_rate(
+        "float32 to the device",
+        measure_rate(lambda i: jax.block_until_ready(send(floats)), BATCH),
+    )
+    print_rate(
         "uint8 to the device",
-        rate(lambda i: jax.block_until_ready(send(images, shift)), BATCH),
+        measure_rate(lambda i: jax.block_until_ready(send(images, shift)), BATCH),
     )
     sent, sent_shift = send(images, shift)
-    report(
+    print_rate(
         "on the device: mean",
-        rate(lambda i: without_shift(sent).block_until_ready(), BATCH),
+        measure_rate(lambda i: without_shift(sent).block_until_ready(), BATCH),
     )
-    report(
+    print_rate(
         "on the device: mean and shift",
-        rate(lambda i: on_device(sent, sent_shift).block_until_ready(), BATCH),
+        measure_rate(lambda i: on_device(sent, sent_shift).block_until_ready(), BATCH),
     )
 
 

@@ -1,4 +1,4 @@
-"""Dense evaluation: buckets against one program for each shape.
+"""Compares dense evaluation in buckets with one program for each shape.
 
     PYTHONPATH=. python benchmarks/dense.py --photos DIR --data_dir ~/.cache/vgg_jax
 
@@ -24,7 +24,7 @@ from vgg_jax import ConvNet, create_model
 from vgg_jax.config import Config, DataConfig, EvaluationConfig, VGGConfig
 from vgg_jax.data.sources import Source, open_source
 from vgg_jax.data.transforms import decode, rescale
-from vgg_jax.data.whitening import preprocessing_of
+from vgg_jax.data.zca import preprocessing_of
 from vgg_jax.evaluation import protocols
 from vgg_jax.inference.forward import Network, Posteriors, apply
 from vgg_jax.tools.bucket_cost import ILSVRC, read_sizes
@@ -66,7 +66,7 @@ class Photographs:
 def one_program_a_shape(
     model: ConvNet, source: Source, config: Config, scale: int
 ) -> np.ndarray:
-    """Posteriors [N, num_classes], from batches of one shape each and no padding."""
+    """Returns posteriors [N, num_classes], from batches of one shape and no padding."""
     network = Network.from_model(model, preprocessing_of(config.data))
     images = [
         rescale(decode(source[i]["image"], model.in_channels, short_side=scale), scale)
@@ -75,30 +75,30 @@ def one_program_a_shape(
     members: dict[tuple[int, ...], list[int]] = {}
     for i, image in enumerate(images):
         members.setdefault(image.shape, []).append(i)
-    found = np.zeros((len(source), len(source.class_names)), np.float32)
+    posteriors = np.zeros((len(source), len(source.class_names)), np.float32)
     for shape, indices in members.items():
         size = min(config.evaluation.batch_size, len(indices))
         for start in range(0, len(indices), size):
-            rows = indices[start : start + size]
+            numbers = indices[start : start + size]
             batch = np.zeros((size, *shape), np.uint8)
-            batch[: len(rows)] = [images[i] for i in rows]
-            scores = network.run(Posteriors(), batch)
-            found[rows] = np.asarray(scores)[: len(rows)]
-    return found
+            batch[: len(numbers)] = [images[i] for i in numbers]
+            outputs = network.run(Posteriors(), batch)
+            posteriors[numbers] = np.asarray(outputs)[: len(numbers)]
+    return posteriors
 
 
 def buckets(model: ConvNet, source: Source, config: Config, scale: int) -> np.ndarray:
-    """Posteriors [N, num_classes] of the library's evaluator."""
+    """Returns posteriors [N, num_classes], from the library's evaluator."""
     return protocols.evaluate(
         model, source, config, protocol="dense", scales=(scale,)
     ).posteriors
 
 
-def compare(
+def compare_evaluators(
     name: str, model: ConvNet, source: Source, config: Config, scale: int
 ) -> None:
-    """Both evaluators twice; prints seconds, programs and the largest difference."""
-    found = {}
+    """Runs both evaluators twice; prints seconds, programs, the largest difference."""
+    posteriors = {}
     for evaluator in (
         one_program_a_shape,
         buckets,
@@ -106,7 +106,7 @@ def compare(
         seconds = []
         for _ in range(2):
             start = time.perf_counter()
-            found[evaluator] = evaluator(model, source, config, scale)
+            posteriors[evaluator] = evaluator(model, source, config, scale)
             seconds.append(time.perf_counter() - start)
         result = {
             "images": name,
@@ -119,7 +119,7 @@ def compare(
         }
         print(json.dumps(result), flush=True)
         apply.clear_cache()
-    difference = np.abs(found[buckets] - found[one_program_a_shape]).max()
+    difference = np.abs(posteriors[buckets] - posteriors[one_program_a_shape]).max()
     print(json.dumps({"images": name, "largest_difference": float(difference)}))
 
 
@@ -141,7 +141,7 @@ def main() -> None:
         config.data.data_dir = options.data_dir
         model = create_model(**dataclasses.asdict(config.model), rngs=nnx.Rngs(0))
         source = open_source(config.data, "test")
-        compare("Fashion-MNIST", model, source, config, config.data.crop)
+        compare_evaluators("Fashion-MNIST", model, source, config, config.data.crop)
     if options.photos:
         photographs = Photographs(options.photos, options.count)
         config = Config(
@@ -150,7 +150,7 @@ def main() -> None:
             evaluation=EvaluationConfig(batch_size=options.batch_size),
         )
         model = create_model(**dataclasses.asdict(config.model), rngs=nnx.Rngs(0))
-        compare("photographs", model, photographs, config, options.scale)
+        compare_evaluators("photographs", model, photographs, config, options.scale)
 
 
 if __name__ == "__main__":

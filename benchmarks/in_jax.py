@@ -1,4 +1,4 @@
-"""The JAX side of cpu.py: the program that train.py runs, for a name in cases.py."""
+"""Times JAX for cpu.py: the program that train.py runs, for a name in cases.py."""
 
 import sys
 
@@ -14,7 +14,7 @@ from vgg_jax.training.program import build_program
 
 
 def main(name: str, seconds: float) -> None:
-    """Serve the times of a case."""
+    """Answers requests for the times of a case's steps."""
     jax.config.update("jax_platforms", "cpu")
     prepare_jax()
     mesh = make_mesh()

@@ -1,4 +1,4 @@
-"""The PyTorch side of cpu.py: the same networks, written independently."""
+"""Times PyTorch for cpu.py: the same networks, written independently."""
 
 import json
 import os
@@ -14,10 +14,10 @@ CHANNELS = (64, 128, 256, 512, 512)
 
 
 class GlobalMean(nn.Module):
-    """The mean over space: [N, C, H, W] -> [N, C]."""
+    """A layer that averages over space."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As the class says."""
+        """Averages over space: [N, C, H, W] -> [N, C]."""
         return x.mean((2, 3))
 
 
@@ -34,7 +34,7 @@ def vgg(
     ceil_mode: bool,
     **_: object,
 ) -> nn.Sequential:
-    """As torchvision lays it out, with the options of vgg_jax.config.VGGConfig."""
+    """Makes a VGG as torchvision does, of the options of vgg_jax.config.VGGConfig."""
     name, _, norm = name.partition("_")
     layers: list[nn.Module] = []
     channels = in_channels
@@ -64,7 +64,7 @@ def vgg(
 def nin_tutorial(
     *, num_classes: int, in_channels: int, dropout: float, **_: object
 ) -> nn.Sequential:
-    """The tutorials' Network in Network."""
+    """Makes the tutorials' Network in Network."""
     layers: list[nn.Module] = []
     channels = in_channels
     for features, kernel, stride, padding in (
@@ -87,7 +87,7 @@ def nin_tutorial(
 
 
 def main(options: dict, side: int, batch_size: int, seconds: float) -> None:
-    """Serve the times of a network of these options."""
+    """Answers requests for the times of a network's steps."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     name = options.pop("name")
     if name == "nin_tutorial":

@@ -1,4 +1,4 @@
-"""From the start of train.py to its first step, without and with compiled programs.
+"""Times train.py up to its first step, without and with compiled programs.
 
 python benchmarks/start.py [--config FILE]
 """
@@ -14,8 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def seconds(config: str, workdir: Path, cache: Path) -> float:
-    """Until train.py prints the line of its first step."""
+def seconds_to_first_step(config: str, workdir: Path, cache: Path) -> float:
+    """Returns the seconds until train.py prints the line of its first step."""
     command = [sys.executable, "train.py", "--config", config, "--workdir", workdir]
     start = time.perf_counter()
     with subprocess.Popen(
@@ -28,23 +28,25 @@ def seconds(config: str, workdir: Path, cache: Path) -> float:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("step 1/"):
-                found = time.perf_counter() - start
+                elapsed = time.perf_counter() - start
                 process.kill()
-                return found
+                return elapsed
     sys.exit("train.py took no step; its error is above")
 
 
 def main() -> None:
-    """Print both times."""
+    """Prints both times."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="configs/fashion_mnist_vgg.py")
     config = parser.parse_args().config
     with tempfile.TemporaryDirectory() as folder:
         # Not counted: data that must be fetched, files that the system has not read.
-        seconds(config, Path(folder) / "warm", Path(folder) / "unused")
+        seconds_to_first_step(config, Path(folder) / "warm", Path(folder) / "unused")
         for name in ("first", "second"):
-            took = seconds(config, Path(folder) / name, Path(folder) / "cache")
-            print(f"{name} start: first step after {took:.1f} s", flush=True)
+            seconds = seconds_to_first_step(
+                config, Path(folder) / name, Path(folder) / "cache"
+            )
+            print(f"{name} start: first step after {seconds:.1f} s", flush=True)
 
 
 if __name__ == "__main__":

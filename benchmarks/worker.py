@@ -1,4 +1,4 @@
-"""A process that times steps when told to, one of the two sides of cpu.py."""
+"""Times steps when told to, in one of the two processes of cpu.py."""
 
 import json
 import sys
@@ -9,10 +9,11 @@ Steps = Mapping[str, Callable[[int], None]]  # "forward", "train": take so many 
 
 
 def serve(parameters: int, steps: Steps, seconds: float) -> None:
-    """Answer a line of JSON a request, until there are no more.
+    """Answers each request, a line of JSON, with one, until there are no more.
 
-    First says how many parameters the network has. A request is a name in `steps`; the
-    answer is the seconds a step takes, over as many steps as fill `seconds`.
+    The first line says how many parameters the network has. A request is a name in
+    `steps`; the answer is the seconds a step takes, over as many steps as fill
+    `seconds`.
     """
     _answer(parameters)
     counts: dict[str, int] = {}
@@ -20,11 +21,11 @@ def serve(parameters: int, steps: Steps, seconds: float) -> None:
         name = json.loads(line)
         if name not in counts:
             steps[name](1)  # compiles, fills caches
-            counts[name] = max(1, round(seconds / _timed(steps[name], 1)))
-        _answer(_timed(steps[name], counts[name]))
+            counts[name] = max(1, round(seconds / _seconds_a_step(steps[name], 1)))
+        _answer(_seconds_a_step(steps[name], counts[name]))
 
 
-def _timed(take: Callable[[int], None], count: int) -> float:
+def _seconds_a_step(take: Callable[[int], None], count: int) -> float:
     start = time.perf_counter()
     take(count)
     return (time.perf_counter() - start) / count

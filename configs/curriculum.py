@@ -5,7 +5,7 @@
 Eleven runs in runs/curriculum: all that tables 3 and 4 have but A-LRN, which is
 configs/vgg11_lrn.py. Stopped, the same command goes on. --config.NAME=VALUE holds for
 every run where all agree on a setting, such as --config.data.data_dir. Not run on
-ImageNet; the same order on small data is tested in tests/training/test_curriculum.py.
+ImageNet; the same order on small data is tested in tests/training/test_init_from.py.
 """
 
 from configs.imagenet import at_384, imagenet, jittered

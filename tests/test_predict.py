@@ -27,8 +27,7 @@ def classifier(model: ConvNet, config: Config) -> Classifier:
         model=model,
         class_names=NAMES,
         crop=config.data.crop,
-        mean=config.data.mean,
-        std=config.data.std,
+        normalization=Normalization(config.data.mean, config.data.std),
         scales=(32, 48),
         averaging="score_map",
     )
@@ -40,7 +39,7 @@ def picture(make_source: Callable) -> np.ndarray:
 
 
 def test_the_first_classes_and_their_map(
-    classifier: Classifier, picture: np.ndarray
+    classifier: Classifier, config: Config, picture: np.ndarray
 ) -> None:
     found = predict(classifier, picture, top=3)
     expected = np.asarray(
@@ -48,8 +47,8 @@ def test_the_first_classes_and_their_map(
             classifier.model,
             picture,
             classifier.scales,
-            mean=classifier.mean,
-            std=classifier.std,
+            mean=config.data.mean,
+            std=config.data.std,
         )
     )
     order = np.argsort(-expected)[:3]
@@ -63,7 +62,7 @@ def test_the_first_classes_and_their_map(
         picture,
         int(order[0]),
         classifier.crop,
-        Normalization(classifier.mean, classifier.std),
+        classifier.normalization,
     )
     np.testing.assert_array_equal(found.heat.scores, heat.scores)
     assert len(predict(classifier, picture, top=99).classes) == len(NAMES)
@@ -114,7 +113,8 @@ def test_a_run(
     write_class_names(tmp_path, NAMES)
     found = load_run(tmp_path)  # the data, /nowhere, is not needed
     assert found.class_names == NAMES
-    assert (found.mean, found.scales) == (config.data.mean, config.evaluation.scales)
+    assert found.normalization == Normalization(config.data.mean, config.data.std)
+    assert found.scales == config.evaluation.scales
     # A run from before the names were kept asks its data.
     (tmp_path / "class_names.json").unlink()
     source = dataclasses.replace(make_source([(8, 8)]), class_names=("x",) * 7)

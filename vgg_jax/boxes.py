@@ -1,4 +1,4 @@
-"""Boxes as appendix A of arXiv:1409.1556 has them: center, width and height.
+"""The geometry of boxes given by center, width and height (appendix A).
 
 A box is the last axis of an array, [..., 4]: (x, y, width, height) with x to the right
 and y down. In pixels x and y are distances from the image's upper left corner, so that
@@ -21,12 +21,15 @@ RIGHT_IOU = 0.5
 
 
 def window(top: float, left: float, height: float, width: float) -> np.ndarray:
-    """The box of an image or of a crop, from its corner and sides in pixels: [4]."""
+    """Makes the box [4] of an image or a crop from its corner and sides, in pixels."""
     return np.array([left + width / 2, top + height / 2, width, height])
 
 
 def relative_to(window: Boxes, boxes: Boxes) -> Any:
-    """Boxes as the window sees them; both [..., 4] in the same coordinates."""
+    """Returns boxes in the coordinates of a window that they are seen from.
+
+    Both are [..., 4], given in the same coordinates.
+    """
     xp = _namespace(window, boxes)
     sides = window[..., 2:]
     centers = (boxes[..., :2] - window[..., :2]) / sides
@@ -34,7 +37,10 @@ def relative_to(window: Boxes, boxes: Boxes) -> Any:
 
 
 def seen_from(window: Boxes, boxes: Boxes) -> Any:
-    """The inverse of `relative_to`: what the window sees, in its own coordinates."""
+    """Returns boxes, given relative to a window, in the window's own coordinates.
+
+    Both are [..., 4]. It undoes `relative_to`.
+    """
     xp = _namespace(window, boxes)
     sides = window[..., 2:]
     centers = window[..., :2] + boxes[..., :2] * sides
@@ -42,12 +48,12 @@ def seen_from(window: Boxes, boxes: Boxes) -> Any:
 
 
 def mirror(boxes: Boxes) -> Any:
-    """Boxes relative to a window that is flipped left to right."""
+    """Flips boxes [..., 4] left to right, relative to a window that is flipped too."""
     return boxes * np.array([-1, 1, 1, 1], boxes.dtype)
 
 
 def intersection(a: Boxes, b: Boxes) -> Any:
-    """The area that two boxes share, [..., 4] x [..., 4] -> [...].
+    """Returns the area that two boxes share, [..., 4] x [..., 4] -> [...].
 
     A side below zero counts as zero.
     """
@@ -59,14 +65,14 @@ def intersection(a: Boxes, b: Boxes) -> Any:
 
 
 def area(boxes: Boxes) -> Any:
-    """[..., 4] -> [...]; a side below zero counts as zero."""
+    """Computes areas, [..., 4] -> [...]; a side below zero counts as zero."""
     return boxes[..., 2:].clip(0).prod(-1)
 
 
 def iou(a: Boxes, b: Boxes) -> Any:
-    """Intersection over union, [..., 4] x [..., 4] -> [...] in [0, 1].
+    """Returns the intersection over union, [..., 4] x [..., 4] -> [...] in [0, 1].
 
-    0 where both are empty; a box that is not numbers has no overlap with any.
+    It is 0 where both are empty; a box that is not numbers has no overlap with any.
     """
     xp = _namespace(a, b)
     shared = intersection(a, b)
@@ -75,7 +81,7 @@ def iou(a: Boxes, b: Boxes) -> Any:
 
 
 def class_boxes(outputs: jax.Array, classes: jax.Array) -> jax.Array:
-    """The boxes that a network predicts for some classes.
+    """Picks the boxes that a network predicts for some classes.
 
     outputs [..., 4 * num_classes], classes int [..., k] -> [..., k, 4]. Outputs of
     single-class regression, [..., 4], are the box of every class.
@@ -87,5 +93,5 @@ def class_boxes(outputs: jax.Array, classes: jax.Array) -> jax.Array:
 
 
 def _namespace(*arrays: Boxes) -> Any:
-    """NumPy, or JAX's twin of it where one of the arrays is JAX's."""
+    """Returns NumPy, or jax.numpy where one of the arrays is of JAX."""
     return jax.numpy if any(isinstance(a, jax.Array) for a in arrays) else np

@@ -1,4 +1,4 @@
-"""How the scripts run JAX: memory that stays, and compiled programs kept on disk."""
+"""Sets JAX up as the scripts run it: memory stays, compiled programs are kept."""
 
 import ctypes
 import os
@@ -9,26 +9,29 @@ import jax
 
 CACHE = "~/.cache/vgg_jax/compiled"
 
-# Of glibc's mallopt.
+# The parameters of glibc's mallopt that are set.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def prepare_jax() -> None:
-    """All of this module; call it before JAX has started. See docs/performance.md."""
+    """Keeps memory and compiled programs; must be called before JAX has started.
+
+    See docs/performance.md.
+    """
     keep_memory()
     cache_compilations()
 
 
 def keep_memory() -> None:
-    """Let the process keep what it frees, on Linux with glibc.
+    """Lets the process keep the memory that it frees, on Linux with glibc.
 
     XLA allocates a program's memory anew every time that it runs. As glibc is, a large
     block comes from the system and goes back, and every page of it is cleared when it
     is next touched: on CPU a good part of a training step. glibc's own environment
     variables take precedence.
     """
-    chosen = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
-    if chosen or not sys.platform.startswith("linux"):
+    is_set = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
+    if is_set or not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is not None:
@@ -38,7 +41,7 @@ def keep_memory() -> None:
 
 
 def cache_compilations() -> None:
-    """Keep what JAX compiles in `CACHE`; a directory that the user chose stays.
+    """Keeps what JAX compiles in `CACHE`, unless the user chose another directory.
 
     JAX's own switch is the environment variable JAX_COMPILATION_CACHE_DIR; set to the
     empty string it keeps nothing.

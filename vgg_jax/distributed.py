@@ -1,4 +1,4 @@
-"""Several hosts and all of their devices as one machine.
+"""Makes one machine of several hosts and all of their devices.
 
 Each host runs the same script. One mesh has all devices, and its axis "data" shares the
 rows of a batch out over them.
@@ -25,15 +25,15 @@ HEARTBEAT_SECONDS = 30
 
 
 def join() -> None:
-    """Meet the other hosts, if this one belongs to several; before JAX has started.
+    """Meets the other hosts, if this one belongs to several.
 
-    JAX knows the hosts of a Cloud TPU pod and the tasks of Slurm and of Open MPI.
-    Others say it by environment variables, `COORDINATOR`: where host 0 is (HOST:PORT),
-    how many hosts there are, and which one this is, from 0. Only host 0 goes on
-    printing.
+    It must be called before JAX has started. JAX knows the hosts of a Cloud TPU pod and
+    the tasks of Slurm and of Open MPI. Others are told by the environment variables
+    `COORDINATOR`: where host 0 is (HOST:PORT), how many hosts there are, and which one
+    this is, from 0. Only host 0 goes on printing.
 
     Raises:
-        ValueError: some of `COORDINATOR` are set and some are not.
+        ValueError: some of the variables `COORDINATOR` are set and some are not.
         RuntimeError: the other hosts did not come.
     """
     given = [os.environ.get(name) for name in COORDINATOR]
@@ -73,9 +73,9 @@ def several() -> bool:
 
 
 def abandon(code: int) -> None:
-    """End this process at once where others wait for it; else return.
+    """Ends this process at once if other hosts wait for it; otherwise does nothing.
 
-    They would wait in the middle of a step, and a clean exit waits for them.
+    The others would wait in the middle of a step, and a clean exit would wait for them.
     """
     if several():
         sys.stdout.flush()
@@ -91,12 +91,13 @@ def _launched_as_several(environment: Mapping[str, str]) -> bool:
 
 
 def _is_tpu_vm() -> bool:
+    """Whether this machine has TPU chips and the library for them."""
     chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
     return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A one-axis mesh of these devices, by default all of every host."""
+    """Makes a one-axis mesh of these devices, by default of all that all hosts have."""
     devices = jax.devices() if devices is None else list(devices)
     return jax.make_mesh(
         (len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices
@@ -104,25 +105,25 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device."""
+    """Returns the sharding that puts a whole copy on every device of a mesh."""
     return NamedSharding(mesh, P())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over the devices."""
+    """Returns the sharding that shares an array's rows out over a mesh's devices."""
     return NamedSharding(mesh, P(DATA))
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """The same arrays, whole on every device."""
+    """Puts whole copies of a tree's arrays on every device of a mesh."""
     return jax.device_put(tree, replicated(mesh))
 
 
 def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows of a batch as global arrays, rows over the devices.
+    """Makes arrays over all devices of a mesh from this process's rows of a batch.
 
     Raises:
-        ValueError: the rows do not divide over this process's devices.
+        ValueError: this process's devices cannot share the rows evenly.
     """
     local = len(mesh.local_devices)
     for name, rows in batch.items():

@@ -1,4 +1,4 @@
-"""The classes of pictures from anywhere, and where in each the first one is seen."""
+"""Names the classes of pictures from anywhere, and shows where the first is seen."""
 
 import dataclasses
 import sys
@@ -10,11 +10,13 @@ import numpy as np
 from vgg_jax.console import short_names
 from vgg_jax.data.sources import open_source
 from vgg_jax.data.transforms import CorruptImage, decode
-from vgg_jax.inference.dense import dense_posteriors
+from vgg_jax.data.zca import preprocessing_of
+from vgg_jax.inference.dense import image_posteriors
+from vgg_jax.inference.forward import Network
 from vgg_jax.models import ConvNet
-from vgg_jax.preprocessing import Normalization
+from vgg_jax.preprocessing import Preprocessing
 from vgg_jax.report.figures import draw_heat
-from vgg_jax.report.heat import ScoreMap, heat_map
+from vgg_jax.report.heat import HeatMap, heat_map
 from vgg_jax.training.checkpoint import check_classifies, restore_model
 from vgg_jax.training.workdir import read_class_names
 
@@ -25,19 +27,17 @@ class Classifier:
 
     Args:
         model: the network.
-        class_names: of its outputs.
+        class_names: the names of its outputs, in their order.
         crop: side of its training crop, in pixels.
-        mean: subtracted from pixels 0-255, one value a channel.
-        std: divides them after that.
-        scales: short sides Q that posteriors are averaged over.
+        normalization: what is done to pixels 0-255 before the network sees them.
+        scales: short sides Q that posteriors are averaged over, in pixels.
         averaging: "score_map" or "posteriors"; see `dense_posteriors`.
     """
 
     model: ConvNet
     class_names: tuple[str, ...]
     crop: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    normalization: Preprocessing
     scales: tuple[int, ...]
     averaging: str
 
@@ -47,26 +47,26 @@ class Prediction:
     """The most probable classes of a picture, highest first.
 
     Args:
-        classes: their names.
-        posteriors: of each.
-        heat: the heat map of the first.
+        classes: the names of the classes.
+        posteriors: the probability of each.
+        heat: the heat map of the first class.
     """
 
     classes: tuple[str, ...]
     posteriors: tuple[float, ...]
-    heat: ScoreMap
+    heat: HeatMap
 
 
 def load_run(workdir: Path | str) -> Classifier:
-    """The best checkpoint of a training run.
+    """Loads the best checkpoint of a training run.
 
-    Class names are those that the run kept. One from before they were kept needs its
-    data.
+    Class names are those that the run kept; a run from before they were kept is asked
+    for its data.
 
     Raises:
-        FileNotFoundError: no run or no checkpoint there.
-        ValueError: a checkpoint or class names that cannot be read, or a network that
-            predicts boxes or wants whitened images.
+        FileNotFoundError: the folder has no run or no checkpoint.
+        ValueError: the checkpoint or the class names cannot be read, or the network
+            predicts boxes or was trained on whitened images.
     """
     model, config, _ = restore_model(workdir)
     check_classifies(config, workdir)
@@ -88,42 +88,38 @@ def load_run(workdir: Path | str) -> Classifier:
         model=model,
         class_names=names,
         crop=config.data.crop,
-        mean=tuple(config.data.mean),
-        std=tuple(config.data.std),
+        normalization=preprocessing_of(config.data),
         scales=tuple(config.evaluation.scales),
         averaging=config.evaluation.averaging,
     )
 
 
 def predict(classifier: Classifier, image: np.ndarray, *, top: int = 5) -> Prediction:
-    """Dense evaluation of one picture of any size (section 3.2): uint8 [H, W, C].
+    """Returns the `top` most probable classes of a picture, by dense evaluation.
 
-    The heat map is of the whole picture, near the scale of training.
+    The picture, uint8 [H, W, C], may have any size (section 3.2). The heat map is of
+    the whole picture, near the scale of training.
 
     Raises:
-        ValueError: another kind of array, or a scale too small for the network.
+        ValueError: the picture is another kind of array, or a scale is too small for
+            the network.
     """
-    of = classifier
-    found = np.asarray(
-        dense_posteriors(
-            of.model,
-            image,
-            of.scales,
-            mean=of.mean,
-            std=of.std,
-            averaging=of.averaging,
+    network = Network.from_model(classifier.model, classifier.normalization)
+    posteriors = np.asarray(
+        image_posteriors(
+            network, image, classifier.scales, averaging=classifier.averaging
         )
     )
-    best = np.argsort(-found, kind="stable")[:top]
+    labels = np.argsort(-posteriors, kind="stable")[:top]
     return Prediction(
-        classes=tuple(of.class_names[label] for label in best),
-        posteriors=tuple(found[best].tolist()),
+        classes=tuple(classifier.class_names[label] for label in labels),
+        posteriors=tuple(posteriors[labels].tolist()),
         heat=heat_map(
-            of.model,
+            classifier.model,
             image,
-            int(best[0]),
-            of.crop,
-            Normalization(of.mean, of.std),
+            int(labels[0]),
+            classifier.crop,
+            classifier.normalization,
         ),
     )
 
@@ -136,11 +132,11 @@ def predict_files(
     Args:
         classifier: the network.
         files: the pictures.
-        output: the folder; it is made where it is missing.
+        output: the folder for the heat maps; it is made where it is missing.
         top: how many classes to print.
 
     Returns:
-        How many could not be read; each is named on stderr.
+        How many pictures could not be read; each is named on stderr.
     """
     output.mkdir(parents=True, exist_ok=True)
     files = list(dict.fromkeys(path.resolve() for path in files))

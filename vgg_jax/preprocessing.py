@@ -14,7 +14,7 @@ from vgg_jax.config import IMAGENET_MEAN
 class Preprocessing(Protocol):
     """What is done to images on the device: a hashable value, so programs are kept.
 
-    `Normalization` is one, `vgg_jax.data.whitening.Whitening` another.
+    `Normalization` is one, `vgg_jax.data.zca.Whitening` another.
     """
 
     @property

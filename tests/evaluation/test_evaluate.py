@@ -11,7 +11,7 @@ from flax import nnx
 
 from vgg_jax.config import Config, LocalizationConfig
 from vgg_jax.evaluation import evaluate as run
-from vgg_jax.evaluation.evaluate import candidate, planned_rows, run_evaluation
+from vgg_jax.evaluation.evaluate import make_candidate, planned_rows, run_evaluation
 from vgg_jax.evaluation.predictions import confusion_matrix, fuse, top_k_error
 from vgg_jax.evaluation.protocols import evaluate
 from vgg_jax.evaluation.results import Result
@@ -353,11 +353,11 @@ def test_a_network_sees_images_as_in_its_training(
         config.evaluation, scales=(40,), center_scale=40, batch_size=3
     )
     theirs = dataclasses.replace(config, data=data, evaluation=evaluation)
-    same = candidate(model, theirs, config, 1, "run", tmp_path).config
+    same = make_candidate(model, theirs, config, 1, "run", tmp_path).config
     assert same.data == data
     assert same.evaluation == config.evaluation
     setattr(data, size, 40)
-    found = candidate(model, theirs, config, 1, "run", tmp_path).config
+    found = make_candidate(model, theirs, config, 1, "run", tmp_path).config
     assert found.data.crop == data.crop
     assert (found.evaluation.scales, found.evaluation.center_scale) == ((40,), 40)
     assert found.evaluation.batch_size == config.evaluation.batch_size
@@ -371,4 +371,4 @@ def test_a_network_of_boxes_is_sent_to_its_own_command(
         lambda: create_model(**dataclasses.asdict(config.model), rngs=nnx.Rngs(0))
     )
     with pytest.raises(ValueError, match=r"predicts boxes.* vgg_jax\.localization"):
-        candidate(model, boxes, config, 1, "run", tmp_path)
+        make_candidate(model, boxes, config, 1, "run", tmp_path)

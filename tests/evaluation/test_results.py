@@ -13,7 +13,7 @@ from vgg_jax.evaluation.results import (
     TrainedNetwork,
     format_table,
     make_result,
-    write_json,
+    write_results,
 )
 
 
@@ -67,7 +67,7 @@ def test_table() -> None:
 
 def test_json(tmp_path: Path) -> None:
     path = tmp_path / "eval.json"
-    write_json(path, [make()])
+    write_results(path, [make()])
     record = json.loads(path.read_text())
     (row,) = record["results"]
     assert record["version"] == 1
@@ -94,7 +94,7 @@ def test_json_grows_by_row_and_replaces_the_same(tmp_path: Path) -> None:
     def rows() -> list[dict]:
         return json.loads(path.read_text())["results"]
 
-    write_json(path, [make()])
+    write_results(path, [make()])
     others = [
         make(protocol="center"),
         make(scales=(256,)),
@@ -103,9 +103,9 @@ def test_json_grows_by_row_and_replaces_the_same(tmp_path: Path) -> None:
         make(runs=("vgg16", "vgg19")),
     ]
     for i, other in enumerate(others):
-        write_json(path, [other])
+        write_results(path, [other])
         assert len(rows()) == i + 2
-    write_json(path, [make(wrong=9)])
+    write_results(path, [make(wrong=9)])
     assert len(rows()) == 6
     assert rows()[0]["top1_error"] == pytest.approx(9 / 39)
 
@@ -115,5 +115,5 @@ def test_a_file_that_is_not_ours_is_left_alone(tmp_path: Path, text: str) -> Non
     path = tmp_path / "eval.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"eval\.json.* move it away"):
-        write_json(path, [make()])
+        write_results(path, [make()])
     assert path.read_text() == text

@@ -10,7 +10,7 @@ from flax import nnx
 from tests.models import drawn
 from vgg_jax.config import Config, DataConfig, EvaluationConfig, VGGConfig
 from vgg_jax.data.base import Example, Source, Subset
-from vgg_jax.features.collection import collect
+from vgg_jax.features.collection import collect_activations
 
 
 class Pictures:
@@ -35,7 +35,7 @@ def test_what_is_kept_is_found_by_its_picture(tmp_path: Path) -> None:
     )
 
     def values(folder: str, source: Source, config: Config) -> np.ndarray:
-        (found,), labels = collect(
+        (found,), labels = collect_activations(
             model,
             source,
             config,

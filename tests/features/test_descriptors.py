@@ -8,7 +8,7 @@ from flax import nnx
 import vgg_jax
 from tests.models import drawn
 from vgg_jax.data.transforms import rescale
-from vgg_jax.features.descriptors import combine, last_hidden
+from vgg_jax.features.descriptors import combine_scales, last_hidden
 from vgg_jax.inference.forward import Network, Pooled
 from vgg_jax.models import ConvNet
 from vgg_jax.preprocessing import Normalization
@@ -101,5 +101,5 @@ def test_padding_changes_nothing() -> None:
 
 
 def test_a_descriptor_of_zeros_stays_one() -> None:
-    found = combine([np.float32([[0, 0], [3, 4]])], "mean")
+    found = combine_scales([np.float32([[0, 0], [3, 4]])], "mean")
     np.testing.assert_allclose(found, [[0, 0], [0.6, 0.8]], rtol=1e-6)

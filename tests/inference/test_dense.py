@@ -11,7 +11,7 @@ import pytest
 
 from vgg_jax.data.transforms import rescale
 from vgg_jax.inference.dense import dense_posteriors
-from vgg_jax.inference.forward import Posteriors, apply, mirror
+from vgg_jax.inference.forward import Posteriors, apply, mirror_images
 from vgg_jax.models import ConvNet
 
 
@@ -148,7 +148,7 @@ def test_images_of_several_sizes_share_a_batch(
 
 def test_a_mirror_image_is_within_its_width(images: np.ndarray) -> None:
     sizes = [(96, 128), (71, 90), (96, 33)]
-    found = mirror(*map(jnp.asarray, sized_batch(images, sizes)))
+    found = mirror_images(*map(jnp.asarray, sized_batch(images, sizes)))
     for row, image, (h, w) in zip(found, images, sizes, strict=True):
         np.testing.assert_array_equal(row[:h, :w], image[:h, :w][:, ::-1])
 

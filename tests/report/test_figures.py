@@ -24,7 +24,7 @@ from vgg_jax.report.figures import (
     read_metrics,
 )
 from vgg_jax.report.gallery import choose_examples, make_gallery
-from vgg_jax.report.heat import ScoreMap, enlarge, explain, overlay
+from vgg_jax.report.heat import HeatMap, enlarge, explain, overlay
 
 LINES = [
     {
@@ -146,7 +146,7 @@ def test_picture_of_a_heat_map(tmp_path: Path, shape: tuple[int, int, int]) -> N
     height, width, _ = shape
     image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     scores = np.random.default_rng(1).normal(size=(7, 9)).astype(np.float32)
-    heat = ScoreMap(image, scores, (-0.5, width - 0.5, height - 0.5, -0.5), 4)
+    heat = HeatMap(image, scores, (-0.5, width - 0.5, height - 0.5, -0.5), 4)
     figure = heat_figure(heat, 16, "$a_b$ & co", 0.875)
     picture, map_, bar = figure.axes
     shown = enlarge(heat)

@@ -10,7 +10,7 @@ import pytest
 
 from vgg_jax.config import Config
 from vgg_jax.data.transforms import center_crop, rescale
-from vgg_jax.data.whitening import preprocessing_of
+from vgg_jax.data.zca import preprocessing_of
 from vgg_jax.evaluation.predictions import Predictions
 from vgg_jax.models import ConvNet
 from vgg_jax.report.gallery import (

@@ -13,7 +13,7 @@ import vgg_jax
 from tests.models.drawn import network
 from vgg_jax.config import Config
 from vgg_jax.data.transforms import rescale
-from vgg_jax.data.whitening import preprocessing_of
+from vgg_jax.data.zca import preprocessing_of
 from vgg_jax.inference.forward import MapHead, Network
 from vgg_jax.inference.tiling import tiled_map
 from vgg_jax.models import ConvNet
@@ -25,7 +25,7 @@ from vgg_jax.report.heat import (
     CELLS,
     PLACES,
     SHOWN,
-    ScoreMap,
+    HeatMap,
     enlarge,
     explain,
     heat_map,
@@ -144,10 +144,10 @@ def test_a_fine_map_is_that_of_scores_near_the_training_scale() -> None:
 
 def test_a_sentence_says_which_of_the_two_it_is() -> None:
     image = np.zeros((32, 48, 1), np.uint8)
-    hidden = ScoreMap(image, np.zeros((12, 18)), (-0.5, 47.5, 31.5, -0.5), 8)
+    hidden = HeatMap(image, np.zeros((12, 18)), (-0.5, 47.5, 31.5, -0.5), 8)
     text = explain(hidden, 32)
     assert "hiding a square of 8 pixels" in text and "48 x 32 pixels" in text
-    text = explain(ScoreMap(image, np.zeros((7, 9)), (0, 48, 32, 0)), 16)
+    text = explain(HeatMap(image, np.zeros((7, 9)), (0, 48, 32, 0)), 16)
     assert (
         "score is highest, in 9 x 7 cells" in text
         and "2 times its training crop" in text
@@ -159,14 +159,14 @@ def test_a_small_image_is_enlarged_with_its_map() -> None:
     scores[1, 2] = 3
     image = np.zeros((16, 32, 1), np.uint8)
     image[12, 20] = 255  # the center of the map's cell (1, 2)
-    shown = enlarge(ScoreMap(image, scores, (-0.5, 31.5, 15.5, -0.5)))
+    shown = enlarge(HeatMap(image, scores, (-0.5, 31.5, 15.5, -0.5)))
     assert shown.image.shape == (SHOWN, 2 * SHOWN, 1)
     brightest = np.unravel_index(shown.image.argmax(), shown.image.shape)[:2]
     hottest = np.unravel_index(
         overlay(shown)[..., 0].argmax(), overlay(shown).shape[:2]
     )
     assert np.abs(np.subtract(brightest, hottest)).max() <= SHOWN / 16
-    large = ScoreMap(np.zeros((300, 300, 1), np.uint8), scores, (0, 300, 300, 0))
+    large = HeatMap(np.zeros((300, 300, 1), np.uint8), scores, (0, 300, 300, 0))
     assert enlarge(large) is large
 
 
@@ -240,13 +240,13 @@ def test_overlay() -> None:
     scores = np.zeros((2, 4), np.float32)
     scores[1, 2] = 3
     image = np.full((40, 80, 3), 100, np.uint8)
-    found = overlay(ScoreMap(image, scores, (0, 80, 40, 0)))
+    found = overlay(HeatMap(image, scores, (0, 80, 40, 0)))
     assert found.shape == (40, 80, 3) and found.dtype == np.uint8
     red = found[..., 0].astype(int)
     assert np.unravel_index(red.argmax(), red.shape) == (30, 50)
     assert red[30, 50] > red[30, 40] > red[30, 30] == red[0, 0]
     # A map of one height still has a picture.
-    flat = overlay(ScoreMap(image[..., :1], scores * 0, (0, 80, 40, 0)))
+    flat = overlay(HeatMap(image[..., :1], scores * 0, (0, 80, 40, 0)))
     assert flat.shape == (40, 80, 3) and flat.std(axis=(0, 1)).max() == 0
 
 
@@ -272,6 +272,6 @@ def test_a_long_image_goes_through_in_tiles(
 def test_an_overlay_wider_than_opencv_maps() -> None:
     scores = np.array([[0, 0, 3, 0]], np.float32)
     image = np.zeros((4, 40_000, 1), np.uint8)
-    found = overlay(ScoreMap(image, scores, (0, 40_000, 4, 0)))
+    found = overlay(HeatMap(image, scores, (0, 40_000, 4, 0)))
     assert found.shape == (4, 40_000, 3)
     assert abs(int(found[0, :, 0].argmax()) - 25_000) < 500

@@ -19,14 +19,14 @@ from vgg_jax.evaluation.results import (
     Result,
     TrainedNetwork,
     make_result,
-    read_json,
-    write_json,
+    read_results,
+    write_results,
 )
 from vgg_jax.report import __main__ as report
 from vgg_jax.report import paper_tables
 from vgg_jax.report.artifacts import write_artifacts
 from vgg_jax.report.gallery import Example, Gallery, load_gallery
-from vgg_jax.report.heat import ScoreMap, enlarge
+from vgg_jax.report.heat import HeatMap, enlarge
 from vgg_jax.report.paper_tables import Json, compare, is_the_papers
 from vgg_jax.training.workdir import claim
 
@@ -131,7 +131,7 @@ def workdir(
         class_names=source.class_names,
         skipped=(),
     )
-    write_json(folder / "eval.json", [found])
+    write_results(folder / "eval.json", [found])
     write_artifacts(
         Evaluation(
             results=[found],
@@ -164,7 +164,7 @@ def test_the_page_has_everything_and_needs_nothing(
     kinds = [source.partition(";")[0] for source in found.sources]
     assert kinds.count("data:image/svg+xml") == 2  # curves, confusion matrix
     assert kinds.count("data:image/jpeg") == 2 * 12
-    (row,) = read_json(workdir / "eval.json")
+    (row,) = read_results(workdir / "eval.json")
     assert "classes: a <run> & more: dense at Q = 32, 48." in whole
     assert "No confusion matrix" not in whole
     top1 = f"{100 * row['top1_error']:.2f}"
@@ -195,7 +195,7 @@ def evil(config: Config, tmp_path: Path) -> report.Run:
     """A run whose name, classes, files, data and protocol want to be HTML."""
     names = (EVIL, EVIL + "2")
     image = np.zeros((8, 8, 3), np.uint8)
-    heat = ScoreMap(image, np.zeros((2, 2), np.float32), (-0.5, 7.5, 7.5, -0.5), 2)
+    heat = HeatMap(image, np.zeros((2, 2), np.float32), (-0.5, 7.5, 7.5, -0.5), 2)
     gallery = Gallery(
         title=EVIL,
         class_names=names,
@@ -205,8 +205,8 @@ def evil(config: Config, tmp_path: Path) -> report.Run:
         maps=(heat, heat),
     )
     row = dataclasses.replace(result(("vgg16",), "dense", (256,)), protocol=EVIL)
-    write_json(tmp_path / "eval.json", [row])
-    (row,) = read_json(tmp_path / "eval.json")
+    write_results(tmp_path / "eval.json", [row])
+    (row,) = read_results(tmp_path / "eval.json")
     row["networks"][0]["run"] = EVIL
     return report.Run(
         name=EVIL,
@@ -350,8 +350,8 @@ def test_errors_are_one_line(
 
 def rows_of(results: list[Result], tmp_path: Path) -> list[list[str]]:
     """The paper's tables as lists of cells, with a header each."""
-    write_json(tmp_path / "eval.json", results)
-    tables = compare(read_json(tmp_path / "eval.json"))
+    write_results(tmp_path / "eval.json", results)
+    tables = compare(read_results(tmp_path / "eval.json"))
     return [
         cells
         for rows in tables.values()

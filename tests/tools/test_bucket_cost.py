@@ -20,7 +20,7 @@ from vgg_jax.tools.bucket_cost import (
     LONGEST,
     best_ratios,
     main,
-    measure,
+    measure_cost,
     read_sizes,
 )
 
@@ -53,7 +53,7 @@ def test_a_bucket_holds_every_image_up_to_its_ratio(scale: int) -> None:
 
 def test_the_promise_for_imagenet(vgg16: ConvNet) -> None:
     sizes = read_sizes(ILSVRC)
-    costs = [measure(vgg16, sizes, BUCKET_RATIOS, scale) for scale in SCALES]
+    costs = [measure_cost(vgg16, sizes, BUCKET_RATIOS, scale) for scale in SCALES]
     assert all(cost.images == sizes.total() == 10_000 for cost in costs)
     assert sum(cost.shapes for cost in costs) > 400
     assert any(cost.tiled for cost in costs)
@@ -73,7 +73,7 @@ def test_the_default_is_nearly_the_best(vgg16: ConvNet) -> None:
 
 def test_costs_of_a_few_images(vgg16: ConvNet) -> None:
     sizes = Counter({(300, 400): 3, (300, 390): 2, (400, 300): 1, (300, 1500): 1})
-    cost = measure(vgg16, sizes, (4 / 3, 2.0), 256)
+    cost = measure_cost(vgg16, sizes, (4 / 3, 2.0), 256)
     one = {
         shape: summary(vgg16, shape).multiply_adds
         for shape in [(256, 341), (256, 333), (341, 256), (256, 1280), (256, 342)]
@@ -107,7 +107,7 @@ def test_the_best_ratios_are_the_best_of_all(vgg16: ConvNet) -> None:
         found = best_ratios(vgg16, sizes, count, (256, 300))
 
         def cost(ratios: tuple[float, ...]) -> int:
-            scales = [measure(vgg16, sizes, ratios, scale) for scale in (256, 300)]
+            scales = [measure_cost(vgg16, sizes, ratios, scale) for scale in (256, 300)]
             if any(c.tiled for c in scales):
                 return 10**30
             return sum(c.computed for c in scales)

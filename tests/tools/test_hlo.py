@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vgg_jax.tools.hlo import Collective, Operation, costs, source_name
+from vgg_jax.tools.hlo import Collective, Operation, program_costs, source_name
 
 DATA = Path(__file__).parent / "data"
 
@@ -19,7 +19,7 @@ def read(name: str) -> str:
 
 
 def test_operations_by_cycles_under_their_layers_names() -> None:
-    found = costs(read("train_step.txt"))
+    found = program_costs(read("train_step.txt"))
     assert [(o.source, o.result, o.cycles) for o in found.operations] == [
         (
             "conv1_2/conv_general_dilated",
@@ -34,17 +34,19 @@ def test_operations_by_cycles_under_their_layers_names() -> None:
 
 def test_bytes_of_collectives() -> None:
     weights = 2 * 7 * 7 * 512 * 4096
-    (found,) = costs(read("train_step.txt")).collectives
+    (found,) = program_costs(read("train_step.txt")).collectives
     assert found == Collective("all-reduce", 2, weights + 4 * 4)
 
 
 def test_what_has_no_estimate_is_named_if_it_is_large() -> None:
-    assert costs(read("train_step.txt")).without_estimate == {"select-and-scatter": 1}
-    assert costs(SHARDED).without_estimate == {}
+    assert program_costs(read("train_step.txt")).without_estimate == {
+        "select-and-scatter": 1
+    }
+    assert program_costs(SHARDED).without_estimate == {}
 
 
 def test_a_loop_counts_every_turn() -> None:
-    found = costs(read("scan.txt"))
+    found = program_costs(read("scan.txt"))
     assert found.operations == (
         Operation("convert.1", "bf16[6,1024,1024]", 189600, 1),
         Operation("dot_general", "f32[1024]", 6 * 21340, 6),
@@ -61,7 +63,7 @@ def test_a_loop_counts_every_turn() -> None:
 def test_a_loop_of_unknown_turns_counts_once_and_is_reported(
     known: str, unknown: str
 ) -> None:
-    found = costs(read("scan.txt").replace(known, unknown))
+    found = program_costs(read("scan.txt").replace(known, unknown))
     assert found.unknown_loops == 1
     assert found.cycles == 189600 + 21340 + 31680 + 1832
 
@@ -91,7 +93,7 @@ ENTRY %main (a: f32[16,4]) -> f32[8] {
 
 
 def test_collectives_that_run_beside_others_or_inside_fusions_count_once() -> None:
-    assert costs(SHARDED).collectives == (
+    assert program_costs(SHARDED).collectives == (
         Collective("all-reduce", 1, 4 * 8),
         Collective("all-gather", 1, 4 * 16 * 4),
         Collective("reduce-scatter", 1, 4 * 16 * 4),
@@ -120,4 +122,4 @@ def test_source_names(op_name: str, expected: str) -> None:
 
 def test_text_that_is_no_program() -> None:
     with pytest.raises(ValueError, match="found no ENTRY"):
-        costs("HloModule empty")
+        program_costs("HloModule empty")

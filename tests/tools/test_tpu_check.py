@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vgg_jax.config import Config, DataConfig, VGGConfig
-from vgg_jax.tools.tpu_check import advice, topology_mesh
+from vgg_jax.tools.tpu_check import memory_advice, topology_mesh
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,7 +51,7 @@ def test_without_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_advice_names_what_is_not_done_yet() -> None:
-    assert list(advice(config(), "train_step", 8)) == [
+    assert list(memory_advice(config(), "train_step", 8)) == [
         "--config.model.dtype=bfloat16",
         "--config.remat=True",
         "--config.shard_fc=True",
@@ -60,10 +60,10 @@ def test_advice_names_what_is_not_done_yet() -> None:
     ]
     done = config(remat=True, shard_fc=True, accumulate_steps=32)
     done.model.dtype = "bfloat16"
-    assert list(advice(done, "train_step", 8)) == [
+    assert list(memory_advice(done, "train_step", 8)) == [
         "--config.batch_size=128, or smaller, or more chips"
     ]
-    assert list(advice(done, "dense", 8)) == [
+    assert list(memory_advice(done, "dense", 8)) == [
         "--config.evaluation.batch_size=32, or smaller"
     ]
 

@@ -15,9 +15,9 @@ from flax import nnx
 from vgg_jax import create_model
 from vgg_jax.config import NiNConfig
 from vgg_jax.preprocessing import Normalization
-from vgg_jax.tools.init_check import random_batch, report
+from vgg_jax.tools.init_check import compare_inits, random_batch
 from vgg_jax.training import diagnosis
-from vgg_jax.training.diagnosis import StallDetector, finding, measure
+from vgg_jax.training.diagnosis import StallDetector, finding, measure_signals
 from vgg_jax.training.loop import train
 from vgg_jax.training.schedule import Timetable
 from vgg_jax.training.steps import split
@@ -44,7 +44,7 @@ def test_signals_are_those_of_a_gradient_taken_by_hand(tiny_config: Any) -> None
         return -log_p[jnp.arange(8), batch["label"]].mean()
 
     value, gradient = jax.jit(jax.value_and_grad(by_hand))(kernel)
-    loss, signals = measure(config, params, stats, batch, rate=0.01)
+    loss, signals = measure_signals(config, params, stats, batch, rate=0.01)
     first, second, *_, last = signals
     assert (first.layer, second.layer, last.layer) == ("conv1_1", "conv2_1", "fc8")
     np.testing.assert_allclose(loss, value, rtol=1e-5)
@@ -54,7 +54,7 @@ def test_signals_are_those_of_a_gradient_taken_by_hand(tiny_config: Any) -> None
     assert finding(signals) is None
 
     params["bn4_1"]["bias"] -= 1e6
-    _, signals = measure(config, params, stats, batch, rate=0.01)
+    _, signals = measure_signals(config, params, stats, batch, rate=0.01)
     assert next(s.layer for s in signals if s.dead == 1.0) == "conv4_1"
     assert signals[0].dead < 1.0 and signals[0].step == 0.0
     assert "the ReLU after conv4_1" in str(finding(signals))
@@ -63,7 +63,7 @@ def test_signals_are_those_of_a_gradient_taken_by_hand(tiny_config: Any) -> None
 def test_the_report_says_which_schemes_start(tiny_config: Any) -> None:
     config = tiny_config("vgg16", init="glorot")
     config.model.width, config.data.std = 0.125, (1.0,)  # pixels 0-255, rate 0.01
-    lines = report(config).splitlines()
+    lines = compare_inits(config).splitlines()
     verdicts = dict(line.split(maxsplit=1) for line in lines[1:5])
     assert "the signal grows" in verdicts["paper"]
     assert "the signal fades" in verdicts["caffe_001"]

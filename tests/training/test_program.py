@@ -124,8 +124,8 @@ def test_commands_without_data_need_the_number_of_classes(program: str) -> None:
     without = config(num_classes=None)
     for work in (
         lambda: build_program(without, make_mesh()),
-        lambda: init_check.report(without),
-        lambda: tpu_check.check(without, program, "v5e:2x4", make_mesh()),
+        lambda: init_check.compare_inits(without),
+        lambda: tpu_check.compile_program(without, program, "v5e:2x4", make_mesh()),
     ):
         with pytest.raises(ValueError, match=r"set --config\.model\.num_classes=N"):
             work()

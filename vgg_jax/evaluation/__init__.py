@@ -1,1 +1,1 @@
-"""Section 3.2: dense and center-crop evaluation, its errors, tables and pictures."""
+"""Turns trained networks and protocols into numbers (section 3.2)."""

@@ -1,4 +1,4 @@
-"""Posteriors kept on disk, so that fusing and combining need no second pass.
+"""Keeps posteriors on disk, so that fusing and combining need no second pass.
 
 `WORKDIR/predictions/PROTOCOL_qSCALE_AVERAGING.npz` holds `posteriors`, `labels` and
 `weights` as in `Predictions`, and `inputs`: JSON of all that they depend on.
@@ -31,17 +31,17 @@ Inputs = dict[str, Any]  # as JSON can hold them
 
 
 class Unusable(ValueError):
-    """Kept posteriors that must not be used; the message says why."""
+    """Raised for kept posteriors that must not be used; the message says why."""
 
 
 def cache_path(workdir: Path, one_pass: Pass, averaging: str) -> Path:
-    """Where a network's posteriors of one pass are kept."""
+    """Returns the file that keeps a network's posteriors of one pass."""
     name = f"{one_pass.protocol}_q{one_pass.scale}_{averaging}.npz"
     return workdir / "predictions" / name
 
 
 def network_inputs(model: ConvNet, step: int) -> Inputs:
-    """A network: the step it is of, and a digest of its layers and weights."""
+    """Describes a network by its step and a digest of its layers and weights."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr((model.layers, model.dtype)).encode())
     for path, array in jax.tree.leaves_with_path(split(model)[1:]):
@@ -52,9 +52,10 @@ def network_inputs(model: ConvNet, step: int) -> Inputs:
 
 
 def data_inputs(config: DataConfig, split: str, source: Source) -> Inputs:
-    """A set of images: where it is, its size and classes, a digest of `SAMPLE` images.
+    """Describes a set of images: its folder, size and classes, and a digest of some.
 
-    A picture that was changed in place is noticed only if it is one of these.
+    The digest is of `SAMPLE` images; a picture that was changed in place is noticed
+    only if it is one of these.
     """
     digest = hashlib.blake2b(digest_size=16)
     for i in np.linspace(0, len(source) - 1, min(SAMPLE, len(source))):
@@ -73,7 +74,7 @@ def data_inputs(config: DataConfig, split: str, source: Source) -> Inputs:
 
 
 def all_inputs(network: Inputs, data: Inputs, config: Config, one_pass: Pass) -> Inputs:
-    """What the posteriors of one pass depend on, but for rounding."""
+    """Returns all that the posteriors of one pass depend on, but for rounding."""
     return {
         "version": VERSION,
         **network,
@@ -88,7 +89,7 @@ def all_inputs(network: Inputs, data: Inputs, config: Config, one_pass: Pass) ->
 
 
 def save(path: Path, inputs: Inputs, predictions: Predictions) -> None:
-    """Keep posteriors, in place of those that were there before."""
+    """Writes posteriors to a file, in place of those that were kept there before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_arrays(
         path,
@@ -97,22 +98,22 @@ def save(path: Path, inputs: Inputs, predictions: Predictions) -> None:
 
 
 def load(path: Path, inputs: Inputs) -> Predictions:
-    """The posteriors that were kept for these inputs.
+    """Reads the posteriors that were kept for these inputs.
 
     Raises:
-        FileNotFoundError: none were kept.
-        Unusable: they are of other inputs, or the file is damaged.
+        FileNotFoundError: no posteriors were kept.
+        Unusable: the posteriors are of other inputs, or the file is damaged.
     """
     fields = [field.name for field in dataclasses.fields(Predictions)]
     try:
         stored = load_arrays(path, (*fields, "inputs"))
-        theirs = json.loads(str(stored.pop("inputs")))
+        kept_inputs = json.loads(str(stored.pop("inputs")))
     except ValueError as error:
         raise Unusable(f"it is damaged ({error.__cause__ or error})") from error
-    if not isinstance(theirs, dict):
+    if not isinstance(kept_inputs, dict):
         raise Unusable("it is damaged (its inputs have no names)")
     predictions = Predictions(**stored)
-    changed = [field for field, _, _ in differences(inputs, theirs)]
+    changed = [field for field, _, _ in differences(inputs, kept_inputs)]
     if changed:
         raise Unusable(f"it is of another {', '.join(changed)}")
     _validate_arrays(predictions, inputs["images"], len(inputs["class_names"]))

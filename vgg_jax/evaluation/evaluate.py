@@ -1,4 +1,4 @@
-"""Evaluates trained networks by protocols: the table and eval.json."""
+"""Evaluates trained networks by protocols; writes the table and eval.json."""
 
 import dataclasses
 import sys
@@ -16,8 +16,8 @@ from vgg_jax.evaluation.results import (
     TrainedNetwork,
     format_table,
     make_result,
-    read_json,
-    write_json,
+    read_results,
+    write_results,
 )
 from vgg_jax.models import ConvNet
 from vgg_jax.training.checkpoint import check_classifies, restore_model
@@ -28,9 +28,13 @@ Row = tuple[str, tuple[int, ...]]  # protocol and short sides Q
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A network to evaluate; `config` says how it sees an image, and its scales Q.
+    """A network to evaluate.
 
-    Its posteriors are kept in `workdir`.
+    Args:
+        model: the network.
+        config: how the network sees an image, and its scales Q.
+        trained: which run and step its weights are of.
+        workdir: the folder where its posteriors are kept.
     """
 
     model: ConvNet
@@ -43,7 +47,11 @@ class Candidate:
 class Evaluation:
     """Everything that was evaluated, and the predictions of the table's last row.
 
-    `model`, `config` and `workdir` are those of the first network.
+    Args:
+        results: the rows of the table.
+        model, config, workdir: the first network, its configuration and its folder.
+        source: the images.
+        predictions: the posteriors of the last row.
     """
 
     results: list[Result]
@@ -57,13 +65,14 @@ class Evaluation:
 def planned_rows(
     config: Config, names: Sequence[str], scales: Sequence[int]
 ) -> tuple[Row, ...]:
-    """The rows of the table: (protocol, short sides Q).
+    """Returns the rows of the table, a protocol and its short sides Q each.
 
     A named protocol is one row, at `scales` or else at the configuration's. Without
-    names: the center crop, dense at each scale alone, dense over all of them.
+    names the rows are the center crop, dense at each scale alone, and dense over all
+    of them.
 
     Raises:
-        ValueError: an unknown protocol; the message names the nearest.
+        ValueError: a protocol is unknown; the message names the nearest.
     """
     if names:
         rows = [
@@ -90,17 +99,18 @@ def run_evaluation(
     and uses those that are there. Writes eval.json into the first workdir.
 
     Args:
-        workdirs: of the runs; with several, rows with their posteriors averaged follow
-            the rows of each.
-        config: where the data are, the batch size, scales and averaging. How an image
-            is cropped and normalized is each checkpoint's own; so are the scales Q of a
-            network that was trained at other scales S.
-        names: protocols, keys of `protocols.PROTOCOLS`; see `planned_rows` for none.
+        workdirs: the folders of the runs. With several, rows with their posteriors
+            averaged follow the rows of each.
+        config: says where the data are, the batch size, scales and averaging. How an
+            image is cropped and normalized is each checkpoint's own; so are the scales
+            Q of a network that was trained at other scales S.
+        names: protocols, keys of `protocols.PROTOCOLS`; without any the rows are those
+            that `planned_rows` gives.
         scales: short sides Q, in pixels, in place of all configurations'.
 
     Raises:
-        FileNotFoundError: no run or no checkpoint in a workdir.
-        ValueError: settings that do not fit the networks or one another.
+        FileNotFoundError: a workdir has no run or no checkpoint.
+        ValueError: settings do not fit the networks or one another.
     """
     if not workdirs:
         raise ValueError("expected at least one workdir, got none")
@@ -109,7 +119,7 @@ def run_evaluation(
     candidates = []
     for path, name in zip(paths, short_names(paths), strict=True):
         model, trained_with, step = restore_model(path)
-        candidates.append(candidate(model, trained_with, config, step, name, path))
+        candidates.append(make_candidate(model, trained_with, config, step, name, path))
     rows = [planned_rows(one.config, names, scales) for one in candidates]
     source = open_source(config.data, "test")
     for path in paths:
@@ -117,7 +127,7 @@ def run_evaluation(
     return evaluate_candidates(candidates, source, rows)
 
 
-def candidate(
+def make_candidate(
     model: ConvNet,
     trained_with: Config,
     config: Config,
@@ -125,29 +135,42 @@ def candidate(
     run: str,
     workdir: Path,
 ) -> Candidate:
-    """A restored network, to be evaluated as `config` says on what it was trained on.
+    """Makes a candidate of a restored network.
+
+    Crop, normalization and model are those that it was trained with; everything else
+    is as `config` says, but for the scales Q of a network that was trained at another
+    crop or at other scales S.
+
+    Args:
+        model: the network.
+        trained_with: the configuration of its run.
+        config: the configuration of the evaluation.
+        step: the training step that the weights are of.
+        run: the name of its run, for messages and the table.
+        workdir: the folder of its run.
 
     Raises:
-        ValueError: it was trained on another dataset, or predicts boxes.
+        ValueError: the network was trained on another dataset, or predicts boxes.
     """
     check_classifies(trained_with, workdir)
-    theirs, ours = trained_with.data, config.data
-    if theirs.dataset != ours.dataset:
+    trained_data = trained_with.data
+    if trained_data.dataset != config.data.dataset:
         raise ValueError(
-            f"{run} was trained on {theirs.dataset!r}, and the configuration's "
-            f"data is {ours.dataset!r}; give the configuration that it was trained with"
+            f"{run} was trained on {trained_data.dataset!r}, and the configuration's "
+            f"data is {config.data.dataset!r}; give the configuration that it was "
+            "trained with"
         )
     data = dataclasses.replace(
-        ours,
-        crop=theirs.crop,
-        mean=theirs.mean,
-        std=theirs.std,
-        whiten=theirs.whiten,
+        config.data,
+        crop=trained_data.crop,
+        mean=trained_data.mean,
+        std=trained_data.std,
+        whiten=trained_data.whiten,
     )
     evaluation = config.evaluation
     if any(
-        getattr(theirs, size) != getattr(ours, size)
-        for size in ("crop", "scale_min", "scale_max")
+        getattr(trained_data, name) != getattr(config.data, name)
+        for name in ("crop", "scale_min", "scale_max")
     ):  # Q goes with S
         evaluation = dataclasses.replace(
             evaluation,
@@ -163,7 +186,7 @@ def candidate(
             run=run,
             model=trained_with.model.name,
             step=step,
-            train_scale=(theirs.scale_min, theirs.scale_max),
+            train_scale=(trained_data.scale_min, trained_data.scale_max),
         ),
         workdir=workdir,
     )
@@ -172,19 +195,33 @@ def candidate(
 def evaluate_candidates(
     candidates: Sequence[Candidate], source: Source, rows: Sequence[Sequence[Row]]
 ) -> Evaluation:
-    """`run_evaluation` on networks and images at hand; `rows` are each network's."""
-    for one, its_rows in zip(candidates, rows, strict=True):
-        if len(its_rows) != len(rows[0]):
+    """Evaluates restored networks on images, alone and fused.
+
+    Prints the table, keeps posteriors and writes eval.json, see `run_evaluation`.
+
+    Args:
+        candidates: the networks.
+        source: the images.
+        rows: the rows of the table for each network, as many for every one.
+
+    Raises:
+        ValueError: a protocol does not fit a network, the networks have different
+            numbers of rows, or eval.json is another kind of file.
+    """
+    for candidate, own_rows in zip(candidates, rows, strict=True):
+        if len(own_rows) != len(rows[0]):
             raise ValueError(
-                f"expected as many scales for {one.trained.run} as for "
+                f"expected as many scales for {candidate.trained.run} as for "
                 f"{candidates[0].trained.run}, whose posteriors are averaged row by "
                 "row; say which --protocol, for one row each"
             )
-        for protocol, scales in its_rows:
-            protocols.validate_protocol(one.model, one.config, protocol, scales)
+        for protocol, scales in own_rows:
+            protocols.validate_protocol(
+                candidate.model, candidate.config, protocol, scales
+            )
     first = candidates[0]
-    table = first.workdir / "eval.json"
-    read_json(table)  # what is no such file is refused before the work
+    path = first.workdir / "eval.json"
+    read_results(path)  # what is no such file is refused before the work
     results: list[Result] = []
 
     def record(
@@ -193,7 +230,7 @@ def evaluate_candidates(
         results.append(
             make_result(
                 predictions,
-                networks=[one.trained for one in networks],
+                networks=[candidate.trained for candidate in networks],
                 protocol=row[0][0],
                 scales=list(dict.fromkeys(q for _, scales in row for q in scales)),
                 averaging=networks[0].config.evaluation.averaging,
@@ -202,21 +239,23 @@ def evaluate_candidates(
             )
         )
         if distributed.is_first():
-            write_json(table, results[-1:])
+            write_results(path, results[-1:])
 
-    by_network: list[list[Predictions]] = []  # fused last; then by row
-    for one, its_rows in zip(candidates, rows, strict=True):
+    by_network: list[list[Predictions]] = []  # the predictions of each row
+    for candidate, own_rows in zip(candidates, rows, strict=True):
         by_network.append([])
-        for one_row, predictions in zip(
-            its_rows, _evaluate_rows(one, source, its_rows), strict=True
+        for row, predictions in zip(
+            own_rows, _evaluate_rows(candidate, source, own_rows), strict=True
         ):
-            record([one], [one_row], predictions)
+            record([candidate], [row], predictions)
             by_network[-1].append(predictions)
+    last = by_network[-1][-1]
     if len(candidates) > 1:
-        by_network.append([fuse(alone) for alone in zip(*by_network, strict=True)])
-        fused_rows = zip(*rows, strict=True)
-        for row, predictions in zip(fused_rows, by_network[-1], strict=True):
-            record(candidates, row, predictions)
+        for fused_row, to_fuse in zip(
+            zip(*rows, strict=True), zip(*by_network, strict=True), strict=True
+        ):
+            last = fuse(to_fuse)
+            record(candidates, fused_row, last)
     print(format_table(results))
     return Evaluation(
         results=results,
@@ -224,31 +263,33 @@ def evaluate_candidates(
         config=first.config,
         workdir=first.workdir,
         source=source,
-        predictions=by_network[-1][-1],
+        predictions=last,
     )
 
 
 def _evaluate_rows(
-    one: Candidate, source: Source, rows: Sequence[Row]
+    candidate: Candidate, source: Source, rows: Sequence[Row]
 ) -> Iterator[Predictions]:
-    """Predictions of one row after another; a pass that several share is run once."""
-    network = cache.network_inputs(one.model, one.trained.step)
-    data = cache.data_inputs(one.config.data, "test", source)
+    """Yields the predictions of each row; a pass that several rows share runs once."""
+    network = cache.network_inputs(candidate.model, candidate.trained.step)
+    data = cache.data_inputs(candidate.config.data, "test", source)
     done: dict[protocols.Pass, Predictions] = {}
     for protocol, scales in rows:
         passes = protocols.passes_of(protocol, scales)
         for one_pass in passes:
             if one_pass not in done:
-                inputs = cache.all_inputs(network, data, one.config, one_pass)
-                done[one_pass] = _kept_or_run(one, source, one_pass, inputs)
+                inputs = cache.all_inputs(network, data, candidate.config, one_pass)
+                done[one_pass] = _kept_or_run(candidate, source, one_pass, inputs)
         yield fuse([done[one_pass] for one_pass in passes])
 
 
 def _kept_or_run(
-    one: Candidate, source: Source, one_pass: protocols.Pass, inputs: cache.Inputs
+    candidate: Candidate, source: Source, one_pass: protocols.Pass, inputs: cache.Inputs
 ) -> Predictions:
-    name = f"{one.trained.run}  {one_pass.protocol}  Q={one_pass.scale}"
-    path = cache.cache_path(one.workdir, one_pass, one.config.evaluation.averaging)
+    """Returns the posteriors of a pass that were kept, or else runs and keeps it."""
+    name = f"{candidate.trained.run}  {one_pass.protocol}  Q={one_pass.scale}"
+    averaging = candidate.config.evaluation.averaging
+    path = cache.cache_path(candidate.workdir, one_pass, averaging)
     try:
         kept = cache.load(path, inputs)
         print(f"{name}  kept in {path}", file=sys.stderr)
@@ -258,9 +299,9 @@ def _kept_or_run(
     except cache.Unusable as reason:
         print(f"{path} is not used: {reason}", file=sys.stderr)
     predictions = protocols.evaluate(
-        one.model,
+        candidate.model,
         source,
-        one.config,
+        candidate.config,
         protocol=one_pass.protocol,
         scales=(one_pass.scale,),
         progress=name if distributed.is_first() else None,

@@ -1,4 +1,4 @@
-"""Posteriors of images, their mean over scales and networks, and their errors.
+"""Averages posteriors over scales and networks, and counts their errors.
 
 An example's rank is the number of classes whose posterior is at least its own class's:
 ties count against the network. With fewer than six classes top-5 error is 0 by
@@ -14,11 +14,11 @@ from scipy.stats import binomtest
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """Row i is example i of the source.
+    """The posteriors and labels of a source's examples; row i is example i.
 
     Args:
         posteriors: float32 [N, num_classes]; a row of zeros where the weight is 0.
-        labels: int32 [N].
+        labels: int32 [N], the true classes.
         weights: float32 [N]; 0 for an image that could not be decoded, else 1.
     """
 
@@ -33,12 +33,13 @@ class Predictions:
 
 
 def fuse(predictions: Sequence[Predictions]) -> Predictions:
-    """The mean of soft-max posteriors (section 3.2: over scales and over networks).
+    """Averages the soft-max posteriors of several scales or networks (section 3.2).
 
-    An image that one of them left out is left out.
+    An image that one of the predictions leaves out is left out.
 
     Raises:
-        ValueError: nothing to fuse, or predictions of different images or classes.
+        ValueError: there is nothing to fuse, or the predictions are of different images
+            or classes.
     """
     if not predictions:
         raise ValueError("expected at least one Predictions, got none")
@@ -81,10 +82,10 @@ class Rate:
 
 
 def wilson(errors: int, count: int) -> Rate:
-    """The fraction `errors / count` and its Wilson score interval at 95%.
+    """Returns the fraction `errors / count` and its Wilson score interval at 95%.
 
     Raises:
-        ValueError: no images, or more errors than images.
+        ValueError: there are no images, or more errors than images.
     """
     if count == 0:
         raise ValueError("no image was evaluated: none of them could be decoded")
@@ -95,10 +96,10 @@ def wilson(errors: int, count: int) -> Rate:
 
 
 def ranks(predictions: Predictions) -> np.ndarray:
-    """Each evaluated example's rank, 1 when its class scores above all others: int [n].
+    """Returns each evaluated example's rank, int [n].
 
-    A posterior that is not a number ranks above every other. Examples of weight 0 are
-    left out.
+    It is 1 when the example's class scores above all others. A posterior that is not a
+    number ranks above every other. Examples of weight 0 are left out.
     """
     posteriors, labels = _evaluated(predictions)
     own = np.take_along_axis(posteriors, labels[:, None], axis=1)
@@ -106,7 +107,7 @@ def ranks(predictions: Predictions) -> np.ndarray:
 
 
 def top_k_error(predictions: Predictions, k: int) -> Rate:
-    """The fraction of images whose class is not among the k highest posteriors.
+    """Returns the fraction of images whose class is not among the k likeliest.
 
     Raises:
         ValueError: no image was evaluated.
@@ -116,7 +117,7 @@ def top_k_error(predictions: Predictions, k: int) -> Rate:
 
 
 def predicted_classes(predictions: Predictions) -> np.ndarray:
-    """The class with the highest posterior, of each evaluated example: int [n].
+    """Returns each evaluated example's class with the highest posterior: int [n].
 
     A tie with its own class is an error, as it is in `top_k_error`; other ties go to
     the lower number.
@@ -128,7 +129,7 @@ def predicted_classes(predictions: Predictions) -> np.ndarray:
 
 
 def confusion_matrix(predictions: Predictions) -> np.ndarray:
-    """Images by true class (rows) and predicted class (columns): int [C, C]."""
+    """Counts images by true class (rows) and predicted class (columns): int [C, C]."""
     _, labels = _evaluated(predictions)
     classes = predictions.posteriors.shape[1]
     matrix = np.zeros((classes, classes), np.int64)
@@ -138,31 +139,38 @@ def confusion_matrix(predictions: Predictions) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class ClassResult:
-    """One class: its top-1 error (None without images), and what it is mistaken for."""
+    """The errors of one class.
+
+    Args:
+        name: the name of the class.
+        images: how many of its images were evaluated.
+        top1_error: the fraction of them that is given another class; None without any.
+        mistaken_for: the most frequent wrong class; None where none is wrong.
+    """
 
     name: str
     images: int
     top1_error: float | None
-    mistaken_for: str | None  # the most frequent wrong class
+    mistaken_for: str | None
 
 
 def per_class(
     predictions: Predictions, class_names: Sequence[str]
 ) -> tuple[ClassResult, ...]:
-    """A row a class, in the order of the labels."""
+    """Returns the errors of each class, in the order of the labels."""
     return class_results(confusion_matrix(predictions), class_names)
 
 
 def class_results(
     matrix: np.ndarray, class_names: Sequence[str]
 ) -> tuple[ClassResult, ...]:
-    """`per_class` from a confusion matrix, int [C, C]."""
-    rows = []
+    """Returns the errors of each class from a confusion matrix, int [C, C]."""
+    results = []
     for i, counts in enumerate(matrix):
         images = int(counts.sum())
         wrong = counts.copy()
         wrong[i] = 0
-        rows.append(
+        results.append(
             ClassResult(
                 name=class_names[i],
                 images=images,
@@ -170,9 +178,10 @@ def class_results(
                 mistaken_for=class_names[wrong.argmax()] if wrong.any() else None,
             )
         )
-    return tuple(rows)
+    return tuple(results)
 
 
 def _evaluated(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    kept = predictions.weights > 0
-    return predictions.posteriors[kept], predictions.labels[kept]
+    """Returns the posteriors and the labels of the examples that were not left out."""
+    is_evaluated = predictions.weights > 0
+    return predictions.posteriors[is_evaluated], predictions.labels[is_evaluated]

@@ -1,4 +1,4 @@
-"""Protocols: what the network sees of an image, and what is averaged (section 3.2)."""
+"""Evaluates by protocols: what a network sees of an image, what is averaged."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from vgg_jax.config import Config
 from vgg_jax.console import did_you_mean, progress_bar
 from vgg_jax.data import transforms
 from vgg_jax.data.sources import Source
-from vgg_jax.data.whitening import preprocessing_of
+from vgg_jax.data.zca import preprocessing_of
 from vgg_jax.evaluation.predictions import Predictions, fuse
 from vgg_jax.inference.forward import Network, Posteriors, validate_averaging
 from vgg_jax.inference.passes import View, over_source
@@ -25,8 +25,9 @@ class Protocol:
     Args:
         description: one line for the user.
         layout: where crops are cut; None for the whole image.
-        flip: each of them is also seen mirrored left to right.
-        single_scale: by default at `evaluation.center_scale`, not `evaluation.scales`.
+        flip: whether each of them is also seen mirrored left to right.
+        single_scale: whether its scale is `evaluation.center_scale` by default, and not
+            `evaluation.scales`.
         parts: names of protocols whose posteriors are averaged, in place of a layout.
     """
 
@@ -60,27 +61,27 @@ PROTOCOLS = {
 
 
 class Pass(NamedTuple):
-    """What is run in one pass over the images: a protocol without parts, one Q."""
+    """What one pass over the images runs: a protocol without parts, at one scale Q."""
 
     protocol: str
     scale: int
 
 
 def passes_of(protocol: str, scales: Sequence[int]) -> tuple[Pass, ...]:
-    """The passes whose posteriors a protocol averages, with equal weights.
+    """Returns the passes whose posteriors a protocol averages, with equal weights.
 
     Raises:
-        ValueError: an unknown protocol; the message names the nearest.
+        ValueError: the protocol is unknown; the message names the nearest.
     """
     names = find_protocol(protocol).parts or (protocol,)
     return tuple(Pass(name, scale) for name in names for scale in scales)
 
 
 def default_scales(protocol: str, config: Config) -> tuple[int, ...]:
-    """The configuration's short sides Q for a protocol.
+    """Returns the configuration's short sides Q for a protocol, in pixels.
 
     Raises:
-        ValueError: an unknown protocol; the message names the nearest.
+        ValueError: the protocol is unknown; the message names the nearest.
     """
     if find_protocol(protocol).single_scale:
         return (config.evaluation.center_scale,)
@@ -93,23 +94,23 @@ def validate_protocol(
     """Checks that an evaluation can run, before any work.
 
     Raises:
-        ValueError: an unknown protocol or averaging, no scale, the same one twice, or
-            one too small for the network; the message names the nearest, or the
-            smallest that fits.
+        ValueError: the protocol or the averaging is unknown, or there is no scale, the
+            same one twice, or one too small for the network; the message names the
+            nearest name, or the smallest scale that fits.
     """
     validate_averaging(config.evaluation.averaging)
-    method = find_protocol(protocol)
+    row = find_protocol(protocol)
     if not scales:
         raise ValueError(f"expected at least one scale for {protocol}, got none")
     if len(set(scales)) < len(scales):
         raise ValueError(
             f"expected different scales, got {', '.join(map(str, scales))}"
         )
-    for part in method.parts:
+    for part in row.parts:
         validate_protocol(model, config, part, scales)
-    if method.parts:
+    if row.parts:
         return
-    whole = method.layout is None
+    whole = row.layout is None
     crop = config.data.crop
     smallest = smallest_size(model.layers)
     if not whole and crop < smallest:
@@ -136,7 +137,7 @@ def evaluate(
     mesh: Mesh | None = None,
     progress: str | None = None,
 ) -> Predictions:
-    """Posteriors of every image of a source, each exactly once, averaged over scales.
+    """Computes the posteriors of every image of a source, averaged over scales.
 
     Args:
         model: a classifier of the source's classes.
@@ -150,8 +151,8 @@ def evaluate(
         progress: the name of the work in a progress bar on stderr; None for none.
 
     Raises:
-        ValueError: as `validate_protocol`; or a model and a source of different
-            classes.
+        ValueError: the protocol cannot run, see `validate_protocol`; or the model and
+            the source have different numbers of classes.
     """
     validate_protocol(model, config, protocol, scales)
     classes = len(source.class_names)
@@ -164,30 +165,32 @@ def evaluate(
     passes = passes_of(protocol, scales)
     predictions = []
     with progress_bar(progress, len(source) * len(passes)) as bar:
-        for one in passes:
-            method = find_protocol(one.protocol)
-            view = View(one.scale, method.layout)
+        for one_pass in passes:
+            row = find_protocol(one_pass.protocol)
+            view = View(one_pass.scale, row.layout)
             head = Posteriors(
                 averaging=config.evaluation.averaging,
-                flip=method.flip,
+                flip=row.flip,
                 views=view.crops,
             )
-            rows = over_source(network, head, source, config, view, mesh=mesh, bar=bar)
+            outputs = over_source(
+                network, head, source, config, view, mesh=mesh, bar=bar
+            )
             predictions.append(
                 Predictions(
-                    posteriors=rows["output"],
-                    labels=rows["label"],
-                    weights=rows["weight"],
+                    posteriors=outputs["output"],
+                    labels=outputs["label"],
+                    weights=outputs["weight"],
                 )
             )
     return fuse(predictions)
 
 
 def find_protocol(protocol: str) -> Protocol:
-    """The protocol of this name.
+    """Returns the protocol of a name.
 
     Raises:
-        ValueError: an unknown one; the message names the nearest.
+        ValueError: the name is unknown; the message names the nearest.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(

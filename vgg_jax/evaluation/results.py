@@ -1,4 +1,4 @@
-"""The table of an evaluation, and its record in eval.json."""
+"""Writes the results of an evaluation as a table and as eval.json."""
 
 import csv
 import dataclasses
@@ -17,22 +17,39 @@ from vgg_jax.evaluation.predictions import (
 )
 from vgg_jax.files import write_text
 
-VERSION = 1  # of eval.json's layout
+VERSION = 1  # the version of the layout of eval.json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainedNetwork:
-    """Which weights were evaluated."""
+    """Which weights were evaluated.
 
-    run: str  # the name of its workdir
+    Args:
+        run: the name of the run's folder.
+        model: the name of the network.
+        step: the training step that the weights are of.
+        train_scale: the interval that the short side S was drawn from, in pixels.
+    """
+
+    run: str
     model: str
     step: int
-    train_scale: tuple[int, int]  # S is drawn from this interval
+    train_scale: tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """One row of the table: one or several networks under one protocol."""
+    """One row of the table: one or several networks under one protocol.
+
+    Args:
+        networks: the networks whose posteriors were averaged.
+        protocol: a key of `protocols.PROTOCOLS`.
+        scales: short sides Q, in pixels.
+        averaging: "score_map" or "posteriors", see `inference.forward.Posteriors`.
+        top1_error, top5_error: the errors with their intervals.
+        per_class: the errors of each class.
+        skipped: names of the images that could not be read.
+    """
 
     networks: tuple[TrainedNetwork, ...]
     protocol: str
@@ -41,11 +58,11 @@ class Result:
     top1_error: Rate
     top5_error: Rate
     per_class: tuple[ClassResult, ...]
-    skipped: tuple[str, ...]  # names of the images that could not be read
+    skipped: tuple[str, ...]
 
     @property
     def images(self) -> int:
-        """How many were evaluated."""
+        """How many images were evaluated."""
         return self.top1_error.count
 
 
@@ -59,7 +76,7 @@ def make_result(
     class_names: Sequence[str],
     skipped: Sequence[str],
 ) -> Result:
-    """The errors of a set of predictions, and where they are from.
+    """Counts the errors of a set of predictions, and notes where they are from.
 
     Raises:
         ValueError: no image was evaluated.
@@ -77,7 +94,7 @@ def make_result(
 
 
 def format_table(results: Sequence[Result]) -> str:
-    """One row a result, as the paper's Tables 3 to 7: text of several lines."""
+    """Formats results as a table like the paper's Tables 3 to 7, a line a result."""
     header = (
         "network",
         "protocol",
@@ -122,14 +139,14 @@ def format_table(results: Sequence[Result]) -> str:
 
 
 def row_title(result: Result) -> str:
-    """A row in words: "vgg16: dense at Q = 256, 384"."""
+    """Describes a row in words, such as "vgg16: dense at Q = 256, 384"."""
     networks = " + ".join(network.run for network in result.networks)
     scales = ", ".join(map(str, result.scales))
     return f"{networks}: {result.protocol} at Q = {scales}"
 
 
 def write_per_class(path: Path, rows: Sequence[ClassResult]) -> None:
-    """`per_class` as CSV: an error is a fraction, empty without images."""
+    """Writes errors of classes as CSV: an error is a fraction, empty without images."""
     text = io.StringIO()
     fields = [field.name for field in dataclasses.fields(ClassResult)]
     writer = csv.DictWriter(text, fields, lineterminator="\n")
@@ -138,16 +155,16 @@ def write_per_class(path: Path, rows: Sequence[ClassResult]) -> None:
     write_text(path, text.getvalue())
 
 
-def write_json(path: Path, results: Sequence[Result]) -> None:
-    """Add results to an eval.json, whole or not at all.
+def write_results(path: Path, results: Sequence[Result]) -> None:
+    """Adds results to an eval.json, whole or not at all.
 
     A result takes the place of one of the same networks, steps, protocol, scales and
     averaging; others stay. Errors are fractions in [0, 1].
 
     Raises:
-        ValueError: the file there is not an eval.json of this layout.
+        ValueError: the file is not an eval.json of this layout.
     """
-    rows = {_key(row): row for row in read_json(path)}
+    rows = {_key(row): row for row in read_results(path)}
     for result in results:
         row = _as_json(result)
         rows[_key(row)] = row
@@ -155,11 +172,11 @@ def write_json(path: Path, results: Sequence[Result]) -> None:
     write_text(path, json.dumps(record, indent=2) + "\n")
 
 
-def read_json(path: Path) -> list[dict[str, Any]]:
-    """The rows of an eval.json; none where there is no file.
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Returns the rows of an eval.json; none where there is no file.
 
     Raises:
-        ValueError: it is not an eval.json of this layout.
+        ValueError: the file is not an eval.json of this layout.
     """
     if not path.exists():
         return []
@@ -176,6 +193,7 @@ def read_json(path: Path) -> list[dict[str, Any]]:
 
 
 def _as_json(result: Result) -> dict[str, Any]:
+    """Returns a result as a row of eval.json."""
     top1, top5 = result.top1_error, result.top5_error
     row = {
         "networks": [dataclasses.asdict(network) for network in result.networks],
@@ -194,17 +212,18 @@ def _as_json(result: Result) -> dict[str, Any]:
 
 
 def _key(row: dict[str, Any]) -> str:
+    """Returns what tells a row of eval.json from the others."""
     networks = [(n["run"], n["step"]) for n in row["networks"]]
     return json.dumps([networks, row["protocol"], row["scales"], row["averaging"]])
 
 
 def _train_scales(networks: Sequence[TrainedNetwork]) -> str:
     scales = dict.fromkeys(network.train_scale for network in networks)
-    return ", ".join(map(train_scale, scales))
+    return ", ".join(map(format_train_scale, scales))
 
 
-def train_scale(scale: Sequence[int]) -> str:
-    """S, or the interval that it is drawn from, as the paper writes it."""
+def format_train_scale(scale: Sequence[int]) -> str:
+    """Formats S, or the interval that it is drawn from, as the paper writes it."""
     low, high = scale
     return f"{low}" if low == high else f"[{low}; {high}]"
 

@@ -1,1 +1,1 @@
-"""Image descriptors and what is learned from them: appendix B of arXiv:1409.1556."""
+"""Describes images by a network's activations, for an SVM (appendix B)."""

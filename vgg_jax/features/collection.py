@@ -1,7 +1,8 @@
-"""Descriptors of many images, kept on disk.
+"""Computes the descriptors of many images and keeps them on disk.
 
-`WORKDIR/descriptors/LAYER_qSCALE.npz` holds `digests`, one a file, `values`, their
-activations averaged over space and flips, and `inputs`: JSON of what these depend on.
+`WORKDIR/descriptors/LAYER_qSCALE.npz` holds `digests`, one an encoded image, `values`,
+the activations averaged over space and flips, and `inputs`: JSON of what these depend
+on.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from vgg_jax import distributed
 from vgg_jax.config import Config
 from vgg_jax.console import progress_bar
 from vgg_jax.data.base import Source, Subset
-from vgg_jax.data.whitening import preprocessing_of
+from vgg_jax.data.zca import preprocessing_of
 from vgg_jax.evaluation.cache import Inputs, network_inputs
 from vgg_jax.files import load_arrays, save_arrays
 from vgg_jax.inference.forward import Network, Pooled
@@ -29,55 +30,60 @@ SAVE_EVERY = 5000
 
 
 class Collection:
-    """Activations of a network at one scale, by the digests of encoded images."""
+    """A file of a network's activations at one scale, by digests of encoded images.
+
+    Args:
+        path: the file. What it holds is used if it is whole and of the same inputs.
+        inputs: what the activations depend on beside the images.
+    """
 
     def __init__(self, path: Path, inputs: Inputs):
         self._path = path
         self._inputs = inputs
-        self._values: dict[bytes, np.ndarray] = {}
+        self._activations: dict[bytes, np.ndarray] = {}
         self._load()
 
     def __contains__(self, digest: bytes) -> bool:
-        return digest in self._values
+        return digest in self._activations
 
     def __getitem__(self, digest: bytes) -> np.ndarray:
-        return self._values[digest]
+        return self._activations[digest]
 
-    def update(self, values: Iterable[tuple[bytes, np.ndarray]]) -> None:
-        """Take in values by digest."""
-        self._values.update(values)
+    def update(self, activations: Iterable[tuple[bytes, np.ndarray]]) -> None:
+        """Adds activations, each with the digest of its image; `save` writes them."""
+        self._activations.update(activations)
 
     def save(self) -> None:
-        """Write all of it, in place of what was there."""
+        """Writes everything, in place of the file that was there before."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         save_arrays(
             self._path,
             {
-                "digests": np.array([list(d) for d in self._values], np.uint8),
-                "values": np.stack(list(self._values.values())),
+                "digests": np.array([list(d) for d in self._activations], np.uint8),
+                "values": np.stack(list(self._activations.values())),
                 "inputs": np.array(json.dumps(self._inputs)),
             },
         )
 
     def _load(self) -> None:
-        """What the file has, if it is of the same inputs and whole; else nothing."""
+        """Reads the file, if it is there, whole, and of the same inputs."""
         try:
             stored = load_arrays(self._path, ("digests", "values", "inputs"))
             if json.loads(str(stored["inputs"])) == self._inputs:
                 digests = map(bytes, stored["digests"])
-                self._values = dict(zip(digests, stored["values"], strict=True))
+                self._activations = dict(zip(digests, stored["values"], strict=True))
         except FileNotFoundError:
             pass
         except ValueError:
             print(f"{self._path} is damaged and will be written anew", flush=True)
 
 
-def digest(image: bytes) -> bytes:
-    """Of an encoded image: the same for the same bytes."""
+def image_digest(image: bytes) -> bytes:
+    """Returns a digest of an encoded image, the same for the same bytes."""
     return hashlib.blake2b(image, digest_size=16).digest()
 
 
-def collect(
+def collect_activations(
     model: ConvNet,
     source: Source,
     config: Config,
@@ -88,21 +94,23 @@ def collect(
     layer: str,
     progress: str | None,
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """The activations of a source's images at each scale, computed or found in files.
+    """Returns the activations of a source's images at each scale, and their labels.
+
+    What the workdir keeps of an earlier call is not computed again.
 
     Args:
-        model: with such a layer.
+        model: a network with such a layer.
         source: the images.
-        config: `data` says how they are normalized, `evaluation` the batch size.
-        workdir: the run of the network, where they are kept.
-        step: of the network.
+        config: `data` says how images are normalized, `evaluation` the batch size.
+        workdir: the folder of the network's run, where activations are kept.
+        step: the training step that the network's weights are of.
         scales: short sides Q, in pixels.
-        layer: whose activations.
+        layer: the name of the layer whose activations are taken.
         progress: the name of the work in a progress line on stderr; None for none.
 
     Returns:
         float32 [n, D] for each scale, and the labels, int [n]; images that could not be
-        decoded, where `config.data.on_corrupt_image` leaves them out, are not in them.
+        decoded, where `config.data.on_corrupt_image` leaves them out, are in neither.
 
     Raises:
         ValueError: no image could be decoded.
@@ -116,15 +124,17 @@ def collect(
     digests, labels = [], []
     for i in range(len(source)):
         example = source[i]
-        digests.append(digest(example["image"]))
+        digests.append(image_digest(example["image"]))
         labels.append(example["label"])
     network = Network.from_model(model, preprocessing_of(config.data))
     collections = []
     with progress_bar(progress, len(source) * len(scales)) as bar:
         for scale in scales:
             path = workdir / "descriptors" / f"{layer}_q{scale}.npz"
-            kept = Collection(path, inputs)
-            missing = np.array([i for i, d in enumerate(digests) if d not in kept], int)
+            collection = Collection(path, inputs)
+            missing = np.array(
+                [i for i, digest in enumerate(digests) if digest not in collection], int
+            )
             bar.update(len(source) - len(missing))
             for start in range(0, len(missing), SAVE_EVERY):
                 numbers = missing[start : start + SAVE_EVERY]
@@ -137,14 +147,20 @@ def collect(
                     bar=bar,
                 )
                 is_decoded = rows["weight"] > 0
-                values = rows["output"][is_decoded]
-                names = [digests[i] for i in numbers[is_decoded]]
-                kept.update(zip(names, values, strict=True))
-                if names and distributed.is_first():
-                    kept.save()
-            collections.append(kept)
-    whole = [i for i, d in enumerate(digests) if all(d in kept for kept in collections)]
-    if not whole:
+                decoded = [digests[i] for i in numbers[is_decoded]]
+                collection.update(zip(decoded, rows["output"][is_decoded], strict=True))
+                if decoded and distributed.is_first():
+                    collection.save()
+            collections.append(collection)
+    complete = [
+        i
+        for i, digest in enumerate(digests)
+        if all(digest in collection for collection in collections)
+    ]
+    if not complete:
         raise ValueError(f"none of {len(source)} pictures could be decoded")
-    activations = [np.stack([kept[digests[i]] for i in whole]) for kept in collections]
-    return activations, np.array(labels)[whole]
+    activations = [
+        np.stack([collection[digests[i]] for i in complete])
+        for collection in collections
+    ]
+    return activations, np.array(labels)[complete]

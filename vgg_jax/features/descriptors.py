@@ -1,4 +1,4 @@
-"""Descriptors of images: activations of a network, averaged over space and flips.
+"""Describes images by activations of a network, averaged over space and flips.
 
 Appendix B of arXiv:1409.1556: the last fully-connected layer is left out, and the 4096
 activations of relu7 describe the image.
@@ -32,25 +32,28 @@ def descriptor(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> jax.Array:
-    """Appendix B for one image of any size: uint8 [H, W, C] -> float32 [D], length 1.
+    """Describes one image of any size: uint8 [H, W, C] -> float32 [D] of length 1.
 
-    The image is rescaled so that its short side is each of `scales`; the layer's map of
-    the whole image is averaged over space and with that of the mirror image. Images
-    are padded to a few shapes, so that they share programs.
+    Appendix B of arXiv:1409.1556. The image is rescaled so that its short side is each
+    of `scales`; the layer's map of the whole image is averaged over space and with that
+    of the mirror image. Images are padded to a few shapes, so that they share programs.
 
     Args:
         model: a network with such a layer.
         image: pixels 0-255.
         scales: short sides Q, in pixels.
-        aggregate: "mean" of the scales, D channels of the layer; or "stack", D that
-            many a scale. Division by the length comes last, after either.
-        layer: whose activations; every VGG with the paper's head has "relu7".
+        aggregate: "mean" averages the scales, and D is the layer's number of channels;
+            "stack" puts them one after another, and D is that number times the scales.
+            Division by the length comes last, after either.
+        layer: the name of the layer whose activations are taken; every VGG with the
+            paper's head has "relu7".
         mean: subtracted from the pixels, one value a channel.
         std: divides them after that, one value a channel.
 
     Raises:
-        ValueError: no such layer, an unknown aggregate, another kind of array, no
-            scale, or one too small for the network.
+        ValueError: the network has no such layer, the aggregate is unknown, the image
+            is another kind of array, or there is no scale or one too small for the
+            network.
     """
     # Here, so that importing vgg_jax does not import the decoders.
     from vgg_jax.data.transforms import rescale
@@ -60,10 +63,10 @@ def descriptor(
     validate_image(image, len(mean))
     network = Network.from_model(model, Normalization(mean, std))
     head = Pooled(layer=layer)
-    of_scales = [
+    by_scale = [
         run_padded(network, head, rescale(image, scale), scale) for scale in scales
     ]
-    return combine(of_scales, aggregate)[0]
+    return combine_scales(by_scale, aggregate)[0]
 
 
 def validate_request(
@@ -72,7 +75,8 @@ def validate_request(
     """Checks that descriptors can be made, before any work.
 
     Raises:
-        ValueError: no such layer, an unknown aggregate, or no scale.
+        ValueError: the network has no such layer, the aggregate is unknown, or there is
+            no scale.
     """
     if aggregate not in AGGREGATES:
         raise ValueError(
@@ -87,18 +91,25 @@ def validate_request(
 
 
 def last_hidden(model: ConvNet) -> str:
-    """The layer that the one of the classes sees: relu7 with the paper's head."""
+    """Returns the name of the layer before the classes: relu7 with the paper's head."""
     rows = [row for row in model.layers if not isinstance(row, Dropout)]
     last = max(i for i, row in enumerate(rows) if isinstance(row, Conv))
     return rows[last - 1].name
 
 
-def combine(scales: Sequence[jax.Array | np.ndarray], aggregate: str) -> jax.Array:
-    """One descriptor of length 1 from those of each scale: [N, D] each -> [N, D].
+def combine_scales(
+    by_scale: Sequence[jax.Array | np.ndarray], aggregate: str
+) -> jax.Array:
+    """Makes one descriptor of length 1 of each image's activations at several scales.
 
-    "stack" gives [N, scales * D]. A descriptor of zeros stays one.
+    Args:
+        by_scale: [N, D] for each scale.
+        aggregate: one of `AGGREGATES`.
+
+    Returns:
+        [N, D], or [N, scales * D] for "stack"; zeros where all activations are zero.
     """
-    stacked = jnp.stack(scales, axis=1)
+    stacked = jnp.stack(by_scale, axis=1)
     if aggregate == "mean":
         combined = stacked.mean(axis=1)
     else:

@@ -21,18 +21,27 @@ from vgg_jax import cli
 from vgg_jax.config import Config
 from vgg_jax.data.folder import open_folder
 from vgg_jax.evaluation.predictions import wilson
-from vgg_jax.features.collection import collect
-from vgg_jax.features.descriptors import AGGREGATES, combine, validate_request
+from vgg_jax.features.collection import collect_activations
+from vgg_jax.features.descriptors import AGGREGATES, combine_scales, validate_request
 from vgg_jax.files import write_text
 from vgg_jax.training.checkpoint import restore_model
 
-COSTS = tuple(4.0**power for power in range(-4, 6))  # of the SVM, its C
+COSTS = tuple(4.0**power for power in range(-4, 6))  # values of the SVM's C to try
 SPLITS = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to do; short sides Q in pixels, () for the run's own."""
+    """What the command is asked to do.
+
+    Args:
+        workdir: the folder of the network's run.
+        data_dir: the folder of the pictures.
+        scales: short sides Q in pixels; () takes those of the run's configuration.
+        aggregate: how scales are combined, one of `AGGREGATES`.
+        layer: the name of the layer whose activations are taken.
+        validation_fraction: the part of the training pictures that C is chosen on.
+    """
 
     workdir: Path
     data_dir: str
@@ -42,15 +51,15 @@ class Request:
     validation_fraction: float
 
 
-def run(request: Request) -> dict[str, Any]:
-    """Descriptors, a linear SVM for each class against the rest, and its report.
+def run_svm(request: Request) -> dict[str, Any]:
+    """Trains a linear SVM, each class against the rest, and tests it.
 
-    Prints it, and writes it to svm.json in the network's workdir.
+    Prints the report, writes it to svm.json in the network's workdir, and returns it.
 
     Raises:
-        FileNotFoundError: no run, or no pictures.
+        FileNotFoundError: there is no run, or there are no pictures.
         ImportError: scikit-learn is not installed.
-        ValueError: settings that do not fit the network or the pictures.
+        ValueError: settings do not fit the network or the pictures.
     """
     try:
         from sklearn.metrics import balanced_accuracy_score, classification_report
@@ -68,9 +77,9 @@ def run(request: Request) -> dict[str, Any]:
         split: open_folder(request.data_dir, split, request.validation_fraction)
         for split in SPLITS
     }
-    parts = {}
+    examples = {}  # descriptors and labels of each split
     for split, source in sources.items():
-        activations, labels = collect(
+        activations, labels = collect_activations(
             model,
             source,
             config,
@@ -80,29 +89,30 @@ def run(request: Request) -> dict[str, Any]:
             layer=request.layer,
             progress=f"descriptors of {split}",
         )
-        parts[split] = np.asarray(combine(activations, request.aggregate)), labels
+        descriptors = np.asarray(combine_scales(activations, request.aggregate))
+        examples[split] = descriptors, labels
 
     def fit(cost: float, *splits: str) -> Any:
-        found, labels = map(
-            np.concatenate, zip(*(parts[s] for s in splits), strict=True)
+        descriptors, labels = map(
+            np.concatenate, zip(*(examples[split] for split in splits), strict=True)
         )
-        return LinearSVC(C=cost, random_state=0).fit(found, labels)
+        return LinearSVC(C=cost, random_state=0).fit(descriptors, labels)
 
-    right = {}
+    accuracies = {}
     for cost in COSTS:
-        right[cost] = fit(cost, "train").score(*parts["validation"])
-        print(f"C={cost:g}: {right[cost]:.2%} of validation right", flush=True)
-    best = max(COSTS, key=right.__getitem__)  # the smallest of equals
-    found, labels = parts["test"]
-    predicted = fit(best, "train", "validation").predict(found)
+        accuracies[cost] = fit(cost, "train").score(*examples["validation"])
+        print(f"C={cost:g}: {accuracies[cost]:.2%} of validation right", flush=True)
+    best = max(COSTS, key=accuracies.__getitem__)  # the smallest of equals
+    descriptors, labels = examples["test"]
+    predicted = fit(best, "train", "validation").predict(descriptors)
     names = list(sources["test"].class_names)
-    by_class = (labels, predicted)
+    answers = (labels, predicted)
     table = {"labels": range(len(names)), "target_names": names, "zero_division": 0.0}
     accuracy = wilson(int(np.sum(predicted == labels)), len(labels))
-    recall = balanced_accuracy_score(*by_class)
+    recall = balanced_accuracy_score(*answers)
     print(
         f"C={best:g}, {len(labels):,} test images\n"
-        f"{classification_report(*by_class, digits=4, **table)}\n"
+        f"{classification_report(*answers, digits=4, **table)}\n"
         f"accuracy {accuracy.value:.2%} +- {accuracy.half_width:.2%} (95%, Wilson), "
         f"mean class recall {recall:.2%}"
     )
@@ -111,12 +121,12 @@ def run(request: Request) -> dict[str, Any]:
         "workdir": str(request.workdir),
         "step": step,
         "scales": scales,
-        "images": {split: len(labels) for split, (_, labels) in parts.items()},
+        "images": {split: len(labels) for split, (_, labels) in examples.items()},
         "C": best,
-        "validation_accuracy": {f"{cost:g}": right[cost] for cost in COSTS},
+        "validation_accuracy": {f"{cost:g}": accuracies[cost] for cost in COSTS},
         "accuracy": dataclasses.asdict(accuracy),
         "mean_class_recall": recall,
-        "classes": classification_report(*by_class, output_dict=True, **table),
+        "classes": classification_report(*answers, output_dict=True, **table),
     }
     path = request.workdir / "svm.json"
     write_text(path, json.dumps(report, indent=2) + "\n")
@@ -125,7 +135,7 @@ def run(request: Request) -> dict[str, Any]:
 
 
 def _with_folder(config: Config, request: Request) -> Config:
-    """The network's configuration, with the folder as its data."""
+    """Returns the network's configuration with the folder of pictures as its data."""
     data = dataclasses.replace(
         config.data,
         dataset="folder",
@@ -164,14 +174,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="F",
         help="part of the training pictures that C is chosen on; 0.1 by default",
     )
-    return cli.command(_run, parser, arguments)
+    return cli.command(run, parser, arguments)
 
 
-def _run(values: argparse.Namespace) -> int:
-    """Does what the command line says; returns 0."""
+def run(values: argparse.Namespace) -> int:
+    """Trains and tests the SVM of the command line; returns 0."""
     names = [field.name for field in dataclasses.fields(Request)]
     options = {name: getattr(values, name) for name in names}
-    run(Request(**options | {"data_dir": str(values.data_dir)}))
+    run_svm(Request(**options | {"data_dir": str(values.data_dir)}))
     return cli.DONE
 
 

@@ -1,4 +1,4 @@
-"""Dense evaluation of one image (section 3.2 of arXiv:1409.1556).
+"""Evaluates one image densely (section 3.2 of arXiv:1409.1556).
 
 Images of any size are padded to a few shapes, so that few programs compile. A rescaled
 image has short side Q, so one list of ratios, width over height, gives the shapes of
@@ -29,10 +29,14 @@ Shape = tuple[int, int]  # height and width, in pixels
 
 
 def padded_shapes(ratios: Iterable[float], scale: int) -> tuple[Shape, ...]:
-    """One for each ratio at short side Q, smallest area first.
+    """Returns the shapes that images of short side Q are padded to, smallest first.
+
+    Args:
+        ratios: width over height of each shape.
+        scale: Q, in pixels.
 
     Raises:
-        ValueError: a ratio that is not a number above zero.
+        ValueError: a ratio is not a number above zero.
     """
     shapes: set[Shape] = set()
     for ratio in ratios:
@@ -47,7 +51,7 @@ def padded_shapes(ratios: Iterable[float], scale: int) -> tuple[Shape, ...]:
 
 
 def smallest_fitting(shapes: Iterable[Shape], height: int, width: int) -> Shape | None:
-    """The first of `shapes`, smallest first, that holds an image; None if none does."""
+    """Returns the first of `shapes` that holds an image; None if none of them does."""
     return next((s for s in shapes if s[0] >= height and s[1] >= width), None)
 
 
@@ -61,14 +65,15 @@ def dense_posteriors(
     averaging: str = "score_map",
     bucket_ratios: Sequence[float] = BUCKET_RATIOS,
 ) -> jax.Array:
-    """Section 3.2 for one image of any size: uint8 [H, W, C] -> float32 [num_classes].
+    """Returns the posteriors of one image: uint8 [H, W, C] -> float32 [num_classes].
 
-    The image is rescaled so that its short side is each of `scales`; the network runs
-    on the whole of it and on its mirror image; soft-max posteriors are averaged over
-    both and over the scales. The rescaled image is padded to one of a few shapes and
-    the padding masked, which changes no result, so that a program compiled for one
-    image serves the next: at most one for each bucket and scale, and one for the tiles
-    of images that are longer than every bucket.
+    Section 3.2 of arXiv:1409.1556, for an image of any size. The image is rescaled so
+    that its short side is each of `scales`; the network runs on the whole of it and on
+    its mirror image; soft-max posteriors are averaged over both and over the scales.
+    The rescaled image is padded to one of a few shapes and the padding masked, which
+    changes no result, so that a program compiled for one image serves the next: at most
+    one for each bucket and scale, and one for the tiles of images that are longer than
+    every bucket.
 
     Args:
         model: a classifier.
@@ -81,22 +86,41 @@ def dense_posteriors(
         bucket_ratios: width over height of the buckets.
 
     Raises:
-        ValueError: another kind of array, statistics for another number of channels, no
-            scale, an unknown averaging, or a scale too small for the network.
+        ValueError: the image is another kind of array, the statistics are for another
+            number of channels, the averaging is unknown, or there is no scale or one
+            too small for the network.
+    """
+    network = Network.from_model(model, Normalization(mean, std))
+    return image_posteriors(
+        network, image, scales, averaging=averaging, bucket_ratios=bucket_ratios
+    )
+
+
+def image_posteriors(
+    network: Network,
+    image: np.ndarray,
+    scales: Sequence[int],
+    *,
+    averaging: str = "score_map",
+    bucket_ratios: Sequence[float] = BUCKET_RATIOS,
+) -> jax.Array:
+    """Does what `dense_posteriors` does, for a network that knows its normalization.
+
+    uint8 [H, W, C] -> float32 [num_classes]. See `dense_posteriors` for the arguments
+    and the errors.
     """
     # Here, so that importing vgg_jax does not import the decoders.
     from vgg_jax.data.transforms import rescale
 
     image = np.asarray(image)
-    validate_image(image, model.in_channels)
+    validate_image(image, network.channels)
     validate_scales(scales)
-    network = Network.from_model(model, Normalization(mean, std))
     head = Posteriors(averaging=averaging)
-    of_scales = [
+    by_scale = [
         run_padded(network, head, rescale(image, scale), scale, bucket_ratios)[0]
         for scale in scales
     ]
-    return jnp.mean(jnp.stack(of_scales), axis=0)
+    return jnp.mean(jnp.stack(by_scale), axis=0)
 
 
 def run_padded(
@@ -106,16 +130,16 @@ def run_padded(
     scale: int,
     bucket_ratios: Sequence[float] = BUCKET_RATIOS,
 ) -> Any:
-    """A head on one image whose short side is `scale`: one row of what it gives.
+    """Runs a head on one image; returns one row of what the head gives.
 
     The image is padded to the smallest bucket that holds it, so that images share
     programs; one that is longer than every bucket goes through in tiles.
 
     Args:
         network: the network.
-        head: made of a map.
+        head: what is made of the image's map.
         image: uint8 [H, W, C].
-        scale: its short side, in pixels.
+        scale: the image's short side, in pixels.
         bucket_ratios: width over height of the buckets.
     """
     height, width = image.shape[:2]

@@ -1,4 +1,4 @@
-"""The forward pass outside of training: from pixels to what a head makes of them.
+"""Runs the forward pass outside of training: from pixels to what a head gives.
 
 `apply` is the only compiled function that does it. Validation, every protocol, tiles,
 heat maps, descriptors and localization differ in the head that they hand it.
@@ -37,13 +37,13 @@ class Head(Protocol):
 
     @property
     def extras(self) -> tuple[str, ...]:
-        """The names of the arrays, one row an image, that the head takes beside it."""
+        """The names of the further arrays, one row an image, that the head takes."""
         ...
 
     def __call__(
         self, model: ConvNet, images: jax.Array, sizes: jax.Array | None, extras: Extras
     ) -> Any:
-        """From normalized images [N, H, W, C] to a tree of arrays, N rows each.
+        """Makes a tree of arrays, N rows each, of normalized images [N, H, W, C].
 
         `sizes`, int32 [N, 2], are the heights and widths of images that share a batch,
         each in the upper left corner; None where images fill their arrays.
@@ -55,21 +55,24 @@ class Head(Protocol):
 class MapHead:
     """A head in two steps: a map of the image, then what the map is reduced to.
 
-    The first step also works on an image in tiles. With `flip` the result is the mean
-    of that of the image and that of its mirror image.
+    The first step also works on an image in tiles. With `flip` the result is averaged
+    over the image and its mirror image.
     """
 
     extras: ClassVar[tuple[str, ...]] = ()
     flip: bool = False
 
     def layers(self, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
-        """The rows of the network that make the map; by default all of them."""
+        """Returns the rows of the network that make the map; by default all of them."""
         return layers
 
     def map(
         self, model: ConvNet, images: jax.Array, sizes: jax.Array | None
     ) -> jax.Array:
-        """[N, H, W, C] -> float32 [N, h, w, features]; by default the score map."""
+        """Makes the map, by default the score map.
+
+        [N, H, W, C] -> float32 [N, h, w, features].
+        """
         return model.score_map(images, sizes=sizes)
 
     def reduce(
@@ -79,13 +82,13 @@ class MapHead:
         sizes: jax.Array | None,
         extras: Extras,
     ) -> Any:
-        """What the head gives for maps [N, h, w, features] of images of these sizes."""
+        """Reduces maps [N, h, w, features] of images of these sizes to the result."""
         raise NotImplementedError
 
     def __call__(
         self, model: ConvNet, images: jax.Array, sizes: jax.Array | None, extras: Extras
     ) -> Any:
-        """Both steps, see `Head`."""
+        """Takes both steps, for images [N, H, W, C]; see `Head`."""
 
         def run(images: jax.Array) -> Any:
             maps = self.map(model, images, sizes)
@@ -93,18 +96,21 @@ class MapHead:
 
         if not self.flip:
             return run(images)
-        return mean_of(run(images), run(mirror(images, sizes)))
+        return mean_of(run(images), run(mirror_images(images, sizes)))
 
     def cells(
         self, layers: tuple[Layer, ...], sizes: jax.Array | None
     ) -> jax.Array | None:
-        """Heights and widths of the maps of images of these sizes: int32 [N, 2]."""
+        """Returns the heights and widths of the images' maps, int32 [N, 2]."""
         return None if sizes is None else output_sizes(self.layers(layers), sizes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoreMap(MapHead):
-    """The dense class score map of section 3.2; zero outside of each image's own."""
+    """The head that gives the dense class score map of section 3.2.
+
+    It is zero outside of each image's own map.
+    """
 
     def reduce(
         self,
@@ -113,24 +119,24 @@ class ScoreMap(MapHead):
         sizes: jax.Array | None,
         extras: Extras,
     ) -> jax.Array:
-        """The map itself: [N, h, w, num_classes]."""
+        """Returns the map as it is: [N, h, w, num_classes]."""
         return maps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MapOf(MapHead):
-    """The map of another head, as it is before that head reduces it."""
+    """The head that gives the map of another head before that head reduces it."""
 
     head: MapHead
 
     def layers(self, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
-        """The rows of the network that make the map."""
+        """Returns the rows of the network that make the other head's map."""
         return self.head.layers(layers)
 
     def map(
         self, model: ConvNet, images: jax.Array, sizes: jax.Array | None
     ) -> jax.Array:
-        """[N, H, W, C] -> float32 [N, h, w, features]."""
+        """Makes the other head's map: [N, H, W, C] -> float32 [N, h, w, features]."""
         return self.head.map(model, images, sizes)
 
     def reduce(
@@ -140,22 +146,24 @@ class MapOf(MapHead):
         sizes: jax.Array | None,
         extras: Extras,
     ) -> jax.Array:
-        """The map itself."""
+        """Returns the map as it is: [N, h, w, features]."""
         return maps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Posteriors(MapHead):
-    """Soft-max posteriors (section 3.2): [N * views, H, W, C] -> [N, num_classes].
+    """The head that gives soft-max posteriors (section 3.2).
+
+    [N * views, H, W, C] -> [N, num_classes].
 
     Args:
         averaging: "score_map", the mean of the scores over space, then soft-max; or
             "posteriors", the soft-max of each cell, then their mean.
-        flip: average them with those of the images mirrored left to right.
-        views: consecutive rows that are views of one image; theirs are averaged.
+        flip: whether to average them with those of the images mirrored left to right.
+        views: how many consecutive rows are views of one image, and are averaged.
 
     Raises:
-        ValueError: an unknown averaging; the message names the nearest.
+        ValueError: the averaging is unknown; the message names the nearest.
     """
 
     averaging: str = "score_map"
@@ -173,7 +181,7 @@ class Posteriors(MapHead):
         sizes: jax.Array | None,
         extras: Extras,
     ) -> jax.Array:
-        """One distribution an image."""
+        """Makes one distribution an image of the score maps of its views."""
         cells = self.cells(layers, sizes)
         posteriors = spatial_posteriors(maps, self.averaging, cells)
         return posteriors.reshape(-1, self.views, posteriors.shape[-1]).mean(axis=1)
@@ -181,23 +189,24 @@ class Posteriors(MapHead):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pooled(MapHead):
-    """The activations of a layer averaged over space and mirror image: [N, features].
+    """The head that gives a layer's activations, averaged over space: [N, features].
 
     Args:
-        layer: its name.
+        layer: the name of the layer.
+        flip: whether to average over each image and its mirror image.
     """
 
     layer: str
     flip: bool = True
 
     def layers(self, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
-        """The rows up to the layer."""
+        """Returns the rows of the network up to the layer."""
         return layers[: [row.name for row in layers].index(self.layer) + 1]
 
     def map(
         self, model: ConvNet, images: jax.Array, sizes: jax.Array | None
     ) -> jax.Array:
-        """The layer's map, [N, H, W, C] -> float32 [N, h, w, features]."""
+        """Makes the layer's map, [N, H, W, C] -> float32 [N, h, w, features]."""
         rows = self.layers(model.layers)
         return model.run(images, rows, sizes=sizes).astype(jnp.float32)
 
@@ -208,7 +217,7 @@ class Pooled(MapHead):
         sizes: jax.Array | None,
         extras: Extras,
     ) -> jax.Array:
-        """The mean over each image's own cells."""
+        """Averages each map over the image's own cells."""
         cells = self.cells(layers, sizes)
         is_inside = None if cells is None else inside(maps.shape, cells)
         return maps.mean(axis=(1, 2), where=is_inside)
@@ -225,15 +234,15 @@ def apply(
     normalization: Preprocessing,
     head: Head,
 ) -> Any:
-    """A network without dropout on pixels 0-255, as far as the head goes.
+    """Runs a network, without dropout, on pixels 0-255, as far as the head goes.
 
     Args:
         variables: the trees that make a model of `graphdef`, as `nnx.split` gives them.
         images: uint8 [N, H, W, C].
         sizes: int32 [N, 2], the heights and widths of images that share a batch; None
             where they fill it.
-        extras: what the head names.
-        graphdef, normalization, head: hashable; each combination is a program.
+        extras: the arrays that the head names.
+        graphdef, normalization, head: hashable values; each combination is a program.
 
     Returns:
         What the head gives.
@@ -252,13 +261,19 @@ def reduce_map(
     head: MapHead,
     layers: tuple[Layer, ...],
 ) -> Any:
-    """The second step of a head alone, for maps that were made tile by tile."""
+    """Takes the second step of a head alone, for maps that were made tile by tile."""
     return head.reduce(maps, layers, sizes, extras)
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network to be run on pixels: its layers, its variables, its normalization."""
+    """A network to be run on pixels.
+
+    Args:
+        graphdef, variables: the model, as `nnx.split` gives it.
+        normalization: what is done to pixels 0-255 first.
+        layers: the model's rows.
+    """
 
     graphdef: nnx.GraphDef
     variables: tuple[Any, ...]
@@ -267,7 +282,7 @@ class Network:
 
     @classmethod
     def from_model(cls, model: ConvNet, normalization: Preprocessing) -> "Network":
-        """A model, and how it wants its pixels.
+        """Makes a network of a model and of what is done to its pixels.
 
         Raises:
             ValueError: the normalization is for another number of channels.
@@ -283,13 +298,13 @@ class Network:
 
     @property
     def channels(self) -> int:
-        """The number of channels of its images."""
+        """The number of channels of the network's images."""
         return self.normalization.channels
 
     def place(self, mesh: Mesh) -> "Network":
-        """The same network with its variables on every device of a mesh.
+        """Returns the network with its variables on every device of a mesh.
 
-        Those that are on all of its devices stay as they are, whole or in parts.
+        Variables that are on all of these devices stay as they are, whole or in parts.
         """
         devices = set(mesh.devices.flat)
         arrays = jax.tree.leaves(self.variables)
@@ -304,7 +319,7 @@ class Network:
         sizes: Images | None = None,
         extras: Extras | None = None,
     ) -> Any:
-        """See `apply`."""
+        """Runs the network on images as far as the head goes, see `apply`."""
         arrays: Any = (self.variables, images, sizes, extras or {})
         return apply(*arrays, **self._static(head))
 
@@ -315,7 +330,7 @@ class Network:
         sizes: jax.ShapeDtypeStruct | None = None,
         extras: Extras | None = None,
     ) -> jax.stages.Lowered:
-        """The program of `run` for arguments of these shapes, not compiled."""
+        """Lowers the program of `run` for arrays of these shapes; compiles nothing."""
         arguments = (self.variables, images, sizes, extras or {})
         return apply.lower(*arguments, **self._static(head))
 
@@ -331,7 +346,7 @@ def validate_averaging(averaging: str) -> None:
     """Checks that an averaging is one of `AVERAGINGS`.
 
     Raises:
-        ValueError: it is not; the message names the nearest.
+        ValueError: the averaging is unknown; the message names the nearest.
     """
     if averaging not in AVERAGINGS:
         raise ValueError(
@@ -342,14 +357,17 @@ def validate_averaging(averaging: str) -> None:
 def spatial_posteriors(
     scores: jax.Array, averaging: str, sizes: jax.Array | None = None
 ) -> jax.Array:
-    """One distribution from a class score map: [N, h, w, C] -> [N, C].
+    """Makes one distribution of each class score map: [N, h, w, C] -> [N, C].
 
-    "score_map": mean of the scores over space, then soft-max. "posteriors": soft-max of
-    each cell, then their mean. `sizes`, int32 [N, 2], are the height and width of each
-    map where those of different sizes share the array.
+    Args:
+        scores: the maps.
+        averaging: "score_map", the mean of the scores over space, then soft-max; or
+            "posteriors", the soft-max of each cell, then their mean.
+        sizes: int32 [N, 2], the height and width of each map; None where all maps fill
+            the array.
 
     Raises:
-        ValueError: an unknown averaging.
+        ValueError: the averaging is unknown.
     """
     validate_averaging(averaging)
     cells = None if sizes is None else inside(scores.shape, sizes)
@@ -358,8 +376,8 @@ def spatial_posteriors(
     return jax.nn.softmax(scores).mean(axis=(1, 2), where=cells)
 
 
-def mirror(images: jax.Array, sizes: jax.Array | None = None) -> jax.Array:
-    """Images flipped left to right, each within its own width: [N, H, W, C]."""
+def mirror_images(images: jax.Array, sizes: jax.Array | None = None) -> jax.Array:
+    """Flips images [N, H, W, C] left to right, each within its own width."""
     if sizes is None:
         return images[:, :, ::-1]
     width = images.shape[2]
@@ -368,7 +386,7 @@ def mirror(images: jax.Array, sizes: jax.Array | None = None) -> jax.Array:
 
 
 def mean_of(first: Any, second: Any) -> Any:
-    """The mean of two trees of arrays."""
+    """Returns the mean of two trees of arrays, array by array."""
     return jax.tree.map(lambda a, b: (a + b) / 2, first, second)
 
 
@@ -376,7 +394,7 @@ def validate_image(image: np.ndarray, channels: int) -> None:
     """Checks that an image is uint8 [H, W, channels].
 
     Raises:
-        ValueError: it is another kind of array.
+        ValueError: the image is another kind of array.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != channels:
         raise ValueError(
@@ -389,7 +407,7 @@ def validate_scales(scales: Any) -> None:
     """Checks that there is a scale Q, and that each is at least 1 pixel.
 
     Raises:
-        ValueError: there is none, or one is below 1.
+        ValueError: there is no scale, or one is below 1.
     """
     if not scales or min(scales) < 1:
         raise ValueError(f"expected scales of at least 1 pixel, got {tuple(scales)}")

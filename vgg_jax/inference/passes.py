@@ -1,4 +1,4 @@
-"""One pass over a data set: row i of the result is what a head makes of example i.
+"""Runs a network over a data set: row i of the result is of example i.
 
 Several hosts share the examples out, the host prepares a batch while the devices
 compute the one before, and an image that cannot be decoded has weight 0.
@@ -24,7 +24,7 @@ from vgg_jax.inference.dense import padded_shapes, smallest_fitting
 from vgg_jax.inference.forward import Head, MapHead, Network
 from vgg_jax.inference.tiling import run_tiled
 
-# Of a batch, what describes its examples.
+# The arrays of a batch that describe its examples.
 DESCRIPTIONS = ("label", "weight", "box")
 
 
@@ -47,7 +47,13 @@ class View:
 
 
 class Rows(NamedTuple):
-    """Some examples of a source: their numbers, what they are, what the head gave."""
+    """Some examples of a source.
+
+    Attributes:
+        numbers: int [n], the places of the examples in the source.
+        descriptions: labels, weights and boxes, n rows each.
+        outputs: what the head gave: a tree of arrays of n rows.
+    """
 
     numbers: np.ndarray
     descriptions: dict[str, np.ndarray]
@@ -66,29 +72,30 @@ def over_source(
     mesh: Mesh | None = None,
     bar: tqdm | None = None,
 ) -> dict[str, np.ndarray]:
-    """What a head makes of every example of a source, each exactly once.
+    """Runs a head over every example of a source, each exactly once.
 
     Args:
         network: the network.
-        head: what is made of it: an array, or a dictionary of arrays, a row an example.
+        head: what is made of the network's layers: an array, or a dictionary of arrays,
+            a row an example.
         source: the images.
         config: `data` says how images are decoded and cropped, `evaluation` how many
             the network is given at once and the shapes that they are padded to.
-        view: what it sees of each image.
+        view: what the network sees of each image.
         extras: further arrays that the head names, one row an example of the source.
         with_boxes: whether the examples' boxes are wanted.
-        mesh: the batch is spread over its devices. By default over the devices of this
-            host, which takes its share of the images; with a mesh of all hosts' devices
-            they run each batch together.
-        bar: takes the images that are done.
+        mesh: the devices that each batch is spread over. By default they are those of
+            this host, which takes its share of the images; with a mesh of all hosts'
+            devices the hosts run each batch together.
+        bar: the progress bar, which is moved by the images that are done.
 
     Returns:
         "label" int32 [N], "weight" float32 [N] (0 for an image that could not be
         decoded), with boxes "box" [N, 4], and the head's arrays: an array alone is
-        named "output". Complete on every host.
+        named "output". Every host has all rows.
 
     Raises:
-        ValueError: settings that do not fit.
+        ValueError: settings do not fit one another.
         RuntimeError: the pipeline did not give every example once.
     """
     parts: list[dict[str, np.ndarray]] = []
@@ -103,9 +110,9 @@ def over_source(
         mesh=mesh,
         bar=bar,
     ):
-        named = rows.outputs
-        named = named if isinstance(named, dict) else {"output": named}
-        parts.append({"index": rows.numbers, **rows.descriptions, **named})
+        outputs = rows.outputs
+        outputs = outputs if isinstance(outputs, dict) else {"output": outputs}
+        parts.append({"index": rows.numbers, **rows.descriptions, **outputs})
     return place_rows(parts, len(source))
 
 
@@ -121,27 +128,27 @@ def example_rows(
     mesh: Mesh | None = None,
     bar: tqdm | None = None,
 ) -> Iterator[Rows]:
-    """The same batch by batch, and of this host's share of the examples alone.
+    """Runs a head over this host's share of a source; yields a batch's rows at a time.
 
-    The shapes of a head's rows may differ between batches. Arguments and errors are
-    those of `over_source`.
+    The shapes of a head's rows may differ between batches. See `over_source` for the
+    arguments and the errors.
     """
     mesh = make_mesh(jax.local_devices()) if mesh is None else mesh
     network = network.place(mesh)
     shapes = padded_shapes(config.evaluation.bucket_ratios, view.scale)
     previous = None
     for batch in view_batches(source, config, view, network.channels, mesh, with_boxes):
-        wanted = {name: rows[batch["index"]] for name, rows in (extras or {}).items()}
-        wanted |= {name: batch[name] for name in DESCRIPTIONS if name in batch}
-        wanted = {name: wanted[name] for name in head.extras}
+        known = {name: rows[batch["index"]] for name, rows in (extras or {}).items()}
+        known |= {name: batch[name] for name in DESCRIPTIONS if name in batch}
+        head_extras = {name: known[name] for name in head.extras}
         outputs: Any
         if view.layout is None and batch["image"].shape[1:3] not in shapes:
             # One image, longer than every bucket.
             assert isinstance(head, MapHead)
-            outputs = run_tiled(network, head, batch["image"][0], wanted)
+            outputs = run_tiled(network, head, batch["image"][0], head_extras)
         else:
             images = {k: batch[k] for k in ("image", "size") if k in batch}
-            inputs = shard_batch(mesh, images | wanted)
+            inputs = shard_batch(mesh, images | head_extras)
             outputs = network.run(
                 head,
                 inputs.pop("image"),
@@ -165,7 +172,7 @@ def view_batches(
     mesh: Mesh,
     with_boxes: bool,
 ) -> Iterator[Batch]:
-    """This host's batches of a view; images are dealt evenly to the devices."""
+    """Returns this host's batches of a view; every device gets as many images."""
     per_device = -(-config.evaluation.batch_size // (mesh.size * view.crops))
     share: dict[str, Any] = {
         "channels": channels,
@@ -189,19 +196,19 @@ def place_rows(
     """Puts the rows of all hosts in the order of the source: [N, ...] each.
 
     Args:
-        parts: of this host; each names its examples in "index".
-        examples: how many the source has, N.
+        parts: this host's rows; each part has the numbers of its examples in "index".
+        examples: how many examples the source has, N.
 
     Raises:
-        RuntimeError: not every example is there exactly once.
+        RuntimeError: an example is missing, or has several rows.
     """
-    own = {
+    arrays = {
         name: np.concatenate([np.asarray(part[name]) for part in parts])
         for name in (parts[0] if parts else ())
     }
     if jax.process_count() > 1:
-        own = _gather(own)
-    index = own.pop("index", np.zeros(0, np.int32))
+        arrays = _gather(arrays)
+    index = arrays.pop("index", np.zeros(0, np.int32))
     times_seen = np.bincount(index, minlength=examples)
     wrong = np.flatnonzero(times_seen != 1)
     if wrong.size:
@@ -210,11 +217,11 @@ def place_rows(
             f"{wrong[0]} {times_seen[wrong[0]]} times"
         )
     order = np.argsort(index)
-    return {name: rows[order] for name, rows in own.items()}
+    return {name: rows[order] for name, rows in arrays.items()}
 
 
 def _gather(own: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The rows of all hosts, one host after the other."""
+    """Returns the rows of all hosts, one host after the other."""
     counts = process_allgather(np.asarray(len(own["index"]))).ravel()
     most = int(counts.max())
 
@@ -230,7 +237,7 @@ def _gather(own: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _rows_of_examples(batch: Batch, outputs: Any, bar: tqdm | None) -> Rows:
-    """A batch without the rows that fill it up."""
+    """Takes the examples of a batch, without the rows that fill it up."""
     is_example = batch["index"] >= 0
 
     def take(rows: Any) -> np.ndarray:
@@ -244,7 +251,7 @@ def _rows_of_examples(batch: Batch, outputs: Any, bar: tqdm | None) -> Rows:
 
 
 def _local_rows(rows: Any) -> np.ndarray:
-    """This host's rows of an array over the devices of one or of all hosts."""
+    """Returns this host's rows of an array over the devices of one or of all hosts."""
     if not isinstance(rows, jax.Array) or rows.is_fully_addressable:
         return np.asarray(rows)
     if rows.is_fully_replicated:

@@ -1,4 +1,4 @@
-"""Class score maps of large images, tile by tile in bounded memory.
+"""Makes maps of large images tile by tile, in bounded memory.
 
 A tile is a window of the image of one fixed shape. It starts at a multiple of the
 network's stride, where every layer's cells fall on those of the whole image; only cells
@@ -35,16 +35,28 @@ TILE = 1024  # pixels; VGG-16 computes 2.6 times what it keeps at 1024, 1.5 at 2
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """One tile along one side of the image, and the cells of the map that it gives."""
+    """One tile along one side of an image, and the cells of the map that it gives.
 
-    pixels: slice  # of the image; may end beyond it
-    cells: slice  # of the whole map
-    own_cells: slice  # the same cells in the tile's map
+    Args:
+        pixels: the tile's pixels in the image; it may end beyond the image.
+        cells: the cells that it gives in the whole map.
+        own_cells: the same cells in the tile's map.
+    """
+
+    pixels: slice
+    cells: slice
+    own_cells: slice
 
 
 @dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes that a tiled run needs: on the device, and on the host beside the image."""
+class TilingMemory:
+    """What a tiled run needs.
+
+    Args:
+        tiles: how many tiles there are.
+        device: bytes on the device.
+        host: bytes on the host, beside the image.
+    """
 
     tiles: int
     device: int
@@ -58,7 +70,7 @@ class Memory:
 
 
 def spans(layers: Sequence[Layer], side: int, tile: int) -> list[Span]:
-    """The tiles along a side of an image, in pixels, that give each cell once.
+    """Returns the tiles along a side of an image, in pixels, that give each cell once.
 
     Raises:
         ValueError: the tile is too small to hold a cell away from the border.
@@ -98,8 +110,8 @@ def memory_estimate(
     tile: int = TILE,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = (1.0, 1.0, 1.0),
-) -> Memory:
-    """What `tiled_score_map` will need at its peak, from its compiled program.
+) -> TilingMemory:
+    """Estimates what `tiled_score_map` needs at its peak, from its compiled program.
 
     On the device: the parameters, the tile, its score map and the program's workspace.
     On the host: the whole map, the tile and its score map. Compiles what the run then
@@ -110,10 +122,14 @@ def memory_estimate(
     Args:
         model: a classifier.
         image_size: height and width, in pixels.
-        tile, mean, std: as `tiled_score_map`.
+        tile: side of a tile in pixels.
+        mean: subtracted from the pixels, one value a channel.
+        std: divides them after that, one value a channel.
 
     Raises:
-        ValueError: as `tiled_score_map`.
+        ValueError: the image is too small for the network, or a tile is too small for
+            its receptive field.
+        RuntimeError: the device does not say how much memory a program needs.
     """
     check_size(model.layers, *image_size)
     rows, columns = (spans(model.layers, side, tile) for side in image_size)
@@ -130,7 +146,7 @@ def memory_estimate(
     on_cpu = jax.default_backend() == "cpu"
     workspace = used.temp_size_in_bytes * (5 if on_cpu else 2) // 2
     scores = 4 * rows[-1].cells.stop * columns[-1].cells.stop * model.num_classes
-    return Memory(
+    return TilingMemory(
         tiles=len(rows) * len(columns),
         device=used.argument_size_in_bytes + used.output_size_in_bytes + workspace,
         host=scores + used.output_size_in_bytes + int(np.prod(shape)),
@@ -146,10 +162,11 @@ def tiled_score_map(
     std: Sequence[float] = (1.0, 1.0, 1.0),
     progress: str | None = None,
 ) -> np.ndarray:
-    """`score_map` of one image of any size: [H, W, C] -> float32 [h, w, num_classes].
+    """Makes the class score map of one image of any size, tile by tile.
 
-    Equal to the untiled map to float rounding; one compiled program serves all images.
-    `memory_estimate` says what it needs.
+    uint8 [H, W, C] -> float32 [h, w, num_classes]. The map equals that of
+    `model.score_map` to float rounding; one compiled program serves all images.
+    `memory_estimate` says how much memory a call needs.
 
     Args:
         model: a classifier.
@@ -160,8 +177,8 @@ def tiled_score_map(
         progress: the name of the work in a progress line on stderr; None for none.
 
     Raises:
-        ValueError: another kind of array, an image too small for the network, or a tile
-            too small for its receptive field.
+        ValueError: the image is another kind of array or too small for the network, or
+            a tile is too small for its receptive field.
     """
     network = Network.from_model(model, Normalization(mean, std))
     return tiled_map(network, ScoreMap(), image, tile=tile, progress=progress)
@@ -175,15 +192,20 @@ def tiled_map(
     tile: int = TILE,
     progress: str | None = None,
 ) -> np.ndarray:
-    """The map of a head for one image of any size: [H, W, C] -> float32 [h, w, C'].
+    """Makes the map of a head for one image of any size, tile by tile.
+
+    uint8 [H, W, C] -> float32 [h, w, features].
 
     Args:
         network: the network.
-        head: the map is that of its first step.
-        image, tile, progress: as `tiled_score_map`.
+        head: the head, whose first step makes the map.
+        image: pixels 0-255; a `numpy.memmap` is read tile by tile.
+        tile: side of a tile in pixels.
+        progress: the name of the work in a progress line on stderr; None for none.
 
     Raises:
-        ValueError: as `tiled_score_map`.
+        ValueError: the image is another kind of array or too small for the network, or
+            a tile is too small for its receptive field.
     """
     validate_image(image, network.channels)
     height, width, channels = image.shape
@@ -212,19 +234,20 @@ def tiled_map(
 def run_tiled(
     network: Network, head: MapHead, image: np.ndarray, extras: Extras
 ) -> Any:
-    """A head on one image of any shape, tile by tile: what `Network.run` would give.
+    """Runs a head on one image of any shape, tile by tile.
 
-    No shape of an image needs a program of its own: tiles have one shape, and a map is
-    padded to sides that are powers of two before it is reduced.
+    The result is that of `Network.run`. No shape of an image needs a program of its
+    own: tiles have one shape, and a map is padded to sides that are powers of two
+    before it is reduced.
 
     Args:
         network: the network.
-        head: made of a map.
+        head: what is made of the image's map.
         image: uint8 [H, W, C].
-        extras: one row each, as the head names them.
+        extras: the arrays that the head names, one row each.
     """
     size = np.asarray([image.shape[:2]], np.int32)
-    # Its two views are run apart.
+    # The image and its mirror image are run one after the other.
     one_view = dataclasses.replace(head, flip=False)
 
     def run(image: np.ndarray) -> Any:

@@ -1,1 +1,1 @@
-"""Where the object is: appendix A of arXiv:1409.1556."""
+"""Finds where objects are (appendix A of arXiv:1409.1556)."""

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(values: argparse.Namespace) -> int:
-    """Evaluates; returns 0."""
+    """Evaluates the networks of the command line; returns 0."""
     from vgg_jax.localization.compare import run_localization
 
     run_localization(values.workdir, values.classifier_workdir, values.scales)

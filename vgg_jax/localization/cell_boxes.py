@@ -1,4 +1,4 @@
-"""Boxes that a network predicts all over an image (appendix A of arXiv:1409.1556).
+"""Turns the maps of a localization network into boxes (appendix A).
 
 A localization network's score map has a box in each cell, relative to what the cell
 sees: cell (i, j) of a VGG sees the training crop at (32 i, 32 j).
@@ -26,12 +26,15 @@ from vgg_jax.models.network import class_scores
 def cell_windows(
     layers: tuple[Layer, ...], crop: int, rows: int, columns: int
 ) -> np.ndarray:
-    """What each cell of a map sees of an image, in pixels: boxes [rows, columns, 4].
+    """Returns the window of an image that each cell of its map sees, in pixels.
 
     Args:
-        layers: of the network.
-        crop: side of its training crop, in pixels.
-        rows, columns: of the map.
+        layers: the rows of the network.
+        crop: side of the network's training crop, in pixels.
+        rows, columns: the height and width of the map.
+
+    Returns:
+        Boxes [rows, columns, 4].
 
     Raises:
         ValueError: the map of a training crop is not one cell.
@@ -52,9 +55,10 @@ def cell_windows(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CenterBoxes(MapHead):
-    """The box of each image's own class, of the whole map: [N, 1, 4].
+    """The head that gives the box of each image's own class: [N, 1, 4].
 
-    Takes "label", int [N]. Boxes are relative to the image.
+    The box is that of the whole map, relative to the image. The head takes "label", int
+    [N].
     """
 
     extras: ClassVar[tuple[str, ...]] = ("label",)
@@ -66,21 +70,22 @@ class CenterBoxes(MapHead):
         sizes: jax.Array | None,
         extras: Extras,
     ) -> jax.Array:
-        """The box of the label."""
+        """Picks the box of each image's label."""
         return class_boxes(class_scores(maps), extras["label"][:, None])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CellBoxes(MapHead):
-    """The boxes of some classes from every cell of the map: [N, h, w, k, 4].
+    """The head that gives the boxes of k classes in every cell: [N, h, w, k, 4].
 
-    Takes "classes", int [N, k]. Boxes are relative to the image without its padding.
+    Boxes are relative to the image without its padding. The head takes "classes", int
+    [N, k].
 
     Args:
         crop: side of the network's training crop, in pixels.
 
     Raises:
-        ValueError: as `cell_windows`.
+        ValueError: the map of a training crop is not one cell.
     """
 
     extras: ClassVar[tuple[str, ...]] = ("classes",)
@@ -93,7 +98,7 @@ class CellBoxes(MapHead):
         sizes: jax.Array | None,
         extras: Extras,
     ) -> jax.Array:
-        """What each cell says of its window, in units of the image."""
+        """Turns each cell's boxes, relative to its window, into boxes of the image."""
         assert sizes is not None
         windows = cell_windows(layers, self.crop, *maps.shape[1:3])
         in_window = class_boxes(maps, extras["classes"][:, None, None])
@@ -105,10 +110,10 @@ class CellBoxes(MapHead):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CellRatings(MapHead):
-    """Posteriors of some classes in every cell of the map: [N, h, w, k].
+    """The head that gives posteriors of k classes in every cell: [N, h, w, k].
 
-    Takes "classes", int [N, k]. Cells outside an image's own map, because of its
-    padding, have -1.
+    Cells outside an image's own map, because of its padding, have -1. The head takes
+    "classes", int [N, k].
     """
 
     extras: ClassVar[tuple[str, ...]] = ("classes",)
@@ -120,7 +125,7 @@ class CellRatings(MapHead):
         sizes: jax.Array | None,
         extras: Extras,
     ) -> jax.Array:
-        """The soft-max of each cell, at these classes."""
+        """Picks the soft-max posteriors of these classes in each cell."""
         posteriors = jax.nn.softmax(maps)
         classes = extras["classes"][:, None, None]
         ratings = jnp.take_along_axis(posteriors, classes, axis=-1)

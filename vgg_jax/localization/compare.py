@@ -1,4 +1,4 @@
-"""What `python -m vgg_jax.localization` does: from networks to errors and a picture."""
+"""Compares localization networks by their errors; draws a picture of their boxes."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -34,43 +34,46 @@ TOP = 5  # classes, each with a box, that ILSVRC allows for an image
 def run_localization(
     workdirs: Sequence[Path], classifier_dir: Path, scales: Sequence[int] = ()
 ) -> dict[str, Rate]:
-    """Both testing protocols of appendix A on the test set.
+    """Runs both testing protocols of appendix A on the test set.
 
     Prints the table; writes localization.json and boxes.png into the first workdir.
 
     Args:
-        workdirs: of localization networks; their boxes are merged together.
-        classifier_dir: of a classifier that was trained on crops of the same size.
+        workdirs: the folders of localization networks, whose boxes are merged together.
+        classifier_dir: the folder of a classifier that was trained on crops of the same
+            size.
         scales: short sides Q, in pixels, in place of the first network's configuration.
 
     Returns:
         The errors, by name.
 
     Raises:
-        FileNotFoundError: no run or no checkpoint in a workdir.
-        ValueError: networks that do not fit one another, or the same one twice.
+        FileNotFoundError: a workdir has no run or no checkpoint.
+        ValueError: the networks do not fit one another, or one is given twice.
     """
     localizers, configs = zip(*map(_restore, workdirs), strict=True)
-    classifier, classified = _restore(classifier_dir)
+    classifier, classifier_config = _restore(classifier_dir)
     config = configs[0]
-    _validate(dict(zip(workdirs, configs, strict=True)), classifier_dir, classified)
-    assert config.localization is not None  # else `_validate` has complained
+    _validate_configs(
+        dict(zip(workdirs, configs, strict=True)), classifier_dir, classifier_config
+    )
+    assert config.localization is not None  # validated just now
     scales = tuple(scales) or tuple(config.evaluation.scales)
     source = open_source(config.data, "test")
     names = short_names([workdir.resolve() for workdir in workdirs])
     together = " + ".join(names)
 
     errors: dict[str, Rate] = {}
-    for run, model, own in zip(names, localizers, configs, strict=True):
+    for run, model, own_config in zip(names, localizers, configs, strict=True):
         name = f"{run}, center crop"
-        centered = localize.center_crop_boxes(model, source, own, progress=name)
+        centered = localize.center_crop_boxes(model, source, own_config, progress=name)
         mean_box = mean_box_baseline(centered)
         errors["true class, mean box, center crop"] = localization_error(mean_box)
         errors[f"true class, {name}"] = localization_error(centered)
     predictions = protocols.evaluate(
         classifier,
         source,
-        dataclasses.replace(classified, data=config.data),
+        dataclasses.replace(classifier_config, data=config.data),
         protocol="dense",
         scales=scales,
         progress=f"{classifier_dir.resolve().name}, dense",
@@ -86,29 +89,33 @@ def run_localization(
         merge_below=config.localization.merge_below,
         progress=f"{together}, dense",
     )
-    own, best = (select_boxes(dense, part) for part in (slice(1), slice(1, None)))
-    first = select_boxes(best, slice(1))
+    true_class = select_boxes(dense, slice(1))
+    top_classes = select_boxes(dense, slice(1, None))
+    top_class = select_boxes(top_classes, slice(1))
     errors |= {
-        f"true class, {together}, dense": localization_error(own),
-        f"top-{TOP} classes, mean box": localization_error(mean_box_baseline(best)),
-        f"top-{TOP} classes, {together}, dense": localization_error(best),
-        f"top-1 class, {together}, dense": localization_error(first),
+        f"true class, {together}, dense": localization_error(true_class),
+        f"top-{TOP} classes, mean box": localization_error(
+            mean_box_baseline(top_classes)
+        ),
+        f"top-{TOP} classes, {together}, dense": localization_error(top_classes),
+        f"top-1 class, {together}, dense": localization_error(top_class),
         f"top-{TOP} classes, whatever the box": top_k_error(predictions, TOP),
         "top-1 class, whatever the box": top_k_error(predictions, 1),
     }
-    print(format_table(errors, scales))
+    print(format_errors(errors, scales))
     record = {
         "scales": scales,
         "errors": {name: dataclasses.asdict(rate) for name, rate in errors.items()},
     }
     if distributed.is_first():
         write_json(workdirs[0] / "localization.json", record)
-        draw_boxes(best, source, localizers[0].in_channels, workdirs[0] / "boxes.png")
+        channels, path = localizers[0].in_channels, workdirs[0] / "boxes.png"
+        draw_boxes(top_classes, source, channels, path)
     return errors
 
 
-def format_table(errors: Mapping[str, Rate], scales: Sequence[int]) -> str:
-    """A line for each error: text of several lines."""
+def format_errors(errors: Mapping[str, Rate], scales: Sequence[int]) -> str:
+    """Formats the errors as a table, a line an error."""
     width = max(map(len, errors))
     images = next(iter(errors.values())).count
     lines = [
@@ -131,9 +138,10 @@ def _restore(workdir: Path) -> tuple[ConvNet, Config]:
     return model, config
 
 
-def _validate(
+def _validate_configs(
     localizers: Mapping[Path, Config], classifier_dir: Path, classifier: Config
 ) -> None:
+    """Checks that the networks predict what is wanted, of the same kind of images."""
     if classifier.localization is not None:
         raise ValueError(f"expected a classifier in {classifier_dir}, got one of boxes")
     for workdir, config in localizers.items():
@@ -142,11 +150,11 @@ def _validate(
                 f"expected a network that predicts boxes in {workdir}, got a classifier"
             )
         for field in ("dataset", "crop", "mean", "std"):
-            ours, theirs = getattr(config.data, field), getattr(classifier.data, field)
-            if ours != theirs:
+            value, other = getattr(config.data, field), getattr(classifier.data, field)
+            if value != other:
                 raise ValueError(
                     f"{workdir} and {classifier_dir} were trained with another data."
-                    f"{field}, {ours!r} and {theirs!r}; they must be the same"
+                    f"{field}, {value!r} and {other!r}; they must be the same"
                 )
 
 
@@ -156,13 +164,13 @@ ROWS, COLUMNS = 4, 6
 def draw_boxes(
     localizations: Localizations, source: Source, channels: int, output: Path
 ) -> None:
-    """The first images of a set with their first box, and the true one: a PNG.
+    """Draws the first images of a set with their first box and the true one.
 
     Args:
-        localizations: as `evaluate.dense` gives it, the likeliest class first.
+        localizations: the boxes of each image, that of the likeliest class first.
         source: the images.
-        channels: of the images, 1 or 3.
-        output: the file to write.
+        channels: the number of channels of the images, 1 or 3.
+        output: the PNG file to write.
     """
     figure = Figure(
         figsize=(2 * COLUMNS, 2.3 * ROWS + 0.5), dpi=120, layout="constrained"

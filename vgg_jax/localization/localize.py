@@ -1,4 +1,4 @@
-"""The testing protocols of appendix A of arXiv:1409.1556: boxes and their errors.
+"""Runs the testing protocols of appendix A of arXiv:1409.1556, and counts errors.
 
 Everything is in units of the image, so that boxes of several scales can be merged. They
 are merged greedily as in OverFeat (arXiv:1312.6229, section 4.4), whose text says that
@@ -22,7 +22,7 @@ from vgg_jax.config import Config
 from vgg_jax.console import progress_bar
 from vgg_jax.data import transforms
 from vgg_jax.data.sources import Source
-from vgg_jax.data.whitening import preprocessing_of
+from vgg_jax.data.zca import preprocessing_of
 from vgg_jax.evaluation.predictions import Rate, wilson
 from vgg_jax.inference.forward import Head, Network
 from vgg_jax.inference.passes import View, example_rows, over_source, place_rows
@@ -32,13 +32,13 @@ from vgg_jax.models import ConvNet
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Localizations:
-    """Row i is example i of the source; k boxes each, relative to the image.
+    """The boxes that networks predict, k for each example; row i is example i.
 
     Args:
-        boxes: [N, k, 4].
-        classes: int [N, k], what each box is a box of.
-        targets: [N, 4], the true boxes.
-        labels: int [N].
+        boxes: [N, k, 4], relative to the image.
+        classes: int [N, k], the class that each box is of.
+        targets: [N, 4], the true boxes, relative to the image.
+        labels: int [N], the true classes.
         weights: [N]; 0 for an image that could not be decoded, else 1.
     """
 
@@ -50,9 +50,10 @@ class Localizations:
 
 
 def localization_error(localizations: Localizations) -> Rate:
-    """ILSVRC's localization error: no box has the right class and the right place.
+    """Returns the fraction of images without a box of the right class and place.
 
-    The right place is an intersection over union above 0.5 with the true box.
+    This is ILSVRC's localization error. The right place is an intersection over union
+    above 0.5 with the true box.
 
     Raises:
         ValueError: no image was evaluated.
@@ -62,14 +63,14 @@ def localization_error(localizations: Localizations) -> Rate:
 
 
 def right_boxes(localizations: Localizations) -> np.ndarray:
-    """Which boxes have the right class and the right place: bool [N, k]."""
+    """Says which boxes have the right class and the right place: bool [N, k]."""
     overlap = boxes.iou(localizations.boxes, localizations.targets[:, None])
     is_own_class = localizations.classes == localizations.labels[:, None]
     return (overlap > RIGHT_IOU) & is_own_class
 
 
 def select_boxes(localizations: Localizations, columns: slice) -> Localizations:
-    """Some of each image's k boxes."""
+    """Keeps some of each image's k boxes, those in the slice `columns`."""
     return dataclasses.replace(
         localizations,
         boxes=localizations.boxes[:, columns],
@@ -78,7 +79,7 @@ def select_boxes(localizations: Localizations, columns: slice) -> Localizations:
 
 
 def mean_box_baseline(localizations: Localizations) -> Localizations:
-    """The same classes, each with the mean of all true boxes."""
+    """Puts the mean of all true boxes in the place of every predicted box."""
     mean = localizations.targets[localizations.weights > 0].mean(axis=0)
     return dataclasses.replace(
         localizations, boxes=np.broadcast_to(mean, localizations.boxes.shape)
@@ -93,15 +94,17 @@ def center_crop_boxes(
     mesh: Mesh | None = None,
     progress: str | None = None,
 ) -> Localizations:
-    """The first protocol: the box of the true class, from the center crop alone.
+    """Predicts the box of the true class from the center crop: the first protocol.
 
-    Boxes are relative to the crop. Compares networks without errors of classification.
+    Boxes are relative to the crop. The protocol compares networks without errors of
+    classification.
 
     Args:
-        model: predicts boxes.
+        model: a network that predicts boxes.
         source: images with boxes.
-        config: `data`, and the scale `evaluation.center_scale`.
-        mesh: as `over_source`.
+        config: says how images are cropped and normalized, and their scale,
+            `evaluation.center_scale`.
+        mesh: the devices that each batch is spread over, see `over_source`.
         progress: the name of the work in a progress bar on stderr; None for none.
     """
     view = View(config.evaluation.center_scale, transforms.center)
@@ -137,29 +140,29 @@ def dense_boxes(
     mesh: Mesh | None = None,
     progress: str | None = None,
 ) -> Localizations:
-    """The second protocol: networks on the whole image at several scales.
+    """Predicts boxes from whole images at several scales: the second protocol.
 
     The boxes of all cells, scales and localization networks are merged, class by class.
     Of the merged ones the one with the best rating stays: the sum of the classifier's
     posteriors in the cells that its boxes come from.
 
     Args:
-        localizers: predict boxes.
-        classifier: rates them; its map has as many cells.
+        localizers: networks that predict boxes.
+        classifier: the network that rates the boxes; its map has as many cells.
         source: images with boxes.
-        config: `data` and the batch size.
-        classes: int [N, k], those to predict a box of, of each image.
+        config: says how images are normalized, and the batch size.
+        classes: int [N, k], the classes of each image to predict a box of.
         scales: short sides Q, in pixels.
-        merge_below: see `merge`.
-        mesh: as `over_source`.
+        merge_below: the score below which two boxes are merged, see `merge_boxes`.
+        mesh: the devices that each batch is spread over, see `over_source`.
         progress: the name of the work in a progress bar on stderr; None for none.
 
     Raises:
-        ValueError: networks whose maps differ, or no scale.
+        ValueError: the maps of the networks differ, or there is no scale or network.
     """
     if not scales or not localizers:
         raise ValueError("expected at least one scale and one localization network")
-    run = functools.partial(
+    run_pass = functools.partial(
         _rows_by_example,
         source=source,
         config=config,
@@ -167,32 +170,32 @@ def dense_boxes(
         mesh=mesh,
     )
     candidates: dict[int, list[np.ndarray]] = {}
-    parts: dict[int, dict[str, np.ndarray]] = {}
+    examples: dict[int, dict[str, np.ndarray]] = {}
     passes = len(scales) * (len(localizers) + 1)
     with progress_bar(progress, len(source) * passes) as bar:
         for scale in scales:
             ratings = {
                 number: cells
-                for number, _, cells in run(
+                for number, _, cells in run_pass(
                     classifier, CellRatings(), view=View(scale), bar=bar
                 )
             }
             head = CellBoxes(crop=config.data.crop)
             for localizer in localizers:
-                for number, description, cells in run(
+                for number, description, cells in run_pass(
                     localizer, head, view=View(scale), bar=bar
                 ):
                     rated = _rate_cells(cells, ratings[number])
                     candidates.setdefault(number, []).append(rated)
-                    parts[number] = description
-    for number, part in parts.items():
-        part["boxes"] = np.zeros((1, classes.shape[1], 4))
-        if part["weight"][0]:
+                    examples[number] = description
+    for number, example in examples.items():
+        example["boxes"] = np.zeros((1, classes.shape[1], 4))
+        if example["weight"][0]:
             cells = np.concatenate(candidates[number])
             for k in range(classes.shape[1]):
-                merged, _ = merge(cells[:, k, :4], cells[:, k, 4], merge_below)
-                part["boxes"][0, k] = merged[0]
-    placed = place_rows(list(parts.values()), len(source))
+                merged, _ = merge_boxes(cells[:, k, :4], cells[:, k, 4], merge_below)
+                example["boxes"][0, k] = merged[0]
+    placed = place_rows(list(examples.values()), len(source))
     return Localizations(
         boxes=placed["boxes"],
         classes=classes,
@@ -211,7 +214,10 @@ def _rows_by_example(
     view: View,
     **options: Any,
 ) -> Iterator[tuple[int, dict[str, np.ndarray], np.ndarray]]:
-    """Number, description (a row of each array) and output of this host's examples."""
+    """Yields the number, the description and the output of this host's examples.
+
+    A description has one row of each array.
+    """
     network = _network(model, config)
     for rows in example_rows(
         network, head, source, config, view, with_boxes=True, **options
@@ -223,7 +229,7 @@ def _rows_by_example(
 
 
 def _rate_cells(boxes: np.ndarray, ratings: np.ndarray) -> np.ndarray:
-    """Boxes with their ratings: [h, w, k, 4] and [h, w, k] -> [cells, k, 5].
+    """Joins boxes and their ratings: [h, w, k, 4] and [h, w, k] -> [cells, k, 5].
 
     Cells that are padding, rated below zero, are left out.
     """
@@ -238,35 +244,35 @@ def _rate_cells(boxes: np.ndarray, ratings: np.ndarray) -> np.ndarray:
 
 
 def _network(model: ConvNet, config: Config) -> Network:
-    normalization = preprocessing_of(config.data)
-    return Network.from_model(model, normalization)
+    """Makes a network of a model, with the normalization of a configuration."""
+    return Network.from_model(model, preprocessing_of(config.data))
 
 
 TINY = 1e-6  # sides are at least this when distances are divided by them
 
 
 def match_score(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """How badly two boxes match: [..., 4] x [..., 4] -> [...]; 0 for the same box.
+    """Measures how badly two boxes match: [..., 4] x [..., 4] -> [...].
 
-    The distance of their centers, where a step of the two boxes' mean width or height
-    counts 1, plus 1 minus their intersection over union. A box that is not numbers
-    matches none: infinity.
+    The score is 0 for the same box. It is the distance of their centers, where a step
+    of the two boxes' mean width or height counts 1, plus 1 minus their intersection
+    over union. A box that is not numbers matches none: infinity.
     """
     sides = np.maximum((a[..., 2:] + b[..., 2:]) / 2, TINY)
     distance = np.linalg.norm((a[..., :2] - b[..., :2]) / sides, axis=-1)
     return np.nan_to_num(distance + 1 - boxes.iou(a, b), nan=np.inf)
 
 
-def merge(
-    boxes_of_cells: np.ndarray, ratings: np.ndarray, below: float
+def merge_boxes(
+    cell_boxes: np.ndarray, ratings: np.ndarray, below: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Merge the two boxes that match best, until none match `below`.
+    """Merges the two boxes that match best, again and again, until none match `below`.
 
     [n, 4] and [n] -> [m, 4] and [m], best rating first. A merged box is the mean of the
     coordinates of all boxes in it, and its rating their sum: OverFeat's "cumulatively
     adding the detection class outputs".
     """
-    merged = boxes_of_cells.astype(np.float64)
+    merged = cell_boxes.astype(np.float64)
     ratings = ratings.astype(np.float64)
     members = np.ones(len(merged))
     scores = match_score(merged[:, None], merged[None])

@@ -28,7 +28,7 @@ from vgg_jax.config import Config
 from vgg_jax.console import short_names
 from vgg_jax.evaluation.predictions import class_results
 from vgg_jax.evaluation.protocols import PROTOCOLS
-from vgg_jax.evaluation.results import read_json, train_scale
+from vgg_jax.evaluation.results import format_train_scale, read_results
 from vgg_jax.files import write_text
 from vgg_jax.report.confusion import draw_confusion, read_csv
 from vgg_jax.report.figures import Lines, curves, read_metrics
@@ -83,7 +83,7 @@ def read_run(workdir: Path, name: str) -> Run:
         return Run(
             name=name,
             config=config,
-            results=read_json(workdir / "eval.json"),
+            results=read_results(workdir / "eval.json"),
             metrics=read_metrics(metrics) if metrics.exists() else [],
             gallery=load_gallery(gallery) if gallery.exists() else None,
             confusion=read_csv(confusion) if confusion.exists() else None,
@@ -134,7 +134,9 @@ def result_rows(runs: Sequence[Run]) -> list[Mapping[str, str]]:
             "top-5 error %": percent(row, "top5"),
             "test Q": ", ".join(map(str, row["scales"])),
             "train S": ", ".join(
-                dict.fromkeys(train_scale(n["train_scale"]) for n in row["networks"])
+                dict.fromkeys(
+                    format_train_scale(n["train_scale"]) for n in row["networks"]
+                )
             ),
             "images": f"{row['images']:,}",
             "data": config.data.dataset,
@@ -163,7 +165,7 @@ def describe_run(run: Run) -> Mapping[str, Any]:
         "dataset": data.dataset,
         "num_classes": run.config.model.num_classes,
         "crop": data.crop,
-        "train_scale": train_scale((data.scale_min, data.scale_max)),
+        "train_scale": format_train_scale((data.scale_min, data.scale_max)),
         "details": None,
         "curves": run.metrics and svg(curves(run.metrics, (5.2, 6.6))),
         "confusion": None,

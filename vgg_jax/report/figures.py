@@ -15,7 +15,7 @@ from matplotlib.ticker import NullLocator, PercentFormatter
 
 from vgg_jax.files import replacing
 from vgg_jax.report.gallery import Example, Gallery
-from vgg_jax.report.heat import HEAT, ScoreMap, enlarge, explain, overlay
+from vgg_jax.report.heat import HEAT, HeatMap, enlarge, explain, overlay
 
 Lines = list[dict[str, Any]]
 COLUMNS = 4
@@ -238,7 +238,7 @@ def draw_predictions(gallery: Gallery, output: Path) -> None:
 def _draw_example(
     pair: Sequence[Axes],
     example: Example,
-    heat: ScoreMap,
+    heat: HeatMap,
     class_names: Sequence[str],
     color: str,
 ) -> None:
@@ -257,7 +257,7 @@ def _draw_example(
         )
 
 
-def _draw_image_and_heat(pair: Sequence[Axes], heat: ScoreMap) -> None:
+def _draw_image_and_heat(pair: Sequence[Axes], heat: HeatMap) -> None:
     """Draws an image on the first axes and its heat map on the second."""
     shown = enlarge(heat)
     image = shown.image if shown.image.shape[-1] == 3 else shown.image[..., 0]
@@ -273,7 +273,7 @@ def shorten(name: str) -> str:
     return name if len(name) <= 24 else name[:23] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def _draw_note(part: SubFigure, crop: int, heat: ScoreMap) -> None:
+def _draw_note(part: SubFigure, crop: int, heat: HeatMap) -> None:
     note = (
         f"Beside each picture: {explain(heat, crop)} Every picture has its own range."
     )
@@ -298,7 +298,7 @@ def _draw_note(part: SubFigure, crop: int, heat: ScoreMap) -> None:
 
 
 def draw_heat(
-    heat: ScoreMap, crop: int, class_name: str, posterior: float, output: Path
+    heat: HeatMap, crop: int, class_name: str, posterior: float, output: Path
 ) -> None:
     """Draws a picture, its heat map, the class with its posterior and the scale: a PNG.
 
@@ -312,7 +312,7 @@ def draw_heat(
     save_figure(heat_figure(heat, crop, class_name, posterior), output)
 
 
-def heat_figure(heat: ScoreMap, crop: int, class_name: str, posterior: float) -> Figure:
+def heat_figure(heat: HeatMap, crop: int, class_name: str, posterior: float) -> Figure:
     """Draws the figure of `draw_heat`: two panels, beside or above each other."""
     height, width = heat.image.shape[:2]
     wide = width > 1.5 * height

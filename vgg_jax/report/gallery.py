@@ -10,11 +10,11 @@ import numpy as np
 from vgg_jax.config import Config
 from vgg_jax.data.sources import Source
 from vgg_jax.data.transforms import center_crop, decode
-from vgg_jax.data.whitening import preprocessing_of
+from vgg_jax.data.zca import preprocessing_of
 from vgg_jax.evaluation.predictions import Predictions, predicted_classes
 from vgg_jax.files import load_arrays, save_arrays
 from vgg_jax.models import ConvNet
-from vgg_jax.report.heat import ScoreMap, heat_map
+from vgg_jax.report.heat import HeatMap, heat_map
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Gallery:
     crop: int
     examples: tuple[Example, ...]
     names: tuple[str, ...]
-    maps: tuple[ScoreMap, ...]
+    maps: tuple[HeatMap, ...]
 
 
 def choose_examples(
@@ -146,7 +146,7 @@ def load_gallery(path: Path) -> Gallery:
         examples=tuple(Example(*row) for row in examples),
         names=tuple(stored["names"].tolist()),
         maps=tuple(
-            ScoreMap(image, scores, tuple(extent), square)
+            HeatMap(image, scores, tuple(extent), square)
             for image, scores, extent, square in maps
         ),
     )
@@ -156,5 +156,5 @@ def _fields(kind: type) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(kind))
 
 
-_EXAMPLE, _MAP = _fields(Example), _fields(ScoreMap)
+_EXAMPLE, _MAP = _fields(Example), _fields(HeatMap)
 _GALLERY = ("title", "class_names", "crop", "names")

@@ -19,8 +19,7 @@ from scipy import ndimage
 from scipy.special import logsumexp
 
 from vgg_jax.data.transforms import rescale
-from vgg_jax.inference.forward import Network
-from vgg_jax.inference.forward import ScoreMap as ScoreMapHead
+from vgg_jax.inference.forward import Network, ScoreMap
 from vgg_jax.inference.tiling import TILE, tiled_map
 from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import Layer, output_size, receptive_fields
@@ -39,7 +38,7 @@ STRENGTH = 0.62  # of the map's colors over the image
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoreMap:
+class HeatMap:
     """One class's evidence over an image.
 
     Args:
@@ -88,7 +87,7 @@ def heat_map(
     label: int,
     crop: int,
     preprocessing: Preprocessing,
-) -> ScoreMap:
+) -> HeatMap:
     """Where the network sees class `label` in an image uint8 [H, W, C] of any size.
 
     The network is given the image near the scale that it was trained at: `score_map`
@@ -109,7 +108,7 @@ def score_map(
     image: np.ndarray,
     label: int,
     preprocessing: Preprocessing,
-) -> ScoreMap:
+) -> HeatMap:
     """The scores of class `label` over an image uint8 [H, W, C] with pixels 0-255.
 
     Each new shape compiles once; an image larger than a tile goes through in tiles, in
@@ -122,12 +121,12 @@ def score_map(
     height, width = image.shape[:2]
     scores: jax.Array | np.ndarray
     if height * width > TILE**2:
-        scores = tiled_map(network, ScoreMapHead(), image)
+        scores = tiled_map(network, ScoreMap(), image)
     else:
-        scores = network.run(ScoreMapHead(), image[None])[0]
+        scores = network.run(ScoreMap(), image[None])[0]
     top, bottom = map_interval(model.layers, height)
     left, right = map_interval(model.layers, width)
-    return ScoreMap(image, np.asarray(scores)[..., label], (left, right, bottom, top))
+    return HeatMap(image, np.asarray(scores)[..., label], (left, right, bottom, top))
 
 
 def occlusion_map(
@@ -136,7 +135,7 @@ def occlusion_map(
     label: int,
     crop: int,
     preprocessing: Preprocessing,
-) -> ScoreMap:
+) -> HeatMap:
     """How much of the evidence for class `label` each place of an image carries.
 
     A square, a quarter of the training crop wide and of the median color of the
@@ -152,7 +151,7 @@ def occlusion_map(
     square = max(1, crop // 4)
 
     def log_odds(images: np.ndarray) -> np.ndarray:
-        score_maps = np.asarray(network.run(ScoreMapHead(), images), np.float64)
+        score_maps = np.asarray(network.run(ScoreMap(), images), np.float64)
         scores = score_maps.mean(axis=(1, 2))
         others = np.delete(scores, label, axis=1)
         return scores[:, label] - logsumexp(others, axis=1)
@@ -167,7 +166,7 @@ def occlusion_map(
         filled = batch + [image] * (BATCH - len(batch))  # one shape, one program
         odds.append(log_odds(np.stack(filled))[: len(batch)])
     whole, hidden = np.split(np.concatenate(odds), [1])
-    return ScoreMap(
+    return HeatMap(
         image,
         (whole - hidden).reshape(rows, columns).astype(np.float32),
         (-0.5, width - 0.5, height - 0.5, -0.5),
@@ -190,7 +189,7 @@ def _with_hidden_places(
         yield copy
 
 
-def explain(heat: ScoreMap, crop: int) -> str:
+def explain(heat: HeatMap, crop: int) -> str:
     """A sentence about what a heat map shows."""
     height, width = heat.image.shape[:2]
     size = f"{width} x {height} pixels"
@@ -208,7 +207,7 @@ def explain(heat: ScoreMap, crop: int) -> str:
     )
 
 
-def enlarge(heat: ScoreMap) -> ScoreMap:
+def enlarge(heat: HeatMap) -> HeatMap:
     """A heat map over its image at a size to look at: `SHOWN` pixels or more."""
     factor = SHOWN / min(heat.image.shape[:2])
     if factor <= 1:
@@ -219,7 +218,7 @@ def enlarge(heat: ScoreMap) -> ScoreMap:
     )
 
 
-def overlay(heat: ScoreMap) -> np.ndarray:
+def overlay(heat: HeatMap) -> np.ndarray:
     """Lays the map in colors over the image in gray: uint8 RGB [H, W, 3].
 
     Colors go from the lowest score of this map to its highest, bilinear between the

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vgg_jax.config import Config, VGGConfig
-from vgg_jax.evaluation.results import train_scale
+from vgg_jax.evaluation.results import format_train_scale
 
 Json = dict[str, Any]
 Cells = dict[str, str | None]  # by the name of the column; None was not run
@@ -164,7 +164,7 @@ def compare(results: Sequence[Json]) -> dict[str, list[Cells]]:
 def _cells(table: Table, row: Row, ours: Json | None) -> Cells:
     cells: Cells = {
         "network": _join(f"{LETTERS[n.model]} {n.model}" for n in row.networks),
-        "train S": _join(train_scale(n.train_scale) for n in row.networks),
+        "train S": _join(format_train_scale(n.train_scale) for n in row.networks),
         "protocol": row.protocol,
         "paper": f"{row.top1_error} / {row.top5_error}",
         "ours": None

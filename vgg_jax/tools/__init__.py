@@ -1,1 +1,1 @@
-"""Offline commands: tables of a network, what it costs, what the TPU compiler says."""
+"""Offline commands: each answers one question about a network or a data set."""

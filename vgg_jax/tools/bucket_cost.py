@@ -35,45 +35,64 @@ LONGEST = 4.0
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one scale takes for a list of image sizes, without mirror images."""
+    """What one scale costs for a list of image sizes, without mirror images.
+
+    Args:
+        scale: the short side Q, in pixels.
+        programs: how many are compiled: one for each bucket that an image falls into.
+        shapes: how many rescaled sizes occur: the programs without any buckets.
+        images: how many images there are.
+        tiled: how many of them are longer than every bucket.
+        needed: multiply-adds of the images alone.
+        computed: multiply-adds of the padded images, and of the tiles of long ones.
+    """
 
     scale: int
-    programs: int  # one for each bucket that occurs
-    shapes: int  # that occur: programs without buckets
+    programs: int
+    shapes: int
     images: int
-    tiled: int  # images that are longer than every bucket
-    needed: int  # multiply-adds of the images alone
-    computed: int  # with their padding, or of their tiles
+    tiled: int
+    needed: int
+    computed: int
 
     @property
     def extra(self) -> float:
-        """The part that padding adds."""
+        """The multiply-adds that padding adds, as a fraction of the needed ones."""
         return self.computed / self.needed - 1
 
 
-def measure(
+def measure_cost(
     model: ConvNet, sizes: Counter[Shape], ratios: Sequence[float], scale: int
 ) -> Cost:
-    """What `ratios` cost for images of these sizes, {(height, width): how many}."""
+    """Counts what buckets of these ratios cost at one scale.
+
+    Args:
+        model: the network.
+        sizes: how many images there are of each height and width, in pixels.
+        ratios: width over height of the buckets.
+        scale: the short side Q that images are rescaled to, in pixels.
+    """
     buckets = padded_shapes(ratios, scale)
     needed: Counter[Shape] = Counter()
     for size, count in sizes.items():
         needed[rescaled_shape(size, scale)] += count
     cost = {shape: summary(model, shape).multiply_adds for shape in {*needed, *buckets}}
-    used = {shape: smallest_fitting(buckets, *shape) for shape in needed}
+    bucket_of = {shape: smallest_fitting(buckets, *shape) for shape in needed}
     tile_cost = summary(model, TILE).multiply_adds
     tiles = {
         shape: math.prod(len(spans(model.layers, side, TILE)) for side in shape)
-        for shape, bucket in used.items()
+        for shape, bucket in bucket_of.items()
         if bucket is None
     }
     computed = sum(
         count * (tiles[shape] * tile_cost if bucket is None else cost[bucket])
-        for (shape, count), bucket in zip(needed.items(), used.values(), strict=True)
+        for (shape, count), bucket in zip(
+            needed.items(), bucket_of.values(), strict=True
+        )
     )
     return Cost(
         scale=scale,
-        programs=len({*used.values()} - {None}),
+        programs=len({*bucket_of.values()} - {None}),
         shapes=len(needed),
         images=needed.total(),
         tiled=sum(needed[shape] for shape in tiles),
@@ -85,7 +104,7 @@ def measure(
 def best_ratios(
     model: ConvNet, sizes: Counter[Shape], count: int, scales: Sequence[int]
 ) -> tuple[float, ...]:
-    """At most `count` ratios that cost least for these images over all scales.
+    """Finds the ratios, at most `count`, that cost least over all scales.
 
     Exact, by dynamic programming: a bucket is as long as the longest image in it, and
     holds neighbors in the order of ratios. Wide and tall images share no bucket, so
@@ -95,33 +114,34 @@ def best_ratios(
     wide: Counter[float] = Counter()
     tall: Counter[float] = Counter()
     square: Counter[float] = Counter()
-    for (height, width), images in sizes.items():
+    for (height, width), image_count in sizes.items():
         if max(height, width) <= LONGEST * min(height, width):
             # Rounded to the longer bucket, for ratios that are short to write.
             thousandths = 1000 * width / height
             if width == height:
-                square[1.0] += images
+                square[1.0] += image_count
             elif width > height:
-                wide[math.ceil(thousandths - 1e-6) / 1000] += images
+                wide[math.ceil(thousandths - 1e-6) / 1000] += image_count
             else:
-                tall[math.floor(thousandths + 1e-6) / 1000] += images
+                tall[math.floor(thousandths + 1e-6) / 1000] += image_count
 
-    def options(side: Counter[float]) -> list[tuple[float, tuple[float, ...]]]:
-        ratios = sorted(side, key=lambda ratio: max(ratio, 1 / ratio))
-        cost = [
+    def divisions(images: Counter[float]) -> list[tuple[float, tuple[float, ...]]]:
+        """The least total cost with 0, 1, ... buckets, and their ratios."""
+        ratios = sorted(images, key=lambda ratio: max(ratio, 1 / ratio))
+        costs = [
             sum(summary(model, padded_shapes([r], q)[0]).multiply_adds for q in scales)
             for r in ratios
         ]
         return [
             (total, tuple(ratios[i] for i in last))
-            for total, last in _divide([side[r] for r in ratios], cost, count)
+            for total, last in _divide([images[r] for r in ratios], costs, count)
         ]
 
     _, best = min(
-        (total + more, (*some, *others))
-        for lying, upright in ((wide + square, tall), (wide, tall + square))
-        for i, (total, some) in enumerate(options(upright))
-        for more, others in options(lying)[: count + 1 - i]
+        (tall_cost + wide_cost, (*tall_ratios, *wide_ratios))
+        for wider, taller in ((wide + square, tall), (wide, tall + square))
+        for i, (tall_cost, tall_ratios) in enumerate(divisions(taller))
+        for wide_cost, wide_ratios in divisions(wider)[: count + 1 - i]
     )
     return tuple(sorted(best))
 
@@ -129,11 +149,14 @@ def best_ratios(
 def _divide(
     counts: Sequence[int], costs: Sequence[int], most: int
 ) -> list[tuple[float, list[int]]]:
-    """Neighbors into 0, 1, ... `most` groups: the least total cost, and the last
-    element of each group, whose cost every element of the group has."""
+    """Divides a row of elements into 0, 1, ... `most` groups of neighbors.
+
+    Every element of a group costs what the group's last one does. Returns, for each
+    number of groups, the least total cost and the last element of each group.
+    """
     n = len(counts)
     before = np.concatenate([[0], np.cumsum(counts)])
-    least = np.full((most + 1, n + 1), np.inf)  # of the first j in at most k groups
+    least = np.full((most + 1, n + 1), np.inf)  # cost of the first j in <= k groups
     least[:, 0] = 0
     begin = np.zeros((most + 1, n + 1), int)  # where the last of those groups begins
     for k in range(1, most + 1):
@@ -141,21 +164,21 @@ def _divide(
             total = least[k - 1, :j] + (before[j] - before[:j]) * costs[j - 1]
             begin[k, j] = np.argmin(total)
             least[k, j] = total[begin[k, j]]
-    found = []
+    divisions = []
     for groups in range(most + 1):
         last: list[int] = []
         k, j = groups, n
         while k and j:
             last.append(j - 1)
             k, j = k - 1, begin[k, j]
-        found.append((float(least[groups, n]), last))
-    return found
+        divisions.append((float(least[groups, n]), last))
+    return divisions
 
 
-def report(
+def format_costs(
     name: str, sizes: Counter[Shape], ratios: Sequence[float], scales: Sequence[int]
 ) -> str:
-    """The table of the command: what `ratios` cost a network at each scale."""
+    """Returns the command's text: what `ratios` cost a network at each scale."""
     model = nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0)))
     lines = [
         f"{name}: {sizes.total():,} images of {len(sizes):,} sizes, rescaled to short "
@@ -165,7 +188,7 @@ def report(
         f"{'scale':>6}{'shapes':>9}{'programs':>10}{'in tiles':>10}"
         f"{'TMAC needed':>14}{'computed':>11}{'extra':>8}",
     ]
-    costs = [measure(model, sizes, ratios, scale) for scale in scales]
+    costs = [measure_cost(model, sizes, ratios, scale) for scale in scales]
     for cost in costs:
         lines.append(
             f"{cost.scale:>6}{cost.shapes:>9,}{cost.programs:>10}{cost.tiled:>10,}"
@@ -176,8 +199,10 @@ def report(
     programs = sum(cost.programs for cost in costs) + tiled
     extra = sum(c.computed for c in costs) / sum(c.needed for c in costs) - 1
     best = best_ratios(model, sizes, len(ratios), scales)
-    least = [measure(model, sizes, best, scale) for scale in scales]
-    least_extra = sum(c.computed for c in least) / sum(c.needed for c in least) - 1
+    best_costs = [measure_cost(model, sizes, best, scale) for scale in scales]
+    best_extra = (
+        sum(c.computed for c in best_costs) / sum(c.needed for c in best_costs) - 1
+    )
     lines += [
         "",
         f"{programs} programs in all"
@@ -185,17 +210,20 @@ def report(
         + f"; one for each shape would be {sum(cost.shapes for cost in costs):,}",
         f"{extra:.1%} more multiply-adds than without padding",
         "",
-        f"The best {len(best)} ratios for these sizes cost {least_extra:.1%}:",
+        f"The best {len(best)} ratios for these sizes cost {best_extra:.1%}:",
         f'--config.evaluation.bucket_ratios="{best}"',
     ]
     return "\n".join(lines)
 
 
 def read_sizes(path: Path) -> Counter[Shape]:
-    """Lines `width,height` or `width,height,count`; # begins a comment.
+    """Reads how many images there are of each (height, width), in pixels.
+
+    A line is `width,height` or `width,height,count`; # begins a comment.
 
     Raises:
-        ValueError: another line, named with its number.
+        ValueError: a line is another one, and is named with its number; or the file has
+            no sizes.
     """
     sizes: Counter[Shape] = Counter()
     for number, line in enumerate(path.read_text().splitlines(), 1):
@@ -217,10 +245,13 @@ def read_sizes(path: Path) -> Counter[Shape]:
 
 
 def folder_sizes(folder: Path) -> Counter[Shape]:
-    """The sizes of all pictures below a folder, decoded as evaluation decodes them.
+    """Counts the (height, width) of all pictures below a folder, in pixels.
+
+    They are decoded as evaluation decodes them; one that cannot be is left out, with a
+    line on stderr.
 
     Raises:
-        ValueError: there are none.
+        ValueError: the folder has no pictures.
     """
     from vgg_jax.data.folder import SUFFIXES
     from vgg_jax.data.transforms import CorruptImage, decode
@@ -229,15 +260,14 @@ def folder_sizes(folder: Path) -> Counter[Shape]:
     if not files:
         raise ValueError(f"no pictures ({', '.join(SUFFIXES)}) below {folder}")
     sizes: Counter[Shape] = Counter()
-    line = progress_bar("sizes", len(files))
-    for file in files:
-        try:
-            height, width, _ = decode(file.read_bytes(), 1, str(file)).shape
-            sizes[height, width] += 1
-        except CorruptImage as error:
-            print(f"{error}; left out", file=sys.stderr)
-        line.update(1)
-    line.close()
+    with progress_bar("sizes", len(files)) as bar:
+        for file in files:
+            try:
+                height, width, _ = decode(file.read_bytes(), 1, str(file)).shape
+                sizes[height, width] += 1
+            except CorruptImage as error:
+                print(f"{error}; left out", file=sys.stderr)
+            bar.update(1)
     return sizes
 
 
@@ -259,14 +289,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="R,R",
         help="width over height of the buckets; by default those of dense evaluation",
     )
-    data = parser.add_mutually_exclusive_group()
-    data.add_argument(
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
         "--sizes",
         type=Path,
         metavar="FILE",
         help="sizes of images, a line each: width,height or width,height,count",
     )
-    data.add_argument(
+    source.add_argument(
         "--from",
         type=Path,
         metavar="FOLDER",
@@ -277,13 +307,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(values: argparse.Namespace) -> int:
-    """Prints the costs; returns 0."""
+    """Prints what the buckets of the command line cost; returns 0."""
     if values.folder:
         sizes = folder_sizes(values.folder)
     else:
         sizes = read_sizes(values.sizes or ILSVRC)
     scales = values.scales or (256, 384, 512)
-    print(report(values.network, sizes, values.ratios, scales))
+    print(format_costs(values.network, sizes, values.ratios, scales))
     return cli.DONE
 
 

@@ -24,16 +24,23 @@ from vgg_jax.files import write_json
 
 
 @dataclasses.dataclass(frozen=True)
-class Pixels:
-    """How the pixels of a training set, 0-255, are distributed."""
+class PixelStatistics:
+    """How the pixels of a training set, 0-255, are distributed.
+
+    Args:
+        images: how many images were measured.
+        mean: [C].
+        deviations: [C], standard deviations along the principal axes, largest first.
+        axes: [C, C], the principal axes as unit vectors, one a row.
+    """
 
     images: int
-    mean: np.ndarray  # [C]
-    deviations: np.ndarray  # [C], along the principal axes, largest first
-    axes: np.ndarray  # [C, C], unit vectors, one a row
+    mean: np.ndarray
+    deviations: np.ndarray
+    axes: np.ndarray
 
     def save(self, path: Path) -> None:
-        """Writes what `color.load_axes` reads, whole or not at all."""
+        """Writes the file that `color.load_axes` reads, whole or not at all."""
         values = {
             "images": self.images,
             "mean": self.mean.tolist(),
@@ -49,15 +56,22 @@ class Pixels:
         return "\n".join(lines)
 
 
-def measure_pixels(source: Source, config: DataConfig, images: int) -> Pixels:
-    """Moments and principal components of the pixels of `images` examples.
+def measure_pixels(source: Source, config: DataConfig, images: int) -> PixelStatistics:
+    """Measures the mean and the principal components of a training set's pixels.
 
-    They are drawn from the source once and for all, or all of a smaller one. They are
-    rescaled to `config.scale_min` as in training, and each counts alike.
+    Each image counts alike, rescaled to the short side `config.scale_min` as in
+    training.
+
+    Args:
+        source: the images.
+        config: how they are rescaled, and what is done with corrupt ones.
+        images: how many examples to draw, the same ones every time; a smaller source
+            gives all that it has.
 
     Raises:
-        ValueError: fewer than one image.
-        CorruptImage: unless `config.on_corrupt_image` is "skip".
+        ValueError: `images` is less than one.
+        CorruptImage: an image cannot be decoded, unless `config.on_corrupt_image` is
+            "skip".
     """
     if images < 1:
         raise ValueError(f"expected --images of at least 1, got {images}")
@@ -71,11 +85,12 @@ def measure_pixels(source: Source, config: DataConfig, images: int) -> Pixels:
             second += sums["second"]
             bar.update(int(sums["count"]))
     mean = first / count
-    variances, columns = np.linalg.eigh(second / count - np.outer(mean, mean))
-    axes = columns.T[::-1]
+    variances, eigenvectors = np.linalg.eigh(second / count - np.outer(mean, mean))
+    axes = eigenvectors.T[::-1]
     # A principal axis has no sign of its own.
     axes = axes * np.where(axes.sum(1, keepdims=True) < 0, -1, 1)
-    return Pixels(count, mean, np.sqrt(np.maximum(variances[::-1], 0)), axes)
+    deviations = np.sqrt(np.maximum(variances[::-1], 0))
+    return PixelStatistics(count, mean, deviations, axes)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,15 +108,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(values: argparse.Namespace) -> int:
-    """Measures, prints and saves; returns 0."""
+    """Measures the colors, prints them and saves them; returns 0."""
     # Whatever shift the configuration asks for, its axes are not computed yet.
     config = dataclasses.replace(values.config.data, color_shift=0.0)
-    pixels = measure_pixels(open_source(config, "train"), config, values.images)
+    statistics = measure_pixels(open_source(config, "train"), config, values.images)
     path = computed_path(config)
-    pixels.save(path)
-    print(pixels)
+    statistics.save(path)
+    print(statistics)
     print(f"saved in {path}; --config.data.color_pca=computed uses it, and")
-    print(f'--config.data.mean="{_numbers(pixels.mean, 3)}" this mean')
+    print(f'--config.data.mean="{_numbers(statistics.mean, 3)}" this mean')
     return cli.DONE
 
 

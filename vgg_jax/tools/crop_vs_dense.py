@@ -39,12 +39,13 @@ def window_score_map(
     window: int = 224,
     window_padding: str = "zero",
 ) -> jax.Array:
-    """Class scores of every window at the network's stride, 32 pixels (section 3.2).
+    """Returns class scores of every window at the network's stride (section 3.2).
 
-    [N, H, W, in_channels] -> float32 [N, h, w, num_classes]. With "zero" the border of
-    each window is padded with zeros in every layer: cell (i, j) is what `model` says of
-    the crop that begins at pixel (32 i, 32 j). With "neighbors" it is the dense pass.
-    They are the same for a network without padding.
+    [N, H, W, in_channels] -> float32 [N, h, w, num_classes]. VGG's stride is 32 pixels.
+    With "zero" the border of each window is padded with zeros in every layer: cell
+    (i, j) has the scores of the crop that begins at pixel (32 i, 32 j). With
+    "neighbors" it has those of the dense pass. The two are the same for a network
+    without padding.
 
     "zero" runs the network on every window, one after another in one program. Windows
     share no work, for what the border changes reaches nearly all of the last stage: at
@@ -52,13 +53,13 @@ def window_score_map(
 
     Args:
         model: a classifier.
-        images: normalized as its weights expect.
-        window: side in pixels; the training crop.
+        images: normalized as the model's weights expect.
+        window: side of a window in pixels, as a rule the training crop.
         window_padding: one of `PADDINGS`.
 
     Raises:
-        ValueError: an unknown padding, or a window that is larger than the images or
-            too small for the network.
+        ValueError: the padding is unknown, or a window is larger than the images or too
+            small for the network.
     """
     if window_padding not in PADDINGS:
         raise ValueError(
@@ -89,13 +90,13 @@ def window_score_map(
         return model(lax.dynamic_slice(images, (0, corner[0], corner[1], 0), size))
 
     corners = stride * np.indices((rows, columns)).reshape(2, -1).T
-    found = lax.map(scores, jnp.asarray(corners, jnp.int32))
-    return found.reshape(rows, columns, len(images), -1).transpose(2, 0, 1, 3)
+    by_window = lax.map(scores, jnp.asarray(corners, jnp.int32))
+    return by_window.reshape(rows, columns, len(images), -1).transpose(2, 0, 1, 3)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WindowScores:
-    """The scores of `window_score_map` as a head."""
+    """The head that gives each window's class scores, see `window_score_map`."""
 
     extras: ClassVar[tuple[str, ...]] = ()
     window_padding: str
@@ -103,13 +104,13 @@ class WindowScores:
     def __call__(
         self, model: ConvNet, images: jax.Array, sizes: jax.Array | None, extras: Extras
     ) -> jax.Array:
-        """[N, H, W, C] -> [N, h, w, num_classes]."""
+        """Scores every window: [N, H, W, C] -> [N, h, w, num_classes]."""
         return window_score_map(model, images, window_padding=self.window_padding)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerMaps:
-    """The maps of some layers as a head."""
+    """The head that gives the maps of the named layers."""
 
     extras: ClassVar[tuple[str, ...]] = ()
     names: tuple[str, ...]
@@ -117,24 +118,29 @@ class LayerMaps:
     def __call__(
         self, model: ConvNet, images: jax.Array, sizes: jax.Array | None, extras: Extras
     ) -> dict[str, jax.Array]:
-        """[N, H, W, C] -> {name: [N, h, w, features]}."""
+        """Returns each layer's map by its name: [N, H, W, C] -> [N, h, w, features]."""
         return model.features(images, self.names)
 
 
 def relative_difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Of each cell: |a - b| over the root mean square of |b|, [h, w, C] -> [h, w]."""
-    size = np.sqrt(np.mean(np.sum(np.square(b), axis=-1)))
-    return np.linalg.norm(a - b, axis=-1) / size
+    """Returns |a - b| of each cell over the root mean square of |b| over all cells.
+
+    [h, w, C] -> [h, w]; |x| is the length of a cell's vector.
+    """
+    typical_length = np.sqrt(np.mean(np.sum(np.square(b), axis=-1)))
+    return np.linalg.norm(a - b, axis=-1) / typical_length
 
 
-def draw(model: ConvNet, name: str, image: np.ndarray, output: Path) -> str:
-    """Two pictures into the folder `output`, and the table of their numbers.
+def draw_differences(model: ConvNet, name: str, image: np.ndarray, output: Path) -> str:
+    """Draws two pictures of where crops and the dense pass differ.
+
+    Returns the table of the numbers in them.
 
     Args:
         model: a classifier with 224x224 windows.
-        name: the model's, for the titles.
+        name: the model's name, for the titles.
         image: uint8 [384, 384, 3].
-        output: gets `windows.png` and `windows_stages.png`.
+        output: the folder that `windows.png` and `windows_stages.png` are written to.
     """
     from matplotlib.figure import Figure
 
@@ -153,9 +159,9 @@ def draw(model: ConvNet, name: str, image: np.ndarray, output: Path) -> str:
         np.asarray(network.run(WindowScores(window_padding=padding), pixels)[0])
         for padding in PADDINGS
     )
-    seen, alone = (
-        jax.device_get(network.run(LayerMaps(names=stages), part))
-        for part in (pixels, middle)
+    whole_maps, crop_maps = (
+        jax.device_get(network.run(LayerMaps(names=stages), images))
+        for images in (pixels, middle)
     )
     difference = relative_difference(dense, crops)
     first = np.asarray(network.run(ScoreMap(), pixels[:, 32:256, 64:288])).mean((1, 2))
@@ -168,11 +174,11 @@ def draw(model: ConvNet, name: str, image: np.ndarray, output: Path) -> str:
     figure = Figure(figsize=(10, 4.6), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
     left.imshow(image)
-    for at, color in ((0, TRAIN), (64, VALIDATION), (160, RIGHT)):
-        box = {"fill": False, "linewidth": 2.5, "edgecolor": color}
-        left.add_patch(_rectangle((at - 0.5, at - 0.5), 224, 224, **box))
+    for start, color in ((0, TRAIN), (64, VALIDATION), (160, RIGHT)):
+        style = {"fill": False, "linewidth": 2.5, "edgecolor": color}
+        left.add_patch(_rectangle((start - 0.5, start - 0.5), 224, 224, **style))
     left.set_title("windows (0, 0), (2, 2) and (5, 5)", color=INK, fontsize=11)
-    shown = right.imshow(100 * difference, cmap=HEAT, vmin=0)
+    drawn = right.imshow(100 * difference, cmap=HEAT, vmin=0)
     for (i, j), value in np.ndenumerate(difference):
         ink = "white" if value < 0.7 * difference.max() else INK
         right.text(
@@ -183,7 +189,7 @@ def draw(model: ConvNet, name: str, image: np.ndarray, output: Path) -> str:
         color=INK,
         fontsize=11,
     )
-    figure.colorbar(shown, ax=right, shrink=0.9)
+    figure.colorbar(drawn, ax=right, shrink=0.9)
     for axes in (left, right):
         axes.set_xticks([])
         axes.set_yticks([])
@@ -192,18 +198,21 @@ def draw(model: ConvNet, name: str, image: np.ndarray, output: Path) -> str:
 
     figure = Figure(figsize=(12, 3.1), dpi=150, layout="constrained")
     lines.append("in window (2, 2), by stage: difference at the border, in the middle")
-    for axes, stage in zip(figure.subplots(1, len(seen)), seen, strict=True):
-        side = alone[stage].shape[1]
+    for axes, stage in zip(figure.subplots(1, len(stages)), stages, strict=True):
+        side = crop_maps[stage].shape[1]
         start = 2 * side // 7  # 64 of 224 pixels
-        part = seen[stage][0, start : start + side, start : start + side]
-        found = relative_difference(part, alone[stage][0])
-        shown = axes.imshow(100 * found, cmap=HEAT, vmin=0)
-        figure.colorbar(shown, ax=axes, shrink=0.75)
+        window = whole_maps[stage][0, start : start + side, start : start + side]
+        by_cell = relative_difference(window, crop_maps[stage][0])
+        drawn = axes.imshow(100 * by_cell, cmap=HEAT, vmin=0)
+        figure.colorbar(drawn, ax=axes, shrink=0.75)
         axes.set_title(f"{stage}, {side} x {side}, %", color=INK, fontsize=11)
         axes.set_xticks([])
         axes.set_yticks([])
-        border = np.concatenate([found[0], found[-1], found[1:-1, 0], found[1:-1, -1]])
-        center = found[side // 2 - 1 : side // 2 + 1, side // 2 - 1 : side // 2 + 1]
+        border = np.concatenate(
+            [by_cell[0], by_cell[-1], by_cell[1:-1, 0], by_cell[1:-1, -1]]
+        )
+        middle_cells = slice(side // 2 - 1, side // 2 + 1)
+        center = by_cell[middle_cells, middle_cells]
         lines.append(f"  {stage:8} {border.mean():6.1%} {center.mean():6.1%}")
     save_figure(figure, output / "windows_stages.png")
     return "\n".join(lines)
@@ -243,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(values: argparse.Namespace) -> int:
-    """Draws, and prints the numbers; returns 0."""
+    """Draws the two pictures and prints their numbers; returns 0."""
     from vgg_jax.data.transforms import center_crop, decode, rescale
 
     data = values.image.read_bytes()
@@ -251,7 +260,7 @@ def run(values: argparse.Namespace) -> int:
     model = create_model(
         values.network, width=values.width, init="he", rngs=nnx.Rngs(0)
     )
-    print(draw(model, values.network, image, values.output))
+    print(draw_differences(model, values.network, image, values.output))
     return cli.DONE
 
 

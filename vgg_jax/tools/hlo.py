@@ -1,4 +1,4 @@
-"""What a program compiled for TPU does, from the text of its HLO alone.
+"""Reads from the HLO text of a program compiled for TPU what the program costs.
 
 `compiled.as_text()` has a line an instruction. The compiler writes its own estimate of
 the cycles beside most of them ("estimated_cycles"), and the layer whose operation it is
@@ -52,31 +52,53 @@ _LAYOUT = re.compile(r"\{[^}]*\}|/\*.*?\*/")
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """An instruction that takes time."""
+    """An instruction that takes time.
 
-    source: str  # the layer and the JAX operation: "conv1_1/conv_general_dilated"
-    result: str  # "bf16[32,224,224,64]"
-    cycles: int  # of all its executions
-    executions: int  # more than one in a loop
+    Args:
+        source: the layer and the JAX operation, "conv1_1/conv_general_dilated".
+        result: the type and shape of what it computes, "bf16[32,224,224,64]".
+        cycles: the compiler's estimate for all executions together.
+        executions: how often it runs; in a loop more than once.
+    """
+
+    source: str
+    result: str
+    cycles: int
+    executions: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """Instructions of one kind that combine arrays of several chips."""
+    """All instructions of one kind that combine arrays of several chips.
 
-    kind: str  # one of `COLLECTIVES`
+    Args:
+        kind: one of `COLLECTIVES`.
+        count: how many there are.
+        bytes: the size of the whole arrays that they combine on one chip.
+    """
+
+    kind: str
     count: int
-    bytes: int  # of the whole arrays that they combine on one chip
+    bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Of one execution of a program on one chip."""
+    """What one execution of a program costs on one chip.
 
-    operations: tuple[Operation, ...]  # the costliest first
+    Args:
+        operations: the instructions with an estimate, the costliest first.
+        collectives: what is combined with other chips, a value a kind.
+        without_estimate: how many instructions of each opcode give a mebibyte or more
+            and have no estimate.
+        unknown_loops: how many loops do not tell how often they turn; each is counted
+            as one turn.
+    """
+
+    operations: tuple[Operation, ...]
     collectives: tuple[Collective, ...]
-    without_estimate: dict[str, int]  # opcodes of a mebibyte or more, and how many
-    unknown_loops: int  # whose turns the text does not tell: counted as one
+    without_estimate: dict[str, int]
+    unknown_loops: int
 
     @property
     def cycles(self) -> int:
@@ -93,15 +115,15 @@ class _Instruction:
     rest: str  # operands and attributes as they stand
 
     def called(self, attribute: str) -> str | None:
-        found = re.search(rf"\b{attribute}=%?([\w.-]+)", self.rest)
-        return found and found[1]
+        match = re.search(rf"\b{attribute}=%?([\w.-]+)", self.rest)
+        return match and match[1]
 
 
-def costs(text: str) -> Costs:
-    """What the entry computation of an HLO module costs, loops turn by turn.
+def program_costs(text: str) -> Costs:
+    """Adds up what an HLO module's entry computation costs, loops turn by turn.
 
     Raises:
-        ValueError: not the text of a compiled module.
+        ValueError: the text is not that of a compiled module.
     """
     computations, entry = _parse(text)
     if entry is None:
@@ -149,7 +171,10 @@ def costs(text: str) -> Costs:
 
 
 def source_name(op_name: str) -> str:
-    """ "jit(step)/transpose(jvp(conv1_1))/dot" -> "conv1_1/dot (gradient)"."""
+    """Returns the layer and the JAX operation that an HLO operation's name tells.
+
+    "jit(step)/transpose(jvp(conv1_1))/dot" -> "conv1_1/dot (gradient)".
+    """
     words = re.split(r"[/()]+", op_name)
     if words[0] == "jit":
         words = words[2:]  # the program's own name says nothing
@@ -158,7 +183,7 @@ def source_name(op_name: str) -> str:
 
 
 def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str | None]:
-    """Instructions of each computation by its name, and the name of the entry."""
+    """Returns each computation's instructions by its name, and the entry's name."""
     computations: dict[str, list[_Instruction]] = {}
     entry = None
     current: list[_Instruction] = []
@@ -166,8 +191,8 @@ def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str | None]:
         if head := _COMPUTATION.match(line):
             current = computations.setdefault(head[2], [])
             entry = head[2] if head[1] else entry
-        elif found := _INSTRUCTION.match(line):
-            _, name, result, opcode, rest = found.groups()
+        elif match := _INSTRUCTION.match(line):
+            _, name, result, opcode, rest = match.groups()
             operands = tuple(re.findall(r"%([\w.-]+)", rest.partition(")")[0]))
             current.append(_Instruction(name, opcode, result, operands, rest))
     return computations, entry
@@ -176,7 +201,10 @@ def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str | None]:
 def _executed(
     computations: dict[str, list[_Instruction]], name: str, times: int
 ) -> Iterator[tuple[_Instruction, bool, int]]:
-    """(instruction, whether inside a fusion, executions) from a computation down."""
+    """Yields all instructions that a computation runs, also in those that it calls.
+
+    Each comes with whether it is inside a fusion, and with how often it runs.
+    """
     for instruction in computations.get(name, []):
         yield instruction, False, times
         inner, fused, turns = [], False, times
@@ -193,14 +221,17 @@ def _executed(
                 inner = [instruction.called("calls")]
                 fused = instruction.opcode == "fusion"
         for callee in inner:
-            for found, within, count in _executed(computations, callee or "", turns):
-                yield found, fused or within, count
+            for below, within, count in _executed(computations, callee or "", turns):
+                yield below, fused or within, count
 
 
 def _turns(
     computations: dict[str, list[_Instruction]], loop: _Instruction
 ) -> int | None:
-    """Turns of a loop that counts from 0 to a constant, as `jax.lax.scan` makes."""
+    """Returns how often a loop turns, or None where the text does not tell.
+
+    It is told for a loop that counts from 0 to a constant, as `jax.lax.scan` makes.
+    """
     condition = computations.get(loop.called("condition") or "", [])
     limits = [i.rest.partition(")")[0] for i in condition if i.opcode == "constant"]
     counts_up = any(
@@ -210,7 +241,7 @@ def _turns(
 
 
 def _collective(instruction: _Instruction) -> str | None:
-    """Its kind; asynchronous ones count where they are done."""
+    """Returns a collective's kind; an asynchronous one counts where it is done."""
     opcode = instruction.opcode.removesuffix("-done")
     return opcode if opcode in COLLECTIVES else None
 
@@ -218,17 +249,20 @@ def _collective(instruction: _Instruction) -> str | None:
 def _combined(
     instruction: _Instruction, computations: dict[str, list[_Instruction]]
 ) -> int:
-    """Bytes of the whole arrays: a reduce-scatter's result is only a part of them."""
+    """Returns the bytes of the whole arrays that a collective combines.
+
+    The result of a reduce-scatter is only a part of them.
+    """
     result = _bytes(instruction.result)
     if instruction.opcode != "reduce-scatter":
         return result
-    (around,) = (c for c in computations.values() if instruction in c)
-    given = {i.name: _bytes(i.result) for i in around}
-    return sum(given[name] for name in instruction.operands)
+    (computation,) = (c for c in computations.values() if instruction in c)
+    sizes = {i.name: _bytes(i.result) for i in computation}
+    return sum(sizes[name] for name in instruction.operands)
 
 
 def _bytes(shapes: str) -> int:
-    """Of an array or a tuple of arrays: "(f32[2,3]{1,0}, pred[])" -> 25."""
+    """Returns the bytes of one or several arrays: "(f32[2,3]{1,0}, pred[])" -> 25."""
     return sum(
         math.prod(map(int, filter(None, sides.split(",")))) * _bits(dtype) // 8
         for dtype, sides in _SHAPE.findall(shapes)
@@ -236,6 +270,6 @@ def _bytes(shapes: str) -> int:
 
 
 def _bits(dtype: str) -> int:
-    """ "bf16" -> 16, "f8e4m3fn" -> 8; what has no size, such as a token, has none."""
+    """Returns the bits of a type: "bf16" -> 16, "f8e4m3fn" -> 8, "token" -> 0."""
     digits = re.search(r"\d+", dtype)
     return int(digits[0]) if digits else 8 * (dtype == "pred")

@@ -21,7 +21,7 @@ from vgg_jax.config import Config, known_num_classes
 from vgg_jax.console import format_columns
 from vgg_jax.distributed import make_mesh
 from vgg_jax.models.network import INITS
-from vgg_jax.training.diagnosis import IMAGES, Signal, finding, measure
+from vgg_jax.training.diagnosis import IMAGES, Signal, finding, measure_signals
 from vgg_jax.training.program import build_program
 from vgg_jax.training.steps import Batch
 
@@ -29,9 +29,9 @@ GRAIN = 8  # random colors a side, from which the images are drawn smoothly
 
 
 def random_batch(config: Config) -> Batch:
-    """Smooth images, for neighboring pixels of photographs are alike.
+    """Draws uint8 images [IMAGES, crop, crop, C], with a label for each.
 
-    uint8 [IMAGES, crop, crop, C], and a label for each.
+    They are smooth, as neighboring pixels of photographs are alike.
     """
     channels, crop = config.model.in_channels, config.data.crop
     shape = (IMAGES, GRAIN, GRAIN, channels)
@@ -42,19 +42,22 @@ def random_batch(config: Config) -> Batch:
 
 
 def preview(config: Config) -> tuple[float, list[Signal]]:
-    """The loss and the layers with the weights that training would begin with.
+    """Returns the loss and each layer's signals before the first step of training.
 
-    See `training.diagnosis.measure`.
+    The weights are those that a run of this configuration begins with.
     """
     init = build_program(config, make_mesh(jax.local_devices()[:1])).init
     state = init(jax.random.split(jax.random.key(config.seed))[0])
     rate = config.optimizer.learning_rate
     batch = random_batch(config)
-    return measure(config, state.params, state.batch_stats, batch, rate=rate)
+    return measure_signals(config, state.params, state.batch_stats, batch, rate=rate)
 
 
-def report(config: Config) -> str:
-    """The verdict on each scheme, and the layers under the configuration's own."""
+def compare_inits(config: Config) -> str:
+    """Returns the verdict on each init scheme, and a table of the layers.
+
+    The table is of the configuration's own scheme.
+    """
     chance = math.log(known_num_classes(config))
     rate = config.optimizer.learning_rate
     lines = [
@@ -64,8 +67,8 @@ def report(config: Config) -> str:
     for scheme in INITS:
         model = dataclasses.replace(config.model, init=scheme)
         loss, signals = preview(dataclasses.replace(config, model=model))
-        wrong = finding(signals)
-        verdict = f"will not start: {wrong}" if wrong else "starts"
+        fault = finding(signals)
+        verdict = f"will not start: {fault}" if fault else "starts"
         lines.append(f"{scheme:<9}  loss {loss:<9.4g}  {verdict}")
         if scheme == config.model.init:
             for signal in signals:
@@ -91,8 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(values: argparse.Namespace) -> int:
-    """Prints the report; returns 0."""
-    print(report(values.config))
+    """Prints the verdicts and the table; returns 0."""
+    print(compare_inits(values.config))
     return cli.DONE
 
 

@@ -28,30 +28,41 @@ STACKS = ((2, 3), (1, 5), (3, 3), (1, 7))  # convolutions, kernel: two pairs
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """Convolutions in a row, each with a ReLU, from C channels to C."""
+    """What convolutions in a row cost, each from C channels to C and with a ReLU.
 
-    convolutions: int  # each followed by a ReLU
+    Args:
+        convolutions: how many there are, and as many ReLUs.
+        kernel: the side of each kernel.
+        receptive_field: the side of what an output sees, in pixels of the input.
+        weights: how many there are without biases, as the paper counts.
+        weights_per_c2: the weights over C^2: 18, 25, 27 or 49.
+        activations: how many numbers the layers give.
+        activation_bytes: their size in float32.
+        multiply_adds: how many the convolutions take.
+    """
+
+    convolutions: int
     kernel: int
     receptive_field: int
-    weights: int  # biases left out, as the paper does
-    weights_per_c2: int  # weights / C^2: 18, 25, 27, 49
+    weights: int
+    weights_per_c2: int
     activations: int
-    activation_bytes: int  # in float32
+    activation_bytes: int
     multiply_adds: int
 
 
 def compare_stacks(channels: int = 256, image_size: int = 56) -> tuple[Stack, ...]:
-    """Two 3x3 convolutions against one 5x5, and three against one 7x7.
+    """Measures two 3x3 convolutions against one 5x5, and three against one 7x7.
 
     Equal receptive fields and more ReLUs for fewer weights and multiply-adds; the price
     is a map to keep for each convolution. The defaults are VGG's third stage at 224.
 
     Args:
-        channels: C, of the input and of every convolution.
+        channels: C, the channels of the input and of every convolution.
         image_size: side in pixels of the map that the stack works on.
 
     Raises:
-        ValueError: no channels or no pixels.
+        ValueError: `channels` or `image_size` is below one.
     """
     if channels < 1:
         raise ValueError(f"expected at least one channel, got {channels}")
@@ -78,7 +89,7 @@ def compare_stacks(channels: int = 256, image_size: int = 56) -> tuple[Stack, ..
 
 
 def format_stacks(stacks: Sequence[Stack]) -> str:
-    """The comparison as a table."""
+    """Returns the comparison as a table, a line a stack."""
     return format_columns(
         [
             "stack",
@@ -153,26 +164,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="of the stacks compared; 256 by default",
     )
     options = parser.add_argument_group("options of the network, as of create_model")
-    help = {name: one.help for name, one, _ in settings(VGGConfig(name="vgg16"))}
+    help_texts = {name: one.help for name, one, _ in settings(VGGConfig(name="vgg16"))}
     for name, kind in OPTIONS.items():
         options.add_argument(
             f"--{name}",
             type=kind,
             metavar="X",
             default=argparse.SUPPRESS,
-            help=help[name],
+            help=help_texts[name],
         )
     options.add_argument(
         "--ceil_mode",
         action="store_true",
         default=argparse.SUPPRESS,
-        help=help["ceil_mode"],
+        help=help_texts["ceil_mode"],
     )
     return cli.command(run, parser, arguments)
 
 
 def run(values: argparse.Namespace) -> int:
-    """Prints the tables; returns 0."""
+    """Prints the tables that the command line asks for; returns 0."""
     if values.network is None and not values.compare:
         raise cli.UsageError(f"say which network: {', '.join(MODELS)}")
     given = {

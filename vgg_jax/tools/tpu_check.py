@@ -29,12 +29,12 @@ from jax.sharding import Mesh
 from vgg_jax import cli
 from vgg_jax.config import Config
 from vgg_jax.console import did_you_mean
-from vgg_jax.data.whitening import preprocessing_of
+from vgg_jax.data.zca import preprocessing_of
 from vgg_jax.distributed import batch_sharding, make_mesh, replicated
 from vgg_jax.inference.dense import Shape, padded_shapes
 from vgg_jax.inference.forward import Network, Posteriors
 from vgg_jax.models.measure import summary
-from vgg_jax.tools.hlo import costs
+from vgg_jax.tools.hlo import program_costs
 from vgg_jax.tools.tpu_report import CHIPS, Memory, Report, format_growth
 from vgg_jax.training.program import abstract_model, build_program
 
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(values: argparse.Namespace) -> int:
-    """Compiles what the flags say; returns 0, or 1 where a program does not fit."""
+    """Compiles and reports; returns 0, or 1 where a program does not fit a chip."""
     jax.config.update("jax_platforms", "cpu")  # leaves a TPU that is there alone
     # A program for chips that are not there cannot be read back.
     jax.config.update("jax_enable_compilation_cache", False)
@@ -85,7 +85,7 @@ def run(values: argparse.Namespace) -> int:
         for topology, mesh in meshes.items():
             print(f"compiling {program} for {topology}", file=sys.stderr, flush=True)
             start = time.monotonic()
-            reports.append(check(config, program, topology, mesh))
+            reports.append(compile_program(config, program, topology, mesh))
             print(f"took {time.monotonic() - start:.0f} s", file=sys.stderr)
             print(f"{reports[-1]}\n", flush=True)
     if len(meshes) > 1:
@@ -97,10 +97,12 @@ def run(values: argparse.Namespace) -> int:
 
 
 def topology_mesh(topology: str) -> Mesh:
-    """A mesh of all chips of a topology such as "v5e:2x4", for the compiler alone.
+    """Makes a mesh of all chips of a topology such as "v5e:2x4".
+
+    The chips need not be there: only the compiler is asked about them.
 
     Raises:
-        ValueError: no such TPU or arrangement of chips.
+        ValueError: the TPU or the arrangement of its chips is unknown.
         ImportError: the compiler is not installed.
     """
     kind = topology.partition(":")[0]
@@ -117,20 +119,22 @@ def topology_mesh(topology: str) -> Mesh:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        found = topologies.get_topology_desc(topology, "tpu", **CHIPS[kind].options)
+        description = topologies.get_topology_desc(
+            topology, "tpu", **CHIPS[kind].options
+        )
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(
             f"expected a topology such as {kind}:2x4 (v5e, v6e) or {kind}:2x2x1 (v4, "
             f"v5p), got {topology!r}; the compiler: {_first_line(error)}"
         ) from error
-    return make_mesh(found.devices)
+    return make_mesh(description.devices)
 
 
-def check(config: Config, program: str, topology: str, mesh: Mesh) -> Report:
-    """Compile one of `PROGRAMS` for the chips of a topology.
+def compile_program(config: Config, program: str, topology: str, mesh: Mesh) -> Report:
+    """Compiles one of `PROGRAMS` for the chips of a topology, and reports its costs.
 
     Raises:
-        ValueError: settings that do not fit one another, or the chips.
+        ValueError: settings do not fit one another, or the chips.
     """
     options = dataclasses.asdict(config.model)
     if program == "train_step":
@@ -138,37 +142,37 @@ def check(config: Config, program: str, topology: str, mesh: Mesh) -> Report:
         lowered = train.train_step.lower(*train.arguments)
         shape, batch_size, passes = (config.data.crop,) * 2, config.batch_size, 3
     else:
-        # The largest that images are padded to: it needs the most memory.
+        # The largest shape that images are padded to needs the most memory.
         shape = padded_shapes(
             config.evaluation.bucket_ratios, max(config.evaluation.scales)
         )[-1]
         batch_size = -(-config.evaluation.batch_size // mesh.size) * mesh.size
         lowered, passes = lower_dense(config, mesh, shape, batch_size), 2
     multiply_adds = summary(options.pop("name"), shape, **options).multiply_adds
-    report = functools.partial(
+    make_report = functools.partial(
         Report,
         program=program,
         topology=topology,
         chips=mesh.size,
         batch_size=batch_size,
         model_flops=2.0 * passes * multiply_adds * batch_size,
-        advice=tuple(advice(config, program, mesh.size)),
+        advice=tuple(memory_advice(config, program, mesh.size)),
     )
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return report(refusal=_first_line(error))
+        return make_report(refusal=_first_line(error))
     counted, memory = compiled.cost_analysis(), compiled.memory_analysis()
-    return report(
+    return make_report(
         memory=Memory(
             arguments=memory.argument_size_in_bytes,
             outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
             temporaries=memory.temp_size_in_bytes,
             code=memory.generated_code_size_in_bytes,
         ),
-        costs=costs(compiled.as_text()),
+        costs=program_costs(compiled.as_text()),
         flops=counted["flops"],
         bytes_accessed=counted["bytes accessed"],
     )
@@ -177,18 +181,18 @@ def check(config: Config, program: str, topology: str, mesh: Mesh) -> Report:
 def lower_dense(
     config: Config, mesh: Mesh, shape: Shape, batch_size: int
 ) -> jax.stages.Lowered:
-    """The program of the protocol "dense" for a batch of images padded to one shape.
+    """Lowers the program of the protocol "dense" for images padded to one shape.
 
-    It is the one that eval.py runs, see `vgg_jax.inference.forward.apply`.
+    It is the program that eval.py runs, `vgg_jax.inference.forward.apply`.
     """
     network = Network.from_model(abstract_model(config), preprocessing_of(config.data))
-    whole = functools.partial(_abstract, sharding=replicated(mesh))
-    variables = jax.tree.map(whole, network.variables)
-    rows = functools.partial(jax.ShapeDtypeStruct, sharding=batch_sharding(mesh))
+    abstract = functools.partial(_abstract, sharding=replicated(mesh))
+    variables = jax.tree.map(abstract, network.variables)
+    batch = functools.partial(jax.ShapeDtypeStruct, sharding=batch_sharding(mesh))
     return dataclasses.replace(network, variables=variables).lower(
         Posteriors(averaging=config.evaluation.averaging),
-        rows((batch_size, *shape, network.channels), jnp.uint8),
-        rows((batch_size, 2), jnp.int32),
+        batch((batch_size, *shape, network.channels), jnp.uint8),
+        batch((batch_size, 2), jnp.int32),
     )
 
 
@@ -196,8 +200,8 @@ def _abstract(array: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStru
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
 
-def advice(config: Config, program: str, chips: int) -> Iterator[str]:
-    """Settings that would need less memory, those that change least first."""
+def memory_advice(config: Config, program: str, chips: int) -> Iterator[str]:
+    """Yields settings with which a program needs less memory, the mildest first."""
     if config.model.dtype == "float32":
         yield "--config.model.dtype=bfloat16"
     if program == "dense":

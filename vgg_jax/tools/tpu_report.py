@@ -1,4 +1,4 @@
-"""What the TPU compiler found out about one program: numbers, and a text of them."""
+"""Turns what the TPU compiler says of a program into numbers and a text of them."""
 
 import dataclasses
 from typing import Any
@@ -9,15 +9,15 @@ from vgg_jax.tools.hlo import Costs
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One chip, as a compiler and a budget see it.
+    """The figures of one kind of TPU chip.
 
     Args:
-        hbm_bytes: memory.
-        hbm_bandwidth: of that memory, bytes/s.
-        peak_flops: in bfloat16, FLOP/s.
+        hbm_bytes: its memory.
+        hbm_bandwidth: the bandwidth of that memory, bytes/s.
+        peak_flops: the most it computes in bfloat16, FLOP/s.
         clock: cycles/s, of the compiler's cycles.
         link_bandwidth: to the other chips over all links, bytes/s in both directions.
-        options: of `get_topology_desc`, so that a device is a chip.
+        options: keywords for `get_topology_desc` with which a device is a chip.
     """
 
     hbm_bytes: int
@@ -75,34 +75,41 @@ _GIB = 2**30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes of HBM on one chip."""
+    """What a program takes of one chip's memory (HBM), in bytes.
+
+    Args:
+        arguments: the arrays that it is given.
+        outputs: the results that do not take the place of arguments.
+        temporaries: what it needs while it runs.
+        code: the program itself.
+    """
 
     arguments: int
-    outputs: int  # that do not take the place of arguments
+    outputs: int
     temporaries: int
     code: int
 
     @property
     def needed(self) -> int:
-        """All of it at once."""
+        """The sum of all four, as they are in memory at once."""
         return self.arguments + self.outputs + self.temporaries + self.code
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """One program on one topology; prints as a text.
+    """What one program costs on one topology; prints as a text.
 
     Args:
-        program: its name.
-        topology: such as "v5e:2x4".
-        chips: how many.
-        batch_size: images of all chips.
-        model_flops: of the convolutions of these images by their definition, FLOP of
+        program: the program's name.
+        topology: chips and their arrangement, such as "v5e:2x4".
+        chips: how many chips the topology has.
+        batch_size: how many images all chips together take at once.
+        model_flops: FLOP of the convolutions of these images by their definition, on
             all chips: twice the multiply-adds, and twice that again for the gradients.
-        memory: None where the compiler gave up.
-        costs: likewise.
-        flops, bytes_accessed: of one chip, as the compiler counts; loops count once.
-        advice: what to change where it does not fit.
+        memory: what the program takes of a chip; None where the compiler gave up.
+        costs: what it costs in cycles; None where the compiler gave up.
+        flops, bytes_accessed: the compiler's count for one chip, each loop once.
+        advice: what to change where the program does not fit.
         refusal: the compiler's words where it gave up for want of memory.
     """
 
@@ -120,22 +127,22 @@ class Report:
 
     @property
     def chip(self) -> Chip:
-        """The kind of chip."""
+        """The figures of the topology's chips."""
         return CHIPS[self.topology.partition(":")[0]]
 
     @property
     def fits(self) -> bool:
-        """Into the memory of a chip, by the compiler and by our sum."""
+        """Whether the program fits a chip's memory, by the compiler and by its sum."""
         return self.memory is not None and self.memory.needed <= self.chip.hbm_bytes
 
     @property
     def seconds(self) -> float:
-        """One execution by the compiler's cycles, collectives not counted."""
+        """The time of one execution by the compiler's cycles, without collectives."""
         return self.costs.cycles / self.chip.clock if self.costs else float("nan")
 
     @property
     def communication_seconds(self) -> float:
-        """At best: all links of a chip busy, one way, and nothing waits.
+        """The least time that collectives can take: links always busy, nothing waits.
 
         Each chip of a ring of n sends (n - 1) / n of the bytes, for a sum twice.
         """
@@ -150,27 +157,27 @@ class Report:
 
     @property
     def communication_share(self) -> float:
-        """Of both times together, as if neither hid the other."""
+        """Communication's share of both times together, as if neither hid the other."""
         return self.communication_seconds / (self.seconds + self.communication_seconds)
 
     @property
     def utilization(self) -> float:
-        """Model FLOPs over what the chips can do in `seconds`, from 0 to 1."""
+        """The model's FLOPs over what the chips can do in `seconds`, from 0 to 1."""
         possible = self.seconds * self.chips * self.chip.peak_flops
         return self.model_flops / possible
 
     def to_dict(self) -> dict[str, Any]:
-        """Every number as JSON can hold it."""
-        found = dataclasses.asdict(self) | {
+        """Returns every number as JSON can hold it."""
+        values = dataclasses.asdict(self) | {
             "fits": self.fits,
             "hbm_bytes": self.chip.hbm_bytes,
         }
         if self.memory is None or self.costs is None:
-            return found
-        found["memory"]["needed"] = self.memory.needed
-        found["costs"]["cycles"] = self.costs.cycles
-        found["costs"]["operations"] = found["costs"]["operations"][:COSTLIEST]
-        return found | {
+            return values
+        values["memory"]["needed"] = self.memory.needed
+        values["costs"]["cycles"] = self.costs.cycles
+        values["costs"]["operations"] = values["costs"]["operations"][:COSTLIEST]
+        return values | {
             "seconds": self.seconds,
             "communication_seconds": self.communication_seconds,
             "communication_share": self.communication_share,
@@ -182,17 +189,17 @@ class Report:
             f"{self.program} on {self.topology}: {self.chips} chips, "
             f"{self.batch_size / self.chips:g} images a chip"
         )
-        parts = [head, *self._numbers()]
+        paragraphs = [head, *self._paragraphs()]
         if not self.fits:
-            wishes = "\n".join(f"  {wish}" for wish in self.advice)
-            parts.append(f"It does not fit. What would make it smaller:\n{wishes}")
-        return "\n\n".join(parts)
+            flags = "\n".join(f"  {flag}" for flag in self.advice)
+            paragraphs.append(f"It does not fit. What would make it smaller:\n{flags}")
+        return "\n\n".join(paragraphs)
 
-    def _numbers(self) -> list[str]:
+    def _paragraphs(self) -> list[str]:
         memory, costs, chip = self.memory, self.costs, self.chip
         if memory is None or costs is None:
             return [f"The compiler: {self.refusal}"]
-        rows = [
+        lines = [
             ("HBM needed", _gib(memory.needed), f"of {_gib(chip.hbm_bytes)}"),
             ("  arguments", _gib(memory.arguments), ""),
             ("  outputs of their own", _gib(memory.outputs), ""),
@@ -208,21 +215,21 @@ class Report:
             ),
             ("model FLOPs utilization", f"{self.utilization:.1%}", ""),
         ]
-        for found in costs.collectives:
-            rows.append((found.kind, f"{found.bytes:,} bytes", f"in {found.count}"))
+        for one in costs.collectives:
+            lines.append((one.kind, f"{one.bytes:,} bytes", f"in {one.count}"))
         if costs.collectives:
-            rows.append(
+            lines.append(
                 (
                     "communication",
                     f"{self.communication_share:.1%}",
                     f"{1e3 * self.communication_seconds:.2f} ms at best, if not hidden",
                 )
             )
-        width = max(len(label) for label, _, _ in rows)
-        parts = [
+        width = max(len(label) for label, _, _ in lines)
+        paragraphs = [
             "\n".join(
                 f"{label:{width}}  {value:>18}  {note}".rstrip()
-                for label, value, note in rows
+                for label, value, note in lines
             ),
             format_columns(
                 ["costliest operations", "cycles", "share", "result"],
@@ -239,14 +246,14 @@ class Report:
         ]
         if costs.without_estimate:
             named = ", ".join(f"{n} {op}" for op, n in costs.without_estimate.items())
-            parts.append(f"Not in the cycles, having no estimate: {named}.")
+            paragraphs.append(f"Not in the cycles, having no estimate: {named}.")
         if costs.unknown_loops:
-            parts.append(f"Loops counted as one turn: {costs.unknown_loops}.")
-        return parts
+            paragraphs.append(f"Loops counted as one turn: {costs.unknown_loops}.")
+        return paragraphs
 
 
 def format_growth(reports: list[Report]) -> str:
-    """How communication grows: one row a report."""
+    """Returns a table of how communication grows with the chips, a line a report."""
     return format_columns(
         ["program", "topology", "a chip", "HBM", "ms", "MFU", "all bytes", "share"],
         [

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from vgg_jax import cli
 from vgg_jax.config import Config
 from vgg_jax.data.sources import open_source
-from vgg_jax.data.whitening import measure_whitening, save_whitening, whitening_path
+from vgg_jax.data.zca import measure_whitening, save_whitening, whitening_path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(values: argparse.Namespace) -> int:
-    """Measures and saves; returns 0."""
+    """Measures the whitening and saves it; returns 0."""
     config = dataclasses.replace(
         values.config.data, validation_fraction=0.0, color_shift=0.0
     )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vgg_jax.config import Config, known_num_classes
-from vgg_jax.data.whitening import preprocessing_of
+from vgg_jax.data.zca import preprocessing_of
 from vgg_jax.inference.forward import Extras, Network
 from vgg_jax.models import MODELS, ConvNet, nin
 from vgg_jax.models.layers import Conv, Relu
@@ -53,7 +53,7 @@ class Signal:
     dead: float
 
 
-def measure(
+def measure_signals(
     config: Config,
     params: dict[str, Any],
     batch_stats: dict[str, Any],
@@ -209,7 +209,9 @@ def diagnosis(
 ) -> str:
     """A warning for a stalled run: what its layers look like, and what to change."""
     rate = float(learning_rate(state.opt_state))
-    _, signals = measure(config, state.params, state.batch_stats, batch, rate=rate)
+    _, signals = measure_signals(
+        config, state.params, state.batch_stats, batch, rate=rate
+    )
     problem = finding(signals)
     return (
         f"the loss has stayed at ln({config.model.num_classes}) = "

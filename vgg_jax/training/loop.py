@@ -17,7 +17,7 @@ from vgg_jax.data import transforms
 from vgg_jax.data.color import load_axes
 from vgg_jax.data.pipeline import train_batches
 from vgg_jax.data.sources import open_source
-from vgg_jax.data.whitening import load_whitening
+from vgg_jax.data.zca import load_whitening
 from vgg_jax.distributed import make_mesh, shard_batch
 from vgg_jax.inference.passes import View, over_source
 from vgg_jax.training.checkpoint import Checkpoints, saved_steps

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from vgg_jax.config import Config, known_num_classes, validate
-from vgg_jax.data.whitening import preprocessing_of
+from vgg_jax.data.zca import preprocessing_of
 from vgg_jax.distributed import batch_sharding, replicated
 from vgg_jax.inference.forward import Network
 from vgg_jax.models import ConvNet, create_model, option_names

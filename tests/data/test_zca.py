@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from vgg_jax.config import Config, DataConfig, EvaluationConfig, NiNConfig
-from vgg_jax.data import whitening
+from vgg_jax.data import zca
 from vgg_jax.data.sources import open_source
-from vgg_jax.data.whitening import Whitening, load_whitening, preprocessing_of
+from vgg_jax.data.zca import Whitening, load_whitening, preprocessing_of
 from vgg_jax.evaluation.protocols import evaluate
 from vgg_jax.predict import load_run
 from vgg_jax.preprocessing import Normalization
@@ -139,9 +139,7 @@ def test_missing_statistics_say_what_to_type(config, tmp_path):
     with pytest.raises(ValueError, match=r"expected statistics .* \(9, 9, 3\) in "):
         load_whitening(larger)
     assert (
-        whitening.whitening_path(
-            dataclasses.replace(config.data, dataset="tfds:a/b:1.0.0")
-        )
+        zca.whitening_path(dataclasses.replace(config.data, dataset="tfds:a/b:1.0.0"))
         == Path(config.data.data_dir) / ".tfds_a_b_1.0.0_whitening.npz"
     )
 
