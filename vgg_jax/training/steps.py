@@ -62,14 +62,14 @@ def init_state(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Forward:
-    """From a batch to class scores.
+    """The forward pass of training: from a batch to class scores.
 
     Args:
-        graphdef: of the network.
-        normalization: of the images.
-        place: where each layer's input is, see `sharding.placement`.
-        remat: keep the input of each stage only, and compute what is between again for
-            the gradient.
+        graphdef: the network's static part, see `split`.
+        normalization: what is done to pixels before the network sees them.
+        place: puts each layer's input where its weights are, see `sharding.placement`.
+        remat: whether only the input of each stage is kept, and what is between is
+            computed again for the gradient.
     """
 
     graphdef: nnx.GraphDef
