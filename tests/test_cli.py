@@ -6,6 +6,7 @@ import importlib
 import os
 import re
 import runpy
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -239,7 +240,11 @@ def test_layers_by_name_on_the_command_line() -> None:
         (["--config=VGG16.py"], "VGG16.py: did you mean 'configs/vgg16.py'?"),
         (["--config=configs/vgg61.py"], "did you mean 'configs/vgg1"),
         (["--config=configs"], "no configuration file configs"),
-        (["--config=configs/imagenet.py"], "imagenet.py: AttributeError: the file has"),
+        (
+            ["--config=configs/imagenet.py"],
+            "configs/imagenet.py is no configuration, for it has no function "
+            "get_config(); those beside it are configs/curriculum.py, ",
+        ),
         (["--config=configs/vgg16.py", "--wrkdir=3"], "did you mean '--workdir'"),
     ],
 )
@@ -248,6 +253,37 @@ def test_a_configuration_file_that_is_none(arguments: list[str], expected: str) 
         new_parser().read(arguments)
     assert expected in str(error.value)
     assert "configs/imagenet.py, " not in str(error.value)
+
+
+def test_a_configuration_imports_its_own_neighbors_wherever_it_is_read_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "configs"
+    elsewhere.mkdir()
+    (elsewhere / "__init__.py").touch()
+    (elsewhere / "imagenet.py").write_text("imagenet = None")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *map(os.path.abspath, sys.path)])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:
+        monkeypatch.delitem(sys.modules, name)
+    imported = importlib.import_module("configs.imagenet")
+    before = list(sys.path)
+    config = new_parser().read([f"--config={ROOT}/configs/vgg16.py"]).config
+    assert config.model.name == "vgg16"
+    assert sys.modules["configs.imagenet"] is imported and sys.path == before
+
+
+@pytest.mark.parametrize("folder", ["json", "vgg_jax"])
+def test_a_folder_with_the_name_of_a_library_does_not_replace_it(
+    folder: str, tmp_path: Path
+) -> None:
+    path = tmp_path / folder / "mine.py"
+    path.parent.mkdir()
+    shutil.copy("configs/imagenet.py", path)
+    with path.open("a") as file:
+        file.write("\n\ndef get_config():\n    import json.decoder\n")
+        file.write("    return imagenet('vgg16')\n")
+    assert new_parser().read([f"--config={path}"]).config == parse("vgg16").config
 
 
 def test_scales() -> None:

@@ -5,10 +5,12 @@ its declaration in `vgg_jax.config`.
 """
 
 import argparse
+import contextlib
 import functools
 import operator
 import pkgutil
 import runpy
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +37,9 @@ class UsageError(ValueError):
 def load(path: Path, kinds: tuple[type, ...]) -> Config | Curriculum:
     """Calls `get_config` of a file.
 
+    The file may import its neighbors by the name of its folder, such as
+    `configs.imagenet`, whatever the current folder is.
+
     Args:
         path: of a Python file.
         kinds: classes that the configuration may have.
@@ -44,18 +49,25 @@ def load(path: Path, kinds: tuple[type, ...]) -> Config | Curriculum:
     """
     if not path.is_file():
         raise UsageError(f"no configuration file {path}: {nearest_file(path)}")
-    config: Any
+    config: Any = None
     try:
-        contents = runpy.run_path(str(path))
-        if "get_config" not in contents:
-            raise AttributeError("the file has no function get_config()")
-        config = contents["get_config"]()
+        with _importing_neighbors(path):
+            contents = runpy.run_path(str(path))
+            is_configuration = "get_config" in contents
+            if is_configuration:
+                config = contents["get_config"]()
         for run in named_runs(config).values():
             validate_types(run)
     except Exception as error:  # the file's own code can raise anything
         raise UsageError(
             f"cannot use {path}: {type(error).__name__}: {error}"
         ) from error
+    if not is_configuration:
+        beside = ", ".join(_configurations(path.parent).values())
+        raise UsageError(
+            f"{path} is no configuration, for it has no function get_config(); "
+            + (f"those beside it are {beside}" if beside else nearest_file(None))
+        )
     if not isinstance(config, kinds):
         raise UsageError(
             f"expected get_config() in {path} to return a vgg_jax.config."
@@ -65,19 +77,57 @@ def load(path: Path, kinds: tuple[type, ...]) -> Config | Curriculum:
     return typing.cast(Config | Curriculum, config)
 
 
+@contextlib.contextmanager
+def _importing_neighbors(path: Path) -> Iterator[None]:
+    """Lets a file import its folder as a package, and the folders beside that one.
+
+    While the block runs, a package of the folder's name that was imported or installed
+    elsewhere is out of the way; afterwards all is as it was. The library's own name and
+    those of Python's modules stay theirs.
+    """
+    folder = path.resolve().parent
+    is_taken = folder.name in {"vgg_jax", *sys.stdlib_module_names}
+
+    def take_package() -> dict[str, types.ModuleType]:
+        """Removes the folder's package from `sys.modules`; returns its modules."""
+        return {
+            name: sys.modules.pop(name)
+            for name in list(sys.modules)
+            if name.partition(".")[0] == folder.name and not is_taken
+        }
+
+    path_before, package_before = list(sys.path), take_package()
+    sys.path.insert(0, str(folder.parent))
+    if not is_taken:
+        package = types.ModuleType(folder.name)
+        package.__path__ = [str(folder)]
+        sys.modules[folder.name] = package
+    try:
+        yield
+    finally:
+        sys.path[:] = path_before
+        take_package()
+        sys.modules.update(package_before)
+
+
 def nearest_file(path: Path | None) -> str:
     """The end of an error message: the files in configs/ that may be meant."""
-    files = {
-        file.stem: str(file)
-        for file in sorted(Path("configs").glob("*.py"))
-        if "def get_config" in file.read_text()
-    }
+    files = _configurations(Path("configs"))
     if not files:
         return "write one as configs/ of the project shows"
     name = "" if path is None else path.stem.lower()
     if name in files:
         return f"did you mean {files[name]!r}?"
     return did_you_mean(f"configs/{name}.py" if name else "", files.values())
+
+
+def _configurations(folder: Path) -> dict[str, str]:
+    """The paths of the files in a folder that are configurations, by their stems."""
+    return {
+        file.stem: str(file)
+        for file in sorted(folder.glob("*.py"))
+        if "def get_config" in file.read_text()
+    }
 
 
 def add_flags(
