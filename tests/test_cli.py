@@ -151,6 +151,10 @@ def test_a_curriculum_is_refused_where_one_run_is_meant() -> None:
             "data.mean: expected tuple[float, ...], got 'gray'",
         ),
         ("--config.model.init=Glorott", "'Glorott': did you mean 'glorot'"),
+        ("--config.optimizer.name=sdg", "optimizer.name 'sdg': did you mean 'sgd'"),
+        ("--config.optimizer.schedule=cos", "schedule 'cos': did you mean 'cosine'"),
+        ("--config.data.dataset=cifar", "data.dataset 'cifar': did you mean 'cifar"),
+        ("--config.data.dataset=xyz", "imagenet2012, folder, tfds:NAME"),
         ("--workdir", "--workdir: expected one argument"),
         ("extra", "unexpected argument 'extra'; settings are --config.NAME=VALUE"),
     ],
@@ -163,6 +167,16 @@ def test_mistakes_are_answered_with_what_was_meant(
         parse(name, argument)
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_name_of_a_network_is_looked_up() -> None:
+    with pytest.raises(cli.UsageError, match=r"model\.name 'VGG16': did you mean"):
+        parse("vgg16", "--config.model.name=VGG16")
+
+
+def test_a_set_that_tensorflow_datasets_prepared_may_have_any_name() -> None:
+    config = parse("vgg16", "--config.data.dataset=tfds:mnist").config
+    assert config.data.dataset == "tfds:mnist"
 
 
 def test_a_setting_of_another_kind_of_network_is_named() -> None:
@@ -464,6 +478,27 @@ def test_an_os_error_elsewhere_names_no_flag() -> None:
         errno.EACCES, "Permission denied", str(Path("~/data/a").expanduser())
     )
     assert "; --config.data.data_dir: give one" in explain_os_error(data, paths)
+
+
+@pytest.mark.parametrize(
+    ("place", "flag"),
+    [
+        ("/runs", "--workdir"),
+        ("/runs/log", "--workdir"),
+        ("/runs/data", "--config.data.data_dir"),
+        ("/runs/data/train/0.png", "--config.data.data_dir"),
+        ("/", "--workdir or --config.data.data_dir"),
+    ],
+)
+def test_an_os_error_blames_the_flag_whose_path_is_nearest(
+    place: str, flag: str
+) -> None:
+    paths = [
+        ("--workdir", Path("/runs")),
+        ("--config.data.data_dir", Path("/runs/data")),
+    ]
+    error = OSError(errno.EACCES, "Permission denied", place)
+    assert f"; {flag}: give one" in explain_os_error(error, paths)
 
 
 def test_paths_are_those_of_flags_and_settings() -> None:

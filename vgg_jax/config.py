@@ -2,8 +2,8 @@
 
 The defaults are those of arXiv:1409.1556, section 3.1. A file in `configs/` has
 `get_config() -> Config` and states only what differs. Nothing here imports JAX or reads
-a file; names of networks, data sets, optimizers and schedules are the keys of tables in
-their own rooms, which refuse unknown ones.
+a file; names of networks, data sets, optimizers and schedules are the keys of tables
+in other modules, and `vgg_jax.config_file` looks them up.
 """
 
 import dataclasses
@@ -32,8 +32,9 @@ class Setting:
         help: one line that says what it is, with its unit.
         resumable: a run that goes on may change it, for its steps stay as they were.
         choices: the values of a string setting; () for any, or those of `table`.
-        table: "module:NAME" of the mapping whose keys are the values, which its own
-            room reads and refuses unknown ones.
+        table: "module:NAME" of the mapping whose keys are the values.
+        prefix: what other values than the keys of `table` begin with; "" for none.
+        nonempty: a tuple has at least one value.
         low, above: a number is at least `low`, or above `above`.
         high, below: a number is at most `high`, or below `below`.
     """
@@ -42,6 +43,8 @@ class Setting:
     resumable: bool = False
     choices: tuple[str, ...] = ()
     table: str = ""
+    prefix: str = ""
+    nonempty: bool = False
     low: float | None = None
     above: float | None = None
     high: float | None = None
@@ -68,6 +71,29 @@ class Setting:
             or (self.high is not None and number > self.high)
             or (self.below is not None and number >= self.below)
         )
+
+    def validate(self, name: str, value: Any) -> None:
+        """Checks a value, by all but its type and `table`.
+
+        Args:
+            name: of the setting, for the message.
+            value: of the setting.
+
+        Raises:
+            ValueError: the message names the setting, what was expected and what was
+                found.
+        """
+        numbers = value if isinstance(value, tuple) else (value,)
+        if self.nonempty and value == ():
+            raise ValueError(f"expected {name} of at least one value, got none")
+        if all(isinstance(number, int | float) for number in numbers):
+            if not all(map(self.allows, numbers)):
+                interval = f"in {self.interval}" if self.interval else "finite"
+                raise ValueError(f"expected {name} {interval}, got {value}")
+        elif self.choices and value is not None and value not in self.choices:
+            raise ValueError(
+                f"unknown {name} {value!r}: {did_you_mean(str(value), self.choices)}"
+            )
 
 
 def setting(default: Any, help: str, **declared: Any) -> Any:
@@ -169,6 +195,7 @@ class DataConfig(Section):
         ...,
         "the data set, or tfds:NAME of one that TensorFlow Datasets prepared",
         table="vgg_jax.data.sources:SOURCES",
+        prefix="tfds:",
     )
     data_dir: str = setting(
         "~/.cache/vgg_jax",
@@ -318,7 +345,11 @@ class EvaluationConfig(Section):
         256, "Q of validation and of the protocols center and tencrop, in pixels", low=1
     )
     scales: tuple[int, ...] = setting(
-        (256, 384, 512), "Q of the other protocols, in pixels", low=1, resumable=True
+        (256, 384, 512),
+        "Q of the other protocols, in pixels",
+        low=1,
+        nonempty=True,
+        resumable=True,
     )
     averaging: str = setting(
         "score_map",
@@ -327,7 +358,11 @@ class EvaluationConfig(Section):
         resumable=True,
     )
     bucket_ratios: tuple[float, ...] = setting(
-        BUCKET_RATIOS, "width over height of padded shapes", above=0, resumable=True
+        BUCKET_RATIOS,
+        "width over height of padded shapes",
+        above=0,
+        nonempty=True,
+        resumable=True,
     )
     batch_size: int = setting(
         64, "images, or crops, that the network is given at once", low=1, resumable=True
@@ -453,14 +488,7 @@ def validate(config: Any, prefix: str = "") -> None:
         ValueError: the message names the setting, what was expected and what was found.
     """
     for name, declared, value in settings(config, prefix):
-        numbers = value if isinstance(value, tuple) else (value,)
-        if declared.interval and all(isinstance(n, int | float) for n in numbers):
-            if not all(map(declared.allows, numbers)):
-                raise ValueError(f"expected {name} in {declared.interval}, got {value}")
-        elif declared.choices and value is not None and value not in declared.choices:
-            raise ValueError(
-                f"unknown {name} {value!r}: {did_you_mean(value, declared.choices)}"
-            )
+        declared.validate(name, value)
     validate_types(config, prefix)
     for part in (config, *vars(config).values()):
         if hasattr(part, "conflicts"):

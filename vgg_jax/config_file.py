@@ -6,6 +6,7 @@ its declaration in `vgg_jax.config`.
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import operator
 import pkgutil
@@ -13,7 +14,7 @@ import runpy
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -240,9 +241,76 @@ def override(config: Config | Curriculum, values: Mapping[str, Any]) -> None:
         for name, value in changes.items():
             setattr(_owner(run, name), name.rpartition(".")[2], value)
         try:
+            for name, declared, value in settings(run):
+                _look_up(name, declared, value)
             validate(run)
         except ValueError as error:
             raise UsageError(str(error)) from error
+
+
+def _look_up(name: str, declared: Setting, value: Any) -> None:
+    """Checks that a name is in the table of its setting, where that has one.
+
+    Raises:
+        ValueError: it is not; the message has the nearest names.
+    """
+    if not declared.table or (declared.prefix and value.startswith(declared.prefix)):
+        return
+    table = pkgutil.resolve_name(declared.table)
+    if value not in table:
+        known = [*table, *([f"{declared.prefix}NAME"] if declared.prefix else [])]
+        raise ValueError(f"unknown {name} {value!r}: {did_you_mean(value, known)}")
+
+
+def setting_reader(kind: type, name: str) -> Callable[[str], Any]:
+    """A reader of a flag that has the values of a setting.
+
+    Args:
+        kind: a settings dataclass.
+        name: of one of its settings.
+    """
+    annotation = typing.get_type_hints(kind)[name]
+
+    def read(text: str) -> Any:
+        value = parse_value(annotation, text)
+        try:
+            _declaration(kind, name).validate(name, value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return value
+
+    return read
+
+
+def add_setting(group: Any, kind: type, name: str) -> None:
+    """Gives a group of a parser the flag --NAME for a setting, without a default.
+
+    One that is true or false has --NAME and --no-NAME in place of a value.
+
+    Args:
+        group: as `ArgumentParser.add_argument_group` returns it.
+        kind: a settings dataclass.
+        name: of one of its settings.
+    """
+    kinds = typing.get_type_hints(kind)[name]
+    is_switch = bool in (kinds, *typing.get_args(kinds))
+    group.add_argument(
+        f"--{name}",
+        default=argparse.SUPPRESS,
+        help=_describe(_declaration(kind, name), False).replace("%", "%%"),
+        **(
+            {"action": argparse.BooleanOptionalAction}
+            if is_switch
+            else {"type": setting_reader(kind, name), "metavar": "X"}
+        ),
+    )
+
+
+def _declaration(kind: type, name: str) -> Setting:
+    """The declaration of a setting of a settings dataclass."""
+    (field,) = (field for field in dataclasses.fields(kind) if field.name == name)
+    declared: Setting = field.metadata["setting"]
+    return declared
 
 
 def named_runs(config: Any) -> dict[str, Config]:

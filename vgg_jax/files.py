@@ -129,14 +129,22 @@ def explain_os_error(error: OSError, paths: Sequence[tuple[str, Path]]) -> str:
     if error.filename:
         name = os.fsdecode(error.filename).removesuffix(PARTIAL)
         message = f"{name}: {message}"
-        place = Path(os.path.abspath(name))
-        flags = [flag for flag, path in paths if _is_on_the_way(path, place)]
+        flags = _flags_of(Path(os.path.abspath(name)), paths)
     if error.errno in REMEDIES and flags:
         message += f"; {' or '.join(dict.fromkeys(flags))}: {REMEDIES[error.errno]}"
     return message
 
 
-def _is_on_the_way(path: Path, place: Path) -> bool:
-    """Whether one of two paths is the other or a folder above it."""
-    path = Path(os.path.abspath(path.expanduser()))
-    return path in (place, *place.parents) or place in path.parents
+def _flags_of(place: Path, paths: Sequence[tuple[str, Path]]) -> list[str]:
+    """The flags whose path led to a place.
+
+    They are those of the place itself, else of the nearest folder above it; where no
+    flag gave one, those of paths below it.
+    """
+    absolute = [
+        (flag, Path(os.path.abspath(path.expanduser()))) for flag, path in paths
+    ]
+    for nearest in (place, *place.parents):
+        if flags := [flag for flag, path in absolute if path == nearest]:
+            return flags
+    return [flag for flag, path in absolute if place in path.parents]

@@ -64,6 +64,8 @@ def equations(jaxpr: Any) -> Any:
         ("vgg16", {"init": "glorott"}, "unknown init 'glorott': did you mean 'glorot'"),
         ("nin_cifar", {"init": "cafe"}, "unknown init 'cafe': "),
         ("vgg11", {"lrn": "cafe"}, "unknown lrn 'cafe': did you mean 'caffe'"),
+        ("vgg11", {"dtype": "flot32"}, "dtype 'flot32': did you mean 'float32'"),
+        ("vgg11", {"dtype": "int32"}, "unknown dtype 'int32'"),
     ],
 )
 def test_an_unknown_name_offers_the_nearest(

@@ -146,3 +146,11 @@ def test_what_the_command_refuses(
     assert message in capsys.readouterr().err
     assert main(["--from", str(tmp_path)]) == 1
     assert "no pictures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ratios", ["0", "1,-1", "nan", "", "wide"])
+def test_ratios_that_no_bucket_has(
+    ratios: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"--ratios={ratios}"]) == 2
+    assert "argument --ratios: expected " in capsys.readouterr().err

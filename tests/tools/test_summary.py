@@ -39,6 +39,25 @@ def test_options(capsys: Capture) -> None:
     assert found == json.loads(json.dumps(expected.to_dict()))
 
 
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("vgg11 --lrn krizhevsky", {"lrn": "krizhevsky"}),
+        ("vgg11 --batch_norm", {"batch_norm": True}),
+        ("vgg11_bn --no-batch_norm", {"batch_norm": False}),
+        ("nin_tutorial --no-final_relu", {"final_relu": False}),
+    ],
+)
+def test_options_that_some_names_set(
+    command: str, expected: dict[str, object], capsys: Capture
+) -> None:
+    assert main([*command.split(), "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    name, *_ = command.split()
+    assert table == json.loads(json.dumps(summary(name, 224, **expected).to_dict()))
+    assert table != json.loads(json.dumps(summary(name, 224).to_dict()))
+
+
 def test_compare(capsys: Capture) -> None:
     assert main(["--compare", "--channels", "64"]) == 0
     stacks = format_stacks(compare_stacks(64))
@@ -55,11 +74,7 @@ def test_compare(capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("vgg61", "unknown model 'vgg61': did you mean 'vgg19' or 'vgg16'"),
         ("vgg16 --size 100", "at least 224x224 pixels, got 100x100"),
-        ("nin_cifar --head paper", "nin_cifar has no option 'head'"),
-        ("vgg16 --head papper", "did you mean 'paper'?"),
-        ("vgg16 --dtype float33", "float33"),
     ],
 )
 def test_errors_are_one_line(command: str, message: str, capsys: Capture) -> None:
@@ -76,12 +91,24 @@ def test_errors_are_one_line(command: str, message: str, capsys: Capture) -> Non
         ("", "say which network: " + ", ".join(MODELS)),
         ("vgg16 --size big", "expected pixels, as 384 or 384x512, got 'big'"),
         ("vgg16 --size 384x", "got '384x'"),
-        ("vgg16 --num_classes 0", "a whole number of at least 1, got '0'"),
+        ("vgg16 --num_classes 0", "expected num_classes in [1, inf), got 0"),
+        ("vgg16 --num_classes many", "expected a whole number, got 'many'"),
+        ("vgg16 --width=0", "expected width in (0, inf), got 0.0"),
+        ("vgg61", "unknown name 'vgg61': did you mean 'vgg19' or 'vgg16'"),
+        ("VGG16", "unknown name 'VGG16': did you mean 'vgg16'?"),
+        ("nin_cifar --head paper", "nin_cifar has no option 'head'"),
+        ("vgg16 --final_relu", "vgg16 has no option 'final_relu'"),
+        ("vgg16 --head papper", "unknown head 'papper': did you mean 'paper'?"),
+        ("vgg16 --lrn cafe", "unknown lrn 'cafe': did you mean 'caffe'?"),
+        ("vgg16 --dtype float33", "'float33': did you mean 'float32'"),
+        ("vgg16 --dtype foo", "unknown dtype 'foo': known are float32, bfloat16"),
     ],
 )
 def test_usage_errors(command: str, message: str, capsys: Capture) -> None:
     assert main(command.split()) == 2
-    assert message in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert printed.out == "" and message in printed.err
+    assert printed.err.startswith("error: ") and printed.err.count("\n") == 1
 
 
 def test_the_module_runs_on_light_dependencies() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vgg_jax.config import Config, DataConfig, VGGConfig
-from vgg_jax.tools.tpu_check import memory_advice, topology_mesh
+from vgg_jax.tools.tpu_check import main, memory_advice, topology_mesh
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,6 +42,14 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_name_that_is_no_tpu(topology: str) -> None:
     with pytest.raises(ValueError, match=f"unknown TPU .* in topology '{topology}'"):
         topology_mesh(topology)
+
+
+def test_the_command_refuses_a_name_that_is_no_tpu(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configuration = f"--config={ROOT}/configs/vgg16.py"
+    assert main([configuration, "--topology=v5e:2x4,v9:2x2"]) == 2
+    assert "unknown TPU 'v9' in topology 'v9:2x2'" in capsys.readouterr().err
 
 
 def test_without_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,8 +110,8 @@ def test_the_compiler_on_a_tiny_network(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_errors_are_one_line() -> None:
     for arguments, code, message in (
-        (["--topology=v5e:3x5"], 1, "expected a topology such as v5e:2x4"),
-        (["--topology=v5e"], 1, "expected a topology such as v5e:2x4"),
+        (["--topology=v5e:3x5"], 2, "expected a topology such as v5e:2x4"),
+        (["--topology=v5e"], 2, "expected a topology such as v5e:2x4"),
         (["--programs=trian_step"], 2, "did you mean 'train_step'"),
         (["--config.batch_size=100"], 1, "batch_size that 8 devices can share"),
     ):

@@ -25,6 +25,8 @@ INITS: dict[str, Initializer] = {
     "he": _init.he_normal(),
 }
 
+DTYPES = ("float32", "bfloat16", "float16")  # that a network computes in
+
 # One key; keys [N], one an image, whose dropout then does not depend on the others; or
 # streams, of which "dropout" is taken.
 Randomness = jax.Array | nnx.Rngs
@@ -41,6 +43,17 @@ def _as_matrix(init: Initializer) -> Initializer:
         return init(key, matrix, *args).reshape(shape)
 
     return init_as_matrix
+
+
+def _computation_dtype(dtype: Any) -> jnp.dtype:
+    """The type of a name such as "bfloat16", or of `jnp.bfloat16`."""
+    try:
+        name = jnp.dtype(dtype).name
+    except TypeError:
+        name = str(dtype)
+    if name not in DTYPES:
+        raise ValueError(f"unknown dtype {name!r}: {did_you_mean(name, DTYPES)}")
+    return jnp.dtype(name)
 
 
 def class_scores(score_map: jax.Array) -> jax.Array:
@@ -105,14 +118,14 @@ class ConvNet(nnx.Module):
             last row's map.
         in_channels: channels of the images.
         init: a key of `INITS`; biases start at zero.
-        dtype: of the computation; parameters are float32.
+        dtype: of the computation, one of `DTYPES`; parameters are float32.
         rngs: a key or `nnx.Rngs`, whose "params" stream makes the weights.
         keep_rngs: keep the "dropout" stream inside, for calls without `rngs`; and for
             `nnx.bridge.to_linen`, whose `apply(..., rngs=...)` cannot hand one to a
             call.
 
     Raises:
-        ValueError: an unknown init, or a count below 1.
+        ValueError: an unknown init or dtype, or a count below 1.
     """
 
     def __init__(
@@ -138,7 +151,7 @@ class ConvNet(nnx.Module):
         self.layers = tuple(layers)
         self.num_classes = num_classes
         self.in_channels = in_channels
-        self.dtype = jnp.dtype(dtype)
+        self.dtype = _computation_dtype(dtype)
         channels = in_channels
         for layer in self.layers:
             match layer:

@@ -19,7 +19,8 @@ import numpy as np
 from flax import nnx
 
 from vgg_jax import cli
-from vgg_jax.config import BUCKET_RATIOS
+from vgg_jax.config import BUCKET_RATIOS, EvaluationConfig
+from vgg_jax.config_file import setting_reader
 from vgg_jax.console import progress_bar
 from vgg_jax.data.transforms import rescaled_shape
 from vgg_jax.inference.dense import Shape, padded_shapes, smallest_fitting
@@ -284,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_scales("256,384,512 by default")
     parser.add_argument(
         "--ratios",
-        type=cli.comma_separated(float),
+        type=setting_reader(EvaluationConfig, "bucket_ratios"),
         default=BUCKET_RATIOS,
         metavar="R,R",
         help="width over height of the buckets; by default those of dense evaluation",

@@ -13,13 +13,13 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from vgg_jax import cli
-from vgg_jax.config import VGGConfig, settings
-from vgg_jax.console import format_columns
-from vgg_jax.models import MODELS
+from vgg_jax.config import NiNConfig, VGGConfig
+from vgg_jax.config_file import add_setting
+from vgg_jax.console import did_you_mean, format_columns
+from vgg_jax.models import MODELS, option_names
 from vgg_jax.models.layers import Conv, Layer, Relu
 from vgg_jax.models.measure import MEBIBYTE, summary
 
@@ -127,15 +127,12 @@ def _size(text: str) -> tuple[int, int]:
         ) from None
 
 
-# Keywords of create_model that change a table.
-OPTIONS: dict[str, Callable[[str], Any]] = {
-    "num_classes": cli.positive,
-    "in_channels": cli.positive,
-    "width": float,
-    "head": str,
-    "fc_features": cli.positive,
-    "fc_kernel": cli.positive,
-    "dtype": str,
+# Keywords of create_model that change a table: settings of either kind of network.
+OPTIONS: dict[str, type] = {
+    **dict.fromkeys(("num_classes", "in_channels", "width", "dtype"), VGGConfig),
+    **dict.fromkeys(("head", "fc_features", "fc_kernel", "ceil_mode"), VGGConfig),
+    **dict.fromkeys(("batch_norm", "lrn"), VGGConfig),
+    "final_relu": NiNConfig,
 }
 
 
@@ -143,7 +140,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.Parser("python -m vgg_jax.tools.summary", __doc__)
     parser.add_argument(
-        "network", nargs="?", metavar="NETWORK", help=f"one of {', '.join(MODELS)}"
+        "network",
+        nargs="?",
+        type=cli.one_of(MODELS),
+        metavar="NETWORK",
+        help=f"one of {', '.join(MODELS)}",
     )
     parser.add_argument(
         "--size",
@@ -164,21 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="of the stacks compared; 256 by default",
     )
     options = parser.add_argument_group("options of the network, as of create_model")
-    help_texts = {name: one.help for name, one, _ in settings(VGGConfig(name="vgg16"))}
     for name, kind in OPTIONS.items():
-        options.add_argument(
-            f"--{name}",
-            type=kind,
-            metavar="X",
-            default=argparse.SUPPRESS,
-            help=help_texts[name],
-        )
-    options.add_argument(
-        "--ceil_mode",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help=help_texts["ceil_mode"],
-    )
+        add_setting(options, kind, name)
     return cli.command(run, parser, arguments)
 
 
@@ -186,13 +174,14 @@ def run(values: argparse.Namespace) -> int:
     """Prints the tables that the command line asks for; returns 0."""
     if values.network is None and not values.compare:
         raise cli.UsageError(f"say which network: {', '.join(MODELS)}")
-    given = {
-        name: value
-        for name, value in vars(values).items()
-        if name in {*OPTIONS, "ceil_mode"}
-    }
+    given = {name: value for name, value in vars(values).items() if name in OPTIONS}
     network = None
     if values.network is not None:
+        known = option_names(values.network)
+        for name in given.keys() - known:
+            raise cli.UsageError(
+                f"{values.network} has no option {name!r}: {did_you_mean(name, known)}"
+            )
         try:
             network = summary(values.network, values.size, **given)
         except (TypeError, OverflowError) as error:

@@ -75,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(values: argparse.Namespace) -> int:
     """Compiles and reports; returns 0, or 1 where a program does not fit a chip."""
+    for topology in values.topology:
+        chip_kind(topology)
     jax.config.update("jax_platforms", "cpu")  # leaves a TPU that is there alone
     # A program for chips that are not there cannot be read back.
     jax.config.update("jax_enable_compilation_cache", False)
@@ -96,21 +98,31 @@ def run(values: argparse.Namespace) -> int:
     return cli.DONE if all(report.fits for report in reports) else cli.FAILED
 
 
+def chip_kind(topology: str) -> str:
+    """Returns "v5e" for a topology such as "v5e:2x4".
+
+    Raises:
+        UsageError: the TPU is unknown.
+    """
+    kind = topology.partition(":")[0]
+    if kind not in CHIPS:
+        raise cli.UsageError(
+            f"unknown TPU {kind!r} in topology {topology!r}: "
+            f"{did_you_mean(kind, CHIPS)}"
+        )
+    return kind
+
+
 def topology_mesh(topology: str) -> Mesh:
     """Makes a mesh of all chips of a topology such as "v5e:2x4".
 
     The chips need not be there: only the compiler is asked about them.
 
     Raises:
-        ValueError: the TPU or the arrangement of its chips is unknown.
+        UsageError: the TPU or the arrangement of its chips is unknown.
         ImportError: the compiler is not installed.
     """
-    kind = topology.partition(":")[0]
-    if kind not in CHIPS:
-        raise ValueError(
-            f"unknown TPU {kind!r} in topology {topology!r}: "
-            f"{did_you_mean(kind, CHIPS)}"
-        )
+    kind = chip_kind(topology)
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError(
             "the TPU compiler, libtpu, is not installed: "
@@ -123,7 +135,7 @@ def topology_mesh(topology: str) -> Mesh:
             topology, "tpu", **CHIPS[kind].options
         )
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(
+        raise cli.UsageError(
             f"expected a topology such as {kind}:2x4 (v5e, v6e) or {kind}:2x2x1 (v4, "
             f"v5p), got {topology!r}; the compiler: {_first_line(error)}"
         ) from error
