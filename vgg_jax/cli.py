@@ -81,7 +81,7 @@ class Parser(argparse.ArgumentParser):
         self.several_workdirs = several
         self.add_argument(
             "--workdir",
-            type=Path,
+            type=folder,
             required=not self.kinds,
             action="append" if several else "store",
             metavar="DIR",
@@ -198,6 +198,19 @@ def scales(text: str) -> tuple[int, ...]:
             f"{MAX_SCALE:,}, got {text!r}"
         )
     return tuple(map(int, parts))
+
+
+def folder(text: str) -> Path:
+    """The path of a folder.
+
+    Raises:
+        argparse.ArgumentTypeError: empty text, which would be the current folder.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError(
+            "expected a folder, got ''; the current folder is '.'"
+        )
+    return Path(text)
 
 
 def positive(text: str) -> int:

@@ -131,16 +131,36 @@ class Section:
 
 
 @dataclasses.dataclass(kw_only=True)
-class VGGConfig(Section):
-    """Keywords of `vgg_jax.create_model` for the VGG networks (Table 1)."""
+class ModelConfig(Section):
+    """Keywords of `vgg_jax.create_model` that every network has."""
 
-    name: str = setting(..., "the network", table="vgg_jax.models:MODELS")
+    name: str = setting(..., "name of the network", table="vgg_jax.models:MODELS")
     num_classes: int | None = setting(
         1000, "outputs of the network; None takes the number from the data", low=1
     )
-    in_channels: int = setting(3, "of the images: 3 is RGB, 1 is gray", low=1, high=3)
+    in_channels: int = setting(
+        3, "channels of the images: 3 is RGB, 1 is gray", low=1, high=3
+    )
     width: float = setting(1.0, "multiplies every hidden layer's channels", above=0)
-    dropout: float = setting(0.5, "rate after fc6 and fc7", low=0, below=1)
+    init: str = setting(
+        "glorot",
+        "how the first weights are drawn",
+        choices=("paper", "caffe_001", "glorot", "he"),
+    )
+    dtype: str = setting(
+        "float32",
+        "the type that the network computes in; its parameters are float32",
+        choices=("float32", "bfloat16"),  # float16 would need its loss scaled
+    )
+
+
+@dataclasses.dataclass(kw_only=True)
+class VGGConfig(ModelConfig):
+    """Keywords of `vgg_jax.create_model` for the VGG networks (Table 1)."""
+
+    dropout: float = setting(
+        0.5, "share of units that dropout drops after fc6 and fc7", low=0, below=1
+    )
     head: str = setting("paper", "the classifier", choices=("paper", "global_pool"))
     fc_features: int = setting(4096, "units of fc6 and fc7", low=1)
     fc_kernel: int = setting(7, "side of the pool5 map that fc6 sees", low=1)
@@ -153,37 +173,17 @@ class VGGConfig(Section):
         "local response normalization after relu1_1; None as the name says",
         choices=("krizhevsky", "caffe"),
     )
-    init: str = setting(
-        "glorot", "of weights", choices=("paper", "caffe_001", "glorot", "he")
-    )
-    dtype: str = setting(
-        "float32",
-        "of the computation; parameters are float32",
-        choices=("float32", "bfloat16"),  # float16 would need its loss scaled
-    )
 
 
 @dataclasses.dataclass(kw_only=True)
-class NiNConfig(Section):
+class NiNConfig(ModelConfig):
     """Keywords of `vgg_jax.create_model` for Network in Network (arXiv:1312.4400)."""
 
-    name: str = setting(..., "the network", table="vgg_jax.models:MODELS")
-    num_classes: int | None = setting(
-        1000, "outputs of the network; None takes the number from the data", low=1
+    dropout: float = setting(
+        0.5, "share of units that dropout drops before the last block", low=0, below=1
     )
-    in_channels: int = setting(3, "of the images: 3 is RGB, 1 is gray", low=1, high=3)
-    width: float = setting(1.0, "multiplies every hidden layer's channels", above=0)
-    dropout: float = setting(0.5, "rate before the last block", low=0, below=1)
     final_relu: bool | None = setting(
         None, "a ReLU on the scores; None as the name says"
-    )
-    init: str = setting(
-        "glorot", "of weights", choices=("paper", "caffe_001", "glorot", "he")
-    )
-    dtype: str = setting(
-        "float32",
-        "of the computation; parameters are float32",
-        choices=("float32", "bfloat16"),
     )
 
 
@@ -199,17 +199,26 @@ class DataConfig(Section):
     )
     data_dir: str = setting(
         "~/.cache/vgg_jax",
-        "where it is prepared; for folder, the pictures",
+        "folder of the prepared data set; for the data set folder, of the pictures",
         resumable=True,
     )
     crop: int = setting(224, "side of a training crop, in pixels", low=1)
-    scale_min: int = setting(256, "training scale S is drawn from here, pixels", low=1)
-    scale_max: int = setting(256, "to here; section 3.1", low=1)
+    scale_min: int = setting(
+        256, "smallest training scale S, the short side in pixels (section 3.1)", low=1
+    )
+    scale_max: int = setting(
+        256,
+        "largest training scale S in pixels; each crop draws S from scale_min to "
+        "scale_max (section 3.1)",
+        low=1,
+    )
     mean: tuple[float, ...] = setting(
         IMAGENET_MEAN, "subtracted from pixels 0-255, one number a channel"
     )
     std: tuple[float, ...] = setting(
-        (1.0, 1.0, 1.0), "divides them after that; the paper does not divide", above=0
+        (1.0, 1.0, 1.0),
+        "divides pixels after mean is subtracted; the paper does not divide",
+        above=0,
     )
     flip: bool = setting(True, "half of the training crops are mirrored")
     pad: int = setting(
@@ -227,23 +236,34 @@ class DataConfig(Section):
     )
     color_pca: str = setting(
         "imagenet",
-        "axes of that shift; computed ones are left by vgg_jax.tools.color_pca",
+        "axes of the color shift; computed ones are left by vgg_jax.tools.color_pca",
         choices=("imagenet", "computed"),
     )
     validation_fraction: float = setting(
-        0.01, "held out of train, for the plateau and the best", low=0, below=1
+        0.01,
+        "share of the training images held out for validation",
+        low=0,
+        below=1,
     )
     on_corrupt_image: str = setting(
         "raise",
-        "or leave it out, name it and count it",
+        "what to do with an image that cannot be decoded: raise an error, or skip it, "
+        "name it and count it",
         choices=("raise", "skip"),
         resumable=True,
     )
     num_workers: int = setting(
-        0, "processes that decode; 0 decodes in threads", low=0, resumable=True
+        0,
+        "processes that decode images; 0 decodes in threads of this one",
+        low=0,
+        resumable=True,
     )
     num_threads: int = setting(
-        4, "of each process, each with a batch read ahead", low=0, resumable=True
+        4,
+        "threads of each process that decodes, each with a batch read ahead; 0 reads "
+        "nothing ahead",
+        low=0,
+        resumable=True,
     )
 
     def conflicts(self) -> Iterator[str]:
@@ -304,7 +324,9 @@ class OptimizerConfig(Section):
     )
     epsilon: float = setting(1e-8, "of adamw: added to the root of that mean", above=0)
     schedule: str = setting(
-        "plateau", "of the rate", table="vgg_jax.training.schedule:SCHEDULES"
+        "plateau",
+        "how the learning rate changes during the run",
+        table="vgg_jax.training.schedule:SCHEDULES",
     )
     warmup_epochs: float = setting(
         0.0, "epochs in which the rate rises linearly to the schedule's own", low=0
@@ -329,11 +351,13 @@ class OptimizerConfig(Section):
     )
     metric: str = setting(
         "top5_error",
-        "of validation; sets the plateau and the best checkpoint",
+        "what validation measures for the plateau and the best checkpoint",
         choices=("top1_error", "top5_error", "box_error", "loss"),
     )
     trained_layers: tuple[str, ...] = setting(
-        (), 'such as ("fc6", "fc7", "fc8"): others stay as they were; () trains all'
+        (),
+        'layers that are trained, such as ("fc6", "fc7", "fc8"); the others stay as '
+        "they were; () trains all",
     )
 
 
@@ -342,24 +366,28 @@ class EvaluationConfig(Section):
     """Section 3.2: the scales Q and the order of soft-max and spatial average."""
 
     center_scale: int = setting(
-        256, "Q of validation and of the protocols center and tencrop, in pixels", low=1
+        256,
+        "test scale Q of validation and of the protocols center and tencrop, the short "
+        "side in pixels",
+        low=1,
     )
     scales: tuple[int, ...] = setting(
         (256, 384, 512),
-        "Q of the other protocols, in pixels",
+        "test scales Q of the other protocols, short sides in pixels",
         low=1,
         nonempty=True,
         resumable=True,
     )
     averaging: str = setting(
         "score_map",
-        "mean of the map, then soft-max; or soft-max of each cell first",
+        "what is averaged over space: the score map, before the soft-max, or the "
+        "posteriors of its cells, after it",
         choices=("score_map", "posteriors"),
         resumable=True,
     )
     bucket_ratios: tuple[float, ...] = setting(
         BUCKET_RATIOS,
-        "width over height of padded shapes",
+        "width over height of the shapes that whole images are padded to",
         above=0,
         nonempty=True,
         resumable=True,
@@ -367,6 +395,11 @@ class EvaluationConfig(Section):
     batch_size: int = setting(
         64, "images, or crops, that the network is given at once", low=1, resumable=True
     )
+
+    def conflicts(self) -> Iterator[str]:
+        """Says which settings do not fit one another."""
+        if len(set(self.scales)) < len(self.scales):
+            yield f"expected evaluation.scales to be different, got {self.scales}"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -413,14 +446,25 @@ class Config(Section):
         1000, "steps between checkpoints", low=1, resumable=True
     )
     log_every_steps: int = setting(50, "steps between lines", low=1, resumable=True)
-    seed: int = setting(0, "of weights, order, crops and dropout", low=0, below=2**32)
+    seed: int = setting(
+        0,
+        "where the random weights, order, crops and dropout start from",
+        low=0,
+        below=2**32,
+    )
     init_from: str | None = setting(
         None,
-        "run whose best weights this one starts from, by its folder's name",
+        "run whose best weights this one starts from: the name of a folder beside "
+        "this run's, or a path",
     )
 
     def conflicts(self) -> Iterator[str]:
         """Says which settings do not fit one another."""
+        if self.optimizer.warmup_epochs > self.num_epochs:
+            yield (
+                "expected optimizer.warmup_epochs of at most num_epochs, "
+                f"{self.num_epochs:g}, got {self.optimizer.warmup_epochs:g}"
+            )
         channels = self.model.in_channels
         errors: tuple[str, ...] = ("top1_error", "top5_error")
         if channels not in (1, 3):
