@@ -157,7 +157,7 @@ def test_a_curriculum_is_refused_where_one_run_is_meant() -> None:
         ("--config.data.dataset=xyz", "imagenet2012, folder, tfds:NAME"),
         ("--workdir", "--workdir: expected one argument"),
         ("--workdir=", "--workdir: expected a folder, got ''"),
-        ("--config.evaluation.scales=", "evaluation.scales of at least one value"),
+        ("--config.evaluation.bucket_ratios=", "bucket_ratios of at least one value"),
         ("extra", "unexpected argument 'extra'; settings are --config.NAME=VALUE"),
     ],
 )

@@ -14,6 +14,7 @@ from vgg_jax.config import (
     DataConfig,
     EvaluationConfig,
     LocalizationConfig,
+    ModelConfig,
     NiNConfig,
     Setting,
     VGGConfig,
@@ -77,6 +78,8 @@ def test_every_setting_says_what_it_is() -> None:
     for whole in (config(), changed("localization", LocalizationConfig())):
         for name, declared, value in settings(whole):
             assert declared.help and "\n" not in declared.help, name
+            first, *_ = declared.help.split()
+            assert first not in ("of", "to", "or", "such"), f"{name} is a fragment"
             assert not (declared.choices and declared.table), name
             if declared.choices:
                 assert value in (None, *declared.choices), name
@@ -164,6 +167,41 @@ def test_channels_that_the_mean_or_the_images_have_not(channels: int) -> None:
 def test_pixels_are_not_divided_by(std: float) -> None:
     with pytest.raises(ValueError, match=r"expected data\.std in \(0, inf\)"):
         validate(changed("data.std", (1.0, 1.0, std)))
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_every_number_is_finite(number: float) -> None:
+    with pytest.raises(ValueError, match=r"expected data\.mean finite, got \(1"):
+        validate(changed("data.mean", (1.0, 1.0, number)))
+
+
+@pytest.mark.parametrize("setting", ["evaluation.scales", "evaluation.bucket_ratios"])
+def test_a_list_that_must_have_a_value(setting: str) -> None:
+    with pytest.raises(ValueError, match=f"{setting} of at least one value, got none"):
+        validate(changed(setting, ()))
+
+
+def test_a_scale_is_there_once() -> None:
+    with pytest.raises(ValueError, match=r"scales to be different, got \(256, 256\)"):
+        validate(changed("evaluation.scales", (256, 256)))
+
+
+def test_the_warm_up_is_no_longer_than_the_run() -> None:
+    validate(changed("optimizer.warmup_epochs", 74.0))
+    with pytest.raises(ValueError, match=r"at most num_epochs, 74, got 74\.5"):
+        validate(changed("optimizer.warmup_epochs", 74.5))
+
+
+def test_kinds_of_networks_share_their_common_settings() -> None:
+    vgg, nin = (
+        {name: declared for name, declared, _ in settings(kind(name="vgg11"))}
+        for kind in (VGGConfig, NiNConfig)
+    )
+    common = [field.name for field in dataclasses.fields(ModelConfig)]
+    assert list(vgg)[: len(common)] == list(nin)[: len(common)] == common
+    assert all(vgg[name] is nin[name] for name in common)
+    assert vgg.keys() & nin.keys() == {*common, "dropout"}
+    assert vgg["dropout"].help != nin["dropout"].help
 
 
 def test_settings_of_the_other_kind_of_network() -> None:

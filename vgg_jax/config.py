@@ -314,15 +314,17 @@ class OptimizerConfig(Section):
         low=0,
     )
     trust_coefficient: float = setting(
-        1e-3, "of lars: a layer's step over the length of its weights", above=0
+        1e-3, "for lars, a layer's step over the length of its weights", above=0
     )
     beta1: float = setting(
-        0.9, "of adamw: decay of the gradient's mean", low=0, below=1
+        0.9, "for adamw, decay of the gradient's mean", low=0, below=1
     )
     beta2: float = setting(
-        0.999, "of adamw: decay of the squared gradient's mean", low=0, below=1
+        0.999, "for adamw, decay of the squared gradient's mean", low=0, below=1
     )
-    epsilon: float = setting(1e-8, "of adamw: added to the root of that mean", above=0)
+    epsilon: float = setting(
+        1e-8, "for adamw, added to the root of the squared gradient's mean", above=0
+    )
     schedule: str = setting(
         "plateau",
         "how the learning rate changes during the run",
@@ -332,13 +334,16 @@ class OptimizerConfig(Section):
         0.0, "epochs in which the rate rises linearly to the schedule's own", low=0
     )
     step_epochs: float = setting(
-        30.0, "of the step schedule: epochs between two falls of the rate", above=0
+        30.0, "for the step schedule, epochs between two falls of the rate", above=0
     )
     step_factor: float = setting(
-        0.1, "of the step schedule: multiplies the rate at each fall", above=0, high=1
+        0.1, "for the step schedule, multiplies the rate at each fall", above=0, high=1
     )
     plateau_factor: float = setting(
-        0.1, "of the plateau schedule: multiplies the rate", above=0, high=1
+        0.1,
+        "for the plateau schedule, multiplies the rate at each fall",
+        above=0,
+        high=1,
     )
     plateau_patience: int = setting(
         3, "validations without improvement before the rate falls", low=1
