@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=cli.positive,
         default=256,
         metavar="C",
-        help="of the stacks compared; 256 by default",
+        help="channels of the stacks compared; 256 by default",
     )
     options = parser.add_argument_group("options of the network, as of create_model")
     for name, kind in OPTIONS.items():
