@@ -1,1 +1,1 @@
-"""Forms of operations that are fast on one platform, in programs for it alone."""
+"""This package holds forms of operations that are fast on one platform alone."""

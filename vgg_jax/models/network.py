@@ -1,4 +1,4 @@
-"""A convolutional network: rows of layers, run one after another."""
+"""This module has the convolutional network that runs rows of layers."""
 
 import math
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ Randomness = jax.Array | nnx.Rngs
 
 
 def _as_matrix(init: Initializer) -> Initializer:
-    """The initializer of a fully-connected layer, by the fans of its matrix.
+    """Initializes a fully-connected layer by the fans of its matrix.
 
     A convolution's fan-out counts every position of the window.
     """
@@ -44,7 +44,7 @@ def _as_matrix(init: Initializer) -> Initializer:
 
 
 def class_scores(score_map: jax.Array) -> jax.Array:
-    """The mean over space (section 3.2): [N, h, w, classes] -> float32 [N, classes]."""
+    """Averages over space (section 3.2): [N, h, w, classes] -> float32 [N, classes]."""
     return score_map.astype(jnp.float32).mean(axis=(1, 2))
 
 
@@ -67,9 +67,9 @@ class BatchNorm(nnx.BatchNorm):
 
         Args:
             x: the map.
-            use_running_average: in place of the batch's statistics; None as the module
-                says.
-            mask: the cells that count; None for all.
+            use_running_average: normalize by the running statistics in place of the
+                batch's; None does as the module is set.
+            mask: the cells that count; None counts all.
         """
         if use_running_average is None:
             use_running_average = self.use_running_average
@@ -84,7 +84,7 @@ class BatchNorm(nnx.BatchNorm):
 
 
 class FeatureInfo(NamedTuple):
-    """What is known of a row's map without computing it."""
+    """The channels, stride and receptive field of a row's map."""
 
     channels: int
     stride: int  # pixels of the image from one cell to the next
@@ -105,7 +105,7 @@ class ConvNet(nnx.Module):
             last row's map.
         in_channels: channels of the images.
         init: a key of `INITS`; biases start at zero.
-        dtype: of the computation; parameters are float32.
+        dtype: the type that is computed in; parameters are float32.
         rngs: a key or `nnx.Rngs`, whose "params" stream makes the weights.
         keep_rngs: keep the "dropout" stream inside, for calls without `rngs`; and for
             `nnx.bridge.to_linen`, whose `apply(..., rngs=...)` cannot hand one to a
@@ -191,11 +191,11 @@ class ConvNet(nnx.Module):
         train: bool | None = None,
         rngs: Randomness | None = None,
     ) -> jax.Array:
-        """Class scores: [N, H, W, in_channels] -> float32 [N, num_classes].
+        """Computes class scores: [N, H, W, in_channels] -> float32 [N, num_classes].
 
-        Before soft-max. At the training size the score map is one cell; on larger
-        images it is averaged over space (section 3.2). A backbone returns its map,
-        [N, h, w, C].
+        The scores are those before soft-max. At the training size the score map is one
+        cell; on larger images it is averaged over space (section 3.2). A backbone
+        returns its map, [N, h, w, C].
 
         Args:
             images: NHWC, normalized as the weights expect.
@@ -217,9 +217,10 @@ class ConvNet(nnx.Module):
         train: bool | None = None,
         rngs: Randomness | None = None,
     ) -> jax.Array:
-        """The dense class score map of section 3.2, before soft-max and spatial mean.
+        """Computes the dense class score map of section 3.2.
 
-        [N, H, W, in_channels] -> float32 [N, h, w, num_classes].
+        [N, H, W, in_channels] -> float32 [N, h, w, num_classes], before soft-max and
+        spatial mean.
 
         Args:
             images: NHWC, normalized as the weights expect.
@@ -251,13 +252,13 @@ class ConvNet(nnx.Module):
         train: bool | None = None,
         rngs: Randomness | None = None,
     ) -> dict[str, jax.Array]:
-        """Named intermediates, [N, H, W, in_channels] -> {name: [N, h, w, C]}.
+        """Computes named maps: [N, H, W, in_channels] -> {name: [N, h, w, C]}.
 
         Nothing past the deepest name is computed; `feature_info` says what each is.
 
         Args:
             images: NHWC, normalized as the weights expect.
-            names: of rows.
+            names: the names of the rows whose maps are returned.
             sizes: as `score_map`; every map is then zero outside its own size.
             train, rngs: as `__call__`.
 
@@ -291,12 +292,13 @@ class ConvNet(nnx.Module):
         rngs: Randomness | None = None,
         collect: dict[str, jax.Array] | None = None,
     ) -> jax.Array:
-        """Consecutive rows of the network: [N, H, W, C] -> [N, h, w, features].
+        """Runs consecutive rows of the network: [N, H, W, C] -> [N, h, w, features].
 
         Args:
             x: images, or the map that the row before `layers` leaves.
             layers: a part of `self.layers`.
-            sizes: of the images in their batch, as `score_map`, or of those maps.
+            sizes: the sizes of the images in their batch, as `score_map` takes them,
+                or the sizes of those maps.
             train, rngs: as `__call__`.
             collect: takes each row's map, by the row's name.
 
