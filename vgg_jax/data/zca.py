@@ -1,4 +1,4 @@
-"""Global contrast normalization and ZCA whitening, as Network in Network's data has.
+"""This module has the contrast normalization and ZCA whitening of NiN's CIFAR data.
 
 arXiv:1312.4400 prepares CIFAR as the maxout networks (arXiv:1302.4389) do, whose
 program is pylearn2's `make_cifar10_gcn_whitened.py`: each image has its mean subtracted
@@ -106,7 +106,7 @@ def normalize_contrast(images: jax.Array) -> jax.Array:
 
 
 def measure_whitening(source: Source, config: DataConfig) -> Whitening:
-    """The statistics of all images of a source, as `config` rescales and crops them.
+    """Measures all images of a source, as `config` rescales and crops them.
 
     Raises:
         CorruptImage: unless `config.on_corrupt_image` is "skip".
@@ -139,17 +139,17 @@ def measure_whitening(source: Source, config: DataConfig) -> Whitening:
 
 
 def whitening_path(config: DataConfig) -> Path:
-    """The hidden file beside the data where `tools.whitening` leaves the statistics."""
+    """Returns the hidden file beside the data that `tools.whitening` writes."""
     return computed_path(config, "whitening.npz")
 
 
 def save_whitening(path: Path, whitening: Whitening) -> None:
-    """Writes what `load_whitening` reads, whole or not at all."""
+    """Writes the statistics for `load_whitening`, whole or not at all."""
     save_arrays(path, {"mean": whitening.mean, "matrix": whitening.matrix})
 
 
 def load_whitening(config: DataConfig) -> Whitening:
-    """The statistics that `tools.whitening` computed for a configuration's images.
+    """Loads the statistics that `tools.whitening` computed for a configuration.
 
     Raises:
         FileNotFoundError: not computed yet; the message says what to type.
@@ -170,7 +170,7 @@ def load_whitening(config: DataConfig) -> Whitening:
 
 
 def preprocessing_of(config: DataConfig) -> Preprocessing:
-    """What is done to a configuration's images on the device.
+    """Returns what is done to a configuration's images on the device.
 
     Raises:
         FileNotFoundError, ValueError: see `load_whitening`.
