@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read without running code."""
+"""This module writes files whole or not at all, and reads without running code."""
 
 import contextlib
 import errno
@@ -120,8 +120,8 @@ def explain_os_error(error: OSError, paths: Sequence[tuple[str, Path]]) -> str:
     """Says what an operating system refused, which flag gave the path, and a remedy.
 
     Args:
-        error: of the system, or of this library, which says all that is to be said.
-        paths: that the user gave, each with the name of its flag.
+        error: an error of the system; or of this library, whose message says all.
+        paths: the paths that the user gave, each with the name of its flag.
     """
     if error.errno is None:
         return str(error)
@@ -137,6 +137,6 @@ def explain_os_error(error: OSError, paths: Sequence[tuple[str, Path]]) -> str:
 
 
 def _is_on_the_way(path: Path, place: Path) -> bool:
-    """Whether one of two paths is the other or a folder above it."""
+    """Returns whether `path` and `place` are the same, or one is above the other."""
     path = Path(os.path.abspath(path.expanduser()))
     return path in (place, *place.parents) or place in path.parents

@@ -102,7 +102,10 @@ class TrainCrops:
 
 @dataclasses.dataclass
 class Crops:
-    """Makes batches of crops of rescaled images; numbers past the source leave rows empty."""
+    """Makes batches of crops of rescaled images.
+
+    Example numbers past the end of the source leave rows empty.
+    """
 
     decoder: Decoder
     scale: int

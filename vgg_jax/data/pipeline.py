@@ -173,7 +173,8 @@ def whole_image_batches(
     `with_boxes` adds "box": float32 [b, 4], relative to each image without its padding.
 
     Args:
-        source, config, channels, process_index, process_count: as `eval_batches`.
+        source, config, channels, process_index, process_count: the arguments of the
+            same names of `eval_batches`.
         scale: short side Q, in pixels.
         bucket: (height, width) -> the shape that such an image is padded to, or None.
         batch_size: images at once, of all processes together.

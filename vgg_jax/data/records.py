@@ -126,7 +126,7 @@ def open_tfds(name: str, data_dir: Path, split: str) -> Records:
 
     Args:
         name: NAME, NAME/CONFIG, or either with :VERSION; the newest one otherwise.
-        data_dir: as TFDS's `data_dir`.
+        data_dir: the folder that TFDS calls `data_dir`.
         split: see `open_records`.
 
     Raises:

@@ -129,7 +129,7 @@ def rescaled_crop_window(
 ) -> np.ndarray:
     """Returns the box of the crop that `rescaled_crop` takes: [4].
 
-    It is relative to the image (`vgg_jax.boxes`).
+    It is relative to the image, which has this shape (`vgg_jax.boxes`).
     """
     before = _before_crop(shape, short_side, size)
     return crop_windows(*before, place_crop(down, right))[0]
@@ -195,7 +195,7 @@ def cut(image: Image, size: int, layout: CropLayout) -> np.ndarray:
 def crop_windows(shape: tuple[int, ...], size: int, layout: CropLayout) -> np.ndarray:
     """Returns the boxes of the crops that `cut` takes: [crops, 4].
 
-    They are relative to the image (`vgg_jax.boxes`).
+    They are relative to the image, which has this shape (`vgg_jax.boxes`).
     """
     windows = [boxes.window(*c, size, size) for c in layout(*_slack(shape, size))]
     return boxes.relative_to(boxes.window(0, 0, *shape), np.stack(windows))

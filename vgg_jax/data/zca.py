@@ -36,8 +36,8 @@ class Whitening:
     """Normalizes the contrast of images of one size, and whitens them.
 
     Args:
-        mean: float32 [H, W, C], over the training set, of normalized contrast.
-        matrix: float32 [H * W * C, H * W * C], symmetric.
+        mean: the mean of the training set at normalized contrast, float32 [H, W, C].
+        matrix: the whitening matrix, float32 [H * W * C, H * W * C], symmetric.
     """
 
     mean: np.ndarray
@@ -70,7 +70,7 @@ class Whitening:
         """Whitens images: [N, H, W, C] with pixels 0-255 -> float32 [N, H, W, C].
 
         Args:
-            images: of any number type, of the size that the statistics are of.
+            images: the images, of any number type, of the size that was measured.
             shift: [N, C] in gray levels, added to the pixels first.
 
         Raises:

@@ -127,7 +127,7 @@ def _differentiate(
     wanted: int,
     axes: Axes,
 ) -> tuple[jax.Array, Any]:
-    """Is the rule of forward mode: it sums a term for each array that changes."""
+    """Differentiates in forward mode: sums a term for each array that changes."""
     slots = _others(wanted)
     given = dict(zip(slots, primals, strict=True))
     value = derivative(form, given, axes)
@@ -144,7 +144,7 @@ def _differentiate(
 def _transpose(
     cotangent: Any, *operands: Any, form: Form, wanted: int, axes: Axes
 ) -> list[Any]:
-    """Is the rule of reverse mode: it derives by the operand that is asked for."""
+    """Transposes for reverse mode: derives by the operand that is asked for."""
     slots = _others(wanted)
     asked = next(i for i in (0, 1) if ad.is_undefined_primal(operands[i]))
     results: list[Any] = [None, None]
@@ -164,7 +164,7 @@ def _add_axis(
     wanted: int,
     axes: Axes,
 ) -> tuple[jax.Array, int]:
-    """Is the rule of `jax.vmap`: it adds a leading axis to operands that have it."""
+    """Maps for `jax.vmap`: adds a leading axis to the operands that have it."""
     has_axis = [True, True, True]
     given = {}
     for slot, array, position in zip(_others(wanted), operands, positions, strict=True):

@@ -224,15 +224,16 @@ class ConvNet(nnx.Module):
 
         Args:
             images: NHWC, normalized as the weights expect.
-            sizes: int32 [N, 2], height and width of each image where they share a
+            sizes: int32 [N, 2], the height and width of each image where they share a
                 batch, each in the upper left corner; what is right of it and below does
                 not matter. Its map is that of the image alone, of the size that
                 `layers.output_sizes` says, and zero outside. None for images that fill
                 their arrays. A size that is too small for the network is not noticed.
-            train, rngs: as `__call__`.
+            train, rngs: the arguments of `__call__`.
 
         Raises:
-            ValueError: as `__call__`, and for a backbone, which has no classes.
+            ValueError: images that `__call__` refuses, or a backbone, which has no
+                classes.
         """
         if self.num_classes is None:
             raise ValueError(
@@ -259,8 +260,9 @@ class ConvNet(nnx.Module):
         Args:
             images: NHWC, normalized as the weights expect.
             names: the names of the rows whose maps are returned.
-            sizes: as `score_map`; every map is then zero outside its own size.
-            train, rngs: as `__call__`.
+            sizes: the sizes that `score_map` takes; every map is then zero outside its
+                own size.
+            train, rngs: the arguments of `__call__`.
 
         Raises:
             ValueError: an unknown name, a string for names, or images that do not fit.
@@ -299,11 +301,11 @@ class ConvNet(nnx.Module):
             layers: a part of `self.layers`.
             sizes: the sizes of the images in their batch, as `score_map` takes them,
                 or the sizes of those maps.
-            train, rngs: as `__call__`.
+            train, rngs: the arguments of `__call__`.
             collect: takes each row's map, by the row's name.
 
         Raises:
-            ValueError: as `__call__`.
+            ValueError: images that `__call__` refuses.
         """
         if layers[0] == self.layers[0]:
             self._validate(x, layers)

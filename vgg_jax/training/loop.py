@@ -1,4 +1,4 @@
-"""The training loop of section 3.1: step, log, validate and save, until the end."""
+"""This module has the training loop of section 3.1: step, log, validate, save."""
 
 import contextlib
 import dataclasses
@@ -68,7 +68,7 @@ def train(config: Config, workdir: Path) -> signal.Signals | None:
 
 
 class Trainer:
-    """One run: its settings, its data, its compiled steps, and the loop over them."""
+    """A run: its settings, its data, its compiled steps, and the loop over them."""
 
     def __init__(self, config: Config, workdir: Path):
         self.workdir = workdir
@@ -95,7 +95,7 @@ class Trainer:
         self._claim_workdir()
 
     def run(self) -> signal.Signals | None:
-        """Runs the loop; see `train`."""
+        """Runs the loop until the end or a signal, which it returns as `train` does."""
         timetable = self.timetable
         start = max(saved_steps(self.workdir), default=0)
         with (
