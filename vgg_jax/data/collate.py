@@ -210,7 +210,7 @@ def stack(rows: Sequence[Row], size: int, shape: tuple[int, ...]) -> RawBatch:
 
 
 def stack_padded(rows: Sequence[Row], size: int, shape: tuple[int, ...]) -> RawBatch:
-    """Makes a batch as `stack`, of images of `shape` or smaller.
+    """Makes a batch as `stack` does, of images of `shape` or smaller.
 
     The height and width of each image are in "size", int32 [size, 2].
     """
