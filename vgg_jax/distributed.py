@@ -68,7 +68,7 @@ def is_first() -> bool:
 
 
 def on_first(text: str) -> str | None:
-    """The name of a progress bar on the first host; None, which shows none, on others."""
+    """The name of a progress bar: the text on the first host, None on others."""
     return text if is_first() else None
 
 
