@@ -169,6 +169,17 @@ def load_whitening(config: DataConfig) -> Whitening:
     return whitening
 
 
+def whitening_digest(config: DataConfig) -> str | None:
+    """The digest of the statistics that a configuration's images are whitened with.
+
+    None where they are not whitened.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_whitening`.
+    """
+    return load_whitening(config).digest if config.whiten else None
+
+
 def preprocessing_of(config: DataConfig) -> Preprocessing:
     """Returns what is done to a configuration's images on the device.
 

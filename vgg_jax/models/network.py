@@ -166,7 +166,8 @@ class ConvNet(nnx.Module):
                         rngs=rngs,
                     )
                 case rows.Dropout():
-                    kept = rngs if keep_rngs and "dropout" in rngs else None
+                    has_stream = "dropout" in rngs or "default" in rngs
+                    kept = rngs if keep_rngs and has_stream else None
                     module = nnx.Dropout(layer.rate, deterministic=True, rngs=kept)
                 case _:
                     continue
