@@ -170,9 +170,9 @@ def load_whitening(config: DataConfig) -> Whitening:
 
 
 def whitening_digest(config: DataConfig) -> str | None:
-    """The digest of the statistics that a configuration's images are whitened with.
+    """Returns the digest of the statistics that whiten a configuration's images.
 
-    None where they are not whitened.
+    It is None where they are not whitened.
 
     Raises:
         FileNotFoundError, ValueError: see `load_whitening`.

@@ -1,1 +1,1 @@
-"""This package holds forms of operations that are fast on one platform alone."""
+"""This package has fast forms of operations, for programs on one platform alone."""

@@ -1,4 +1,4 @@
-"""This module lets a rule of ours compute derivatives in every mode and order.
+"""This module lets a function's own rules compute derivatives in every mode.
 
 `jax.custom_vjp` lets a function say how its gradient is computed, and then forbids
 forward mode. What is here works in both modes and at every order. It rests on one
