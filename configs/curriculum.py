@@ -1,4 +1,4 @@
-"""The networks of section 3.1 of arXiv:1409.1556: A, then B, C, D and E from it.
+"""This curriculum trains A, then B, C, D and E from it (arXiv:1409.1556, 3.1).
 
   python train.py --config configs/curriculum.py
 
@@ -22,7 +22,7 @@ def get_config() -> Curriculum:
 
 
 def from_a(name: str) -> Config:
-    """Four convolutions and the fully connected layers from A, at the full rate."""
+    """Starts four convolutions and the fully-connected layers from A, at full rate."""
     config = imagenet(name)
     config.init_from = "vgg11"
     return config

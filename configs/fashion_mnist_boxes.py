@@ -1,4 +1,4 @@
-"""Where items of Fashion-MNIST lie on canvases: appendix A of arXiv:1409.1556, small.
+"""These runs find items of Fashion-MNIST on canvases (arXiv:1409.1556, appendix A).
 
   python train.py --config configs/fashion_mnist_boxes.py
   python -m vgg_jax.localization --workdir runs/fashion_mnist_boxes/boxes \

@@ -1,4 +1,4 @@
-"""A small Network in Network on Fashion-MNIST, for two CPU cores.
+"""Trains a small Network in Network on Fashion-MNIST on two CPU cores.
 
   python train.py --config configs/fashion_mnist_nin.py
   python eval.py --config configs/fashion_mnist_nin.py --protocol center

@@ -1,4 +1,4 @@
-"""A small VGG on Fashion-MNIST, for two CPU cores.
+"""Trains a small VGG on Fashion-MNIST on two CPU cores.
 
   python train.py --config configs/fashion_mnist_vgg.py
   python eval.py --config configs/fashion_mnist_vgg.py

@@ -1,4 +1,4 @@
-"""The paper's recipe on ImageNet (section 3.1 of arXiv:1409.1556), for each network.
+"""These functions give the recipe of arXiv:1409.1556, section 3.1, on ImageNet.
 
 Files such as configs/vgg16.py are a line on top of it. None of them was run: no network
 has been trained on ImageNet here yet.
@@ -8,7 +8,7 @@ from vgg_jax.config import Config, DataConfig, EvaluationConfig, VGGConfig
 
 
 def imagenet(name: str) -> Config:
-    """A network of Table 1 at S = 256: the defaults of vgg_jax.config."""
+    """Trains a network of Table 1 at S = 256: the defaults of vgg_jax.config."""
     return Config(
         model=VGGConfig(name=name),
         data=DataConfig(dataset="imagenet2012", color_shift=0.1, num_workers=8),
@@ -17,9 +17,9 @@ def imagenet(name: str) -> Config:
 
 
 def at_384(name: str) -> Config:
-    """The network at S = 384, from its weights at S = 256.
+    """Trains the network at S = 384, from its weights at S = 256.
 
-    "A smaller initial learning rate of 10^-3."
+    The paper has "a smaller initial learning rate of 10^-3" there.
     """
     config = imagenet(name)
     config.init_from = name
@@ -31,7 +31,7 @@ def at_384(name: str) -> Config:
 
 
 def jittered(name: str) -> Config:
-    """The network at S from [256, 512], from its weights at S = 384.
+    """Trains the network at S from [256, 512], from its weights at S = 384.
 
     The paper states no rate, so that of S = 384 stays.
     """

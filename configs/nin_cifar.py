@@ -1,4 +1,4 @@
-"""Network in Network on CIFAR-10: the paper's recipe (arXiv:1312.4400, section 4.1).
+"""This run is the recipe of arXiv:1312.4400, section 4.1: NiN on CIFAR-10.
 
   python -m vgg_jax.data.prepare cifar10 --from DIR
   python -m vgg_jax.tools.whitening --config configs/nin_cifar.py

@@ -1,4 +1,4 @@
-"""Network in Network on ImageNet: the Caffe zoo's network and recipe.
+"""Trains the Caffe zoo's Network in Network on ImageNet by its recipe.
 
   python train.py --config configs/nin_imagenet.py
 

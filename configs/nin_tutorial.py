@@ -1,4 +1,4 @@
-"""The tutorials' Network in Network: Fashion-MNIST enlarged to 224 pixels.
+"""Trains the tutorials' NiN on Fashion-MNIST enlarged to 224 pixels.
 
   python train.py --config configs/nin_tutorial.py
 

@@ -1,4 +1,4 @@
-"""VGG-11 with batch normalization, which the paper has not, on ImageNet at S = 256.
+"""Trains VGG-11 with batch normalization (not in the paper) on ImageNet at S = 256.
 
   python train.py --config configs/vgg11_bn.py
 

@@ -1,4 +1,4 @@
-"""VGG-11 with local response normalization, A-LRN, on ImageNet at S = 256.
+"""Trains VGG-11 with local response normalization, A-LRN, on ImageNet at S = 256.
 
   python train.py --config configs/vgg11_lrn.py
 

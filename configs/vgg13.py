@@ -1,4 +1,4 @@
-"""VGG-13, configuration B, on ImageNet at S = 256.
+"""Trains VGG-13, configuration B, on ImageNet at S = 256.
 
   python train.py --config configs/vgg13.py
 

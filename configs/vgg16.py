@@ -1,4 +1,4 @@
-"""VGG-16, configuration D, on ImageNet at S = 256.
+"""Trains VGG-16, configuration D, on ImageNet at S = 256.
 
   python train.py --config configs/vgg16.py
 

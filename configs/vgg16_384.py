@@ -1,4 +1,4 @@
-"""VGG-16, configuration D, on ImageNet at S = 384.
+"""Trains VGG-16, configuration D, on ImageNet at S = 384.
 
   python train.py --config configs/vgg16_384.py
 

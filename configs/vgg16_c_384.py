@@ -1,4 +1,4 @@
-"""VGG-16 with 1x1 convolutions, configuration C, on ImageNet at S = 384.
+"""Trains VGG-16 with 1x1 convolutions, configuration C, on ImageNet at S = 384.
 
   python train.py --config configs/vgg16_c_384.py
 

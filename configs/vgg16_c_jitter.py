@@ -1,4 +1,4 @@
-"""VGG-16 with 1x1 convolutions, configuration C, on ImageNet at S from [256, 512].
+"""Trains VGG-16 with 1x1 convolutions, configuration C, on ImageNet, S in [256, 512].
 
   python train.py --config configs/vgg16_c_jitter.py
 

@@ -1,4 +1,4 @@
-"""VGG-16, configuration D, on ImageNet at S from [256, 512].
+"""Trains VGG-16, configuration D, on ImageNet at S from 256 to 512.
 
   python train.py --config configs/vgg16_jitter.py
 

@@ -1,4 +1,4 @@
-"""VGG-19, configuration E, on ImageNet at S = 256.
+"""Trains VGG-19, configuration E, on ImageNet at S = 256.
 
   python train.py --config configs/vgg19.py
 

@@ -1,4 +1,4 @@
-"""VGG-19, configuration E, on ImageNet at S = 384.
+"""Trains VGG-19, configuration E, on ImageNet at S = 384.
 
   python train.py --config configs/vgg19_384.py
 

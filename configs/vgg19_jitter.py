@@ -1,4 +1,4 @@
-"""VGG-19, configuration E, on ImageNet at S from [256, 512].
+"""Trains VGG-19, configuration E, on ImageNet at S from 256 to 512.
 
   python train.py --config configs/vgg19_jitter.py
 

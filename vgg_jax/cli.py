@@ -1,4 +1,4 @@
-"""One way to be a command: its flags, what an error looks like, its exit code.
+"""This module gives all commands the same flags, errors and exit codes.
 
 Exit codes of every script and `python -m` command:
 
@@ -41,7 +41,7 @@ LOST_HOST = (
 
 
 class Parser(argparse.ArgumentParser):
-    """The flags of one command; a mistake is answered with what was probably meant.
+    """A parser of the flags of one command, which answers mistakes with what was meant.
 
     Args:
         command: what the user types, such as "python train.py".
@@ -89,7 +89,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def add_scales(self, default: str) -> None:
-        """Adds --scales, short sides Q; () without it, which stands for `default`."""
+        """Adds --scales, short sides Q; by default (), which stands for `default`."""
         self.add_argument(
             "--scales",
             type=scales,
@@ -179,14 +179,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def _config_path(arguments: Sequence[str]) -> Path | None:
-    """The file that --config names: it is read first, for its settings are flags."""
+    """Finds the file of --config, which is read first: its settings are flags."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", nargs="?", type=Path)
     return first.parse_known_args(arguments)[0].config
 
 
 def scales(text: str) -> tuple[int, ...]:
-    """Short sides Q as a flag gives them, such as 256,384,512.
+    """Reads short sides Q from the text of a flag, such as 256,384,512.
 
     Raises:
         argparse.ArgumentTypeError: not whole numbers from 1 to `MAX_SCALE`.
@@ -214,7 +214,7 @@ def folder(text: str) -> Path:
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1.
+    """Reads a whole number of at least 1 from the text of a flag.
 
     Raises:
         argparse.ArgumentTypeError: other text.
@@ -227,7 +227,7 @@ def positive(text: str) -> int:
 
 
 def one_of(names: Iterable[str]) -> Callable[[str], str]:
-    """A reader of a flag whose values are names; it answers others with the nearest."""
+    """Makes a reader of one of some names; it answers others with the nearest."""
 
     def read(text: str) -> str:
         if text not in names:
@@ -240,7 +240,7 @@ def one_of(names: Iterable[str]) -> Callable[[str], str]:
 
 
 def comma_separated(read: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    """A reader of a flag with several values, such as "0.5,1,2"."""
+    """Makes a reader of a flag with several values, such as "0.5,1,2"."""
 
     def read_all(text: str) -> tuple[Any, ...]:
         try:
@@ -261,9 +261,9 @@ def command(
     """Reads the command line, calls `main`, and prints an error as one line.
 
     Args:
-        main: does the work; its result is an exit code.
-        parser: reads the command line.
-        arguments: by default those of the process.
+        main: the function that does the work; its result is an exit code.
+        parser: the parser that reads the command line.
+        arguments: the command line; by default that of the process.
 
     Returns:
         The exit code, as this module's docstring says.
@@ -295,5 +295,8 @@ def command(
 
 
 def _is_no_orbax_traceback(record: logging.LogRecord) -> bool:
-    """Whether a log record is shown; Orbax logs tracebacks of errors that it raises."""
+    """Returns whether a log record is shown.
+
+    Orbax logs tracebacks of errors that it raises too; these are not shown.
+    """
     return not (record.exc_info and "orbax" in record.pathname)

@@ -1,4 +1,4 @@
-"""A configuration file, and its settings as flags of a command line.
+"""This module reads a configuration file, and makes flags of its settings.
 
 Every setting of the file's configuration is a flag `--config.NAME=VALUE`, whose help is
 its declaration in `vgg_jax.config`.
@@ -32,7 +32,7 @@ PREFIX = "config."  # of the flags
 
 
 class UsageError(ValueError):
-    """A command line, or a configuration that it names, that cannot be followed."""
+    """A command line, or a configuration that it names, cannot be followed."""
 
 
 def load(path: Path, kinds: tuple[type, ...]) -> Config | Curriculum:
@@ -42,8 +42,8 @@ def load(path: Path, kinds: tuple[type, ...]) -> Config | Curriculum:
     `configs.imagenet`, whatever the current folder is.
 
     Args:
-        path: of a Python file.
-        kinds: classes that the configuration may have.
+        path: the path of a Python file.
+        kinds: the classes that the configuration may have.
 
     Raises:
         UsageError: no such file, or an error in it; the message is one line.
@@ -112,7 +112,7 @@ def _importing_neighbors(path: Path) -> Iterator[None]:
 
 
 def nearest_file(path: Path | None) -> str:
-    """The end of an error message: the files in configs/ that may be meant."""
+    """Ends an error message with the files in configs/ that may be meant."""
     files = _configurations(Path("configs"))
     if not files:
         return "write one as configs/ of the project shows"
@@ -123,7 +123,7 @@ def nearest_file(path: Path | None) -> str:
 
 
 def _configurations(folder: Path) -> dict[str, str]:
-    """The paths of the files in a folder that are configurations, by their stems."""
+    """Returns the paths of files in a folder that are configurations, by their stems."""
     return {
         file.stem: str(file)
         for file in sorted(folder.glob("*.py"))
@@ -137,8 +137,8 @@ def add_flags(
     """Gives a parser a flag for every setting; a curriculum's are those of all runs.
 
     Args:
-        parser: of a command line.
-        config: as `load` returns it.
+        parser: the parser of a command line.
+        config: what `load` returned.
         with_tables: the help lists the names in tables, which load slowly.
     """
     groups: dict[str, Any] = {}
@@ -163,7 +163,7 @@ def add_flags(
 
 
 def _describe(declared: Setting, with_tables: bool) -> str:
-    """The meaning, the range or choices, and whether a resumed run may change it."""
+    """Describes a setting: its meaning, its range, and if a resume may change it."""
     parts = [declared.help]
     if declared.interval:
         parts.append(f"in {declared.interval}")
@@ -178,12 +178,12 @@ def _describe(declared: Setting, with_tables: bool) -> str:
 
 
 def parse_value(kind: Any, text: str) -> Any:
-    """The value of a setting as a command line gives it.
+    """Reads the value of a setting from the text of a flag.
 
     Args:
         kind: the setting's annotation.
-        text: such as "0.1", "true", "256,384" or "(256, 384)"; "" or "None" is None
-            where the setting can be None.
+        text: the text, such as "0.1", "true", "256,384" or "(256, 384)"; "" or
+            "None" is None where the setting can be None.
 
     Raises:
         argparse.ArgumentTypeError: text of another type.
@@ -217,7 +217,7 @@ def override(config: Config | Curriculum, values: Mapping[str, Any]) -> None:
     """Changes settings in place, of a curriculum in every run, and validates them all.
 
     Args:
-        config: as `load` returns it.
+        config: what `load` returned.
         values: the new values, by `config.` and the settings' names; others are left.
 
     Raises:
@@ -263,7 +263,7 @@ def _look_up(name: str, declared: Setting, value: Any) -> None:
 
 
 def setting_reader(kind: type, name: str) -> Callable[[str], Any]:
-    """A reader of a flag that has the values of a setting.
+    """Makes a reader of a flag that has the values of a setting.
 
     Args:
         kind: a settings dataclass.
@@ -307,14 +307,14 @@ def add_setting(group: Any, kind: type, name: str) -> None:
 
 
 def _declaration(kind: type, name: str) -> Setting:
-    """The declaration of a setting of a settings dataclass."""
+    """Returns the declaration of a setting of a settings dataclass."""
     (field,) = (field for field in dataclasses.fields(kind) if field.name == name)
     declared: Setting = field.metadata["setting"]
     return declared
 
 
 def named_runs(config: Any) -> dict[str, Config]:
-    """The runs of a curriculum by name; one configuration is a run of the name ""."""
+    """Returns the runs of a curriculum by name; one configuration has the name ""."""
     if isinstance(config, Curriculum):
         return config.runs
     return {"": config} if isinstance(config, Config) else {}
@@ -334,12 +334,12 @@ def _common_settings(
 
 
 def _owner(config: Config, name: str) -> Any:
-    """The section of a configuration that has a setting: for "seed" the whole."""
+    """Returns the section that has a setting: for "seed" the whole configuration."""
     section = name.rpartition(".")[0]
     return operator.attrgetter(section)(config) if section else config
 
 
 def _kind(config: Config, name: str) -> Any:
-    """The annotation of a setting."""
+    """Returns the type annotation of a setting."""
     hints = typing.get_type_hints(type(_owner(config, name)))
     return hints[name.rpartition(".")[2]]

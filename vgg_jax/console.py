@@ -1,4 +1,4 @@
-"""What a terminal shows: progress of long work, aligned tables, the nearest names."""
+"""This module has what terminals show: progress, aligned tables, nearest names."""
 
 import difflib
 import itertools
@@ -14,24 +14,24 @@ IN_LOG = 10.0
 
 
 class _LogStream:
-    """Stderr for a progress bar that goes to a file: each update is a line."""
+    """A stream to stderr for a progress bar in a log file: each update is a line."""
 
     def write(self, text: str) -> None:
-        """Print the bar's text without what moves a terminal's cursor."""
+        """Prints the bar's text without what moves a terminal's cursor."""
         if line := text.strip("\r\n "):
             print(line, file=sys.stderr, flush=True)
 
     def flush(self) -> None:
-        """Do nothing: lines are flushed as they are printed."""
+        """Does nothing: lines are flushed as they are printed."""
 
 
 def progress_bar(
     description: str | None, total: int, *, done: int = 0, unit: str = "images"
 ) -> tqdm:
-    """A progress bar on stderr with the rate and the time left.
+    """Makes a progress bar on stderr with the rate and the time left.
 
     Args:
-        description: the name of the work; None shows nothing.
+        description: the name of the work; with None nothing is shown.
         total: units of work in all.
         done: units that need not be done, because an earlier call has done them.
         unit: what is counted, in the plural.
@@ -56,7 +56,7 @@ def progress_bar(
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration such as "2d03h", "1h02m", "3m05s" or "45s"."""
+    """Writes a duration as "2d03h", "1h02m", "3m05s" or "45s"."""
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     days, h = divmod(hours, 24)
@@ -72,7 +72,10 @@ def format_columns(
     cells: Sequence[Sequence[str]],
     total: Sequence[str] | None = None,
 ) -> str:
-    """Lines of aligned columns: the first to the left, the others to the right."""
+    """Aligns columns of text: the first to the left, the others to the right.
+
+    A rule follows the headings, and another one comes before the total if there is any.
+    """
     lines = [headings, *cells, *([] if total is None else [total])]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
 
@@ -89,7 +92,7 @@ def format_columns(
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error message: the nearest known names, else all of them.
+    """Ends an error message with the nearest known names, else with all of them.
 
     Upper and lower case count as the same; a name that differs in them alone is meant.
     """
@@ -105,7 +108,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """Names of folders or files, with as many parents as tell them apart.
+    """Names folders or files, with as many parents as tell them apart.
 
     Raises:
         ValueError: the same path twice.

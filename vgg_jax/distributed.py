@@ -67,6 +67,11 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def on_first(text: str) -> str | None:
+    """The name of a progress bar: the text on the first host, None on others."""
+    return text if is_first() else None
+
+
 def several() -> bool:
     """Whether there are other hosts."""
     return jax.distributed.is_initialized() and jax.process_count() > 1

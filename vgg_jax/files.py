@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read without running code."""
+"""This module writes files whole or not at all, and reads without running code."""
 
 import contextlib
 import errno
@@ -120,8 +120,8 @@ def explain_os_error(error: OSError, paths: Sequence[tuple[str, Path]]) -> str:
     """Says what an operating system refused, which flag gave the path, and a remedy.
 
     Args:
-        error: of the system, or of this library, which says all that is to be said.
-        paths: that the user gave, each with the name of its flag.
+        error: an error of the system; or of this library, whose message says all.
+        paths: the paths that the user gave, each with the name of its flag.
     """
     if error.errno is None:
         return str(error)
@@ -136,7 +136,7 @@ def explain_os_error(error: OSError, paths: Sequence[tuple[str, Path]]) -> str:
 
 
 def _flags_of(place: Path, paths: Sequence[tuple[str, Path]]) -> list[str]:
-    """The flags whose path led to a place.
+    """Returns the flags whose path led to a place.
 
     They are those of the place itself, else of the nearest folder above it; where no
     flag gave one, those of paths below it.

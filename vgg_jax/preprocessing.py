@@ -1,4 +1,4 @@
-"""From pixels to what a network takes: a mean subtracted, a deviation divided by."""
+"""This module makes pixels what a network takes, by a mean and a deviation."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from vgg_jax.config import IMAGENET_MEAN
 
 
 class Preprocessing(Protocol):
-    """What is done to images on the device: a hashable value, so programs are kept.
+    """The preprocessing of images on the device: hashable, so that programs are kept.
 
     `Normalization` is one, `vgg_jax.data.zca.Whitening` another.
     """
@@ -28,7 +28,7 @@ class Preprocessing(Protocol):
         ...
 
     def __call__(self, images: jax.Array, shift: jax.Array | None = None) -> jax.Array:
-        """Images [N, H, W, C] with pixels 0-255 -> float32 [N, H, W, C]."""
+        """Preprocesses [N, H, W, C] with pixels 0-255 -> float32 [N, H, W, C]."""
         ...
 
 
@@ -37,8 +37,8 @@ class Normalization:
     """Subtracts a mean from pixels 0-255 and divides by a standard deviation.
 
     Args:
-        mean: subtracted, one number a channel, in gray levels.
-        std: divides what is left, one number a channel.
+        mean: the number subtracted from each channel, in gray levels.
+        std: the number that each channel is divided by then.
 
     Raises:
         ValueError: the numbers of channels differ, or a deviation is not above 0.
@@ -48,7 +48,7 @@ class Normalization:
     std: Sequence[float]
 
     def __post_init__(self) -> None:
-        """Makes tuples of other sequences, so that a value can be hashed."""
+        """Makes tuples of other sequences, so that the value can be hashed."""
         for name in ("mean", "std"):
             values = tuple(float(value) for value in getattr(self, name))
             object.__setattr__(self, name, values)
@@ -67,14 +67,14 @@ class Normalization:
 
     @property
     def image_size(self) -> None:
-        """None, for images may have any size."""
+        """The value None: images may have any size."""
         return
 
     def __call__(self, images: jax.Array, shift: jax.Array | None = None) -> jax.Array:
         """Normalizes images: [N, H, W, C] with pixels 0-255 -> float32 [N, H, W, C].
 
         Args:
-            images: of any number type.
+            images: the images, of any number type.
             shift: [N, C] in gray levels, added to the pixels first: the random color
                 shift of section 3.1 of arXiv:1409.1556.
         """

@@ -429,6 +429,8 @@ def test_only_runs_like_the_papers_stand_beside_it() -> None:
     for model, data in (
         ({"width": 0.5}, {}),
         ({"head": "global_pool"}, {}),
+        ({"batch_norm": True}, {}),
+        ({"lrn": "caffe"}, {}),
         ({}, {"dataset": "folder"}),
         ({}, {"crop": 192}),
     ):

@@ -1,1 +1,1 @@
-"""Images from disk to batches of numpy arrays."""
+"""This package brings images from disk to batches of numpy arrays."""

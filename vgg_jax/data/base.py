@@ -1,4 +1,4 @@
-"""What a data set looks like to the pipeline, and how validation is split from it."""
+"""This module says what a data set is, and splits validation from it."""
 
 import hashlib
 import os
@@ -32,7 +32,7 @@ class Source(Protocol):
 
 
 class Subset:
-    """Some examples of another source, in the order of `indices`."""
+    """The examples of another source that `indices` names, in their order."""
 
     def __init__(self, source: Source, indices: np.ndarray):
         self._source = source

@@ -1,4 +1,4 @@
-"""A localization set: items of Fashion-MNIST on larger canvases, with their boxes.
+"""This localization set has items of Fashion-MNIST on larger canvases, with boxes.
 
 Every picture is made when it is asked for, from its number alone: the canvas's size and
 shape, the background, where the item lies and how large it is. As in cluttered MNIST
@@ -28,7 +28,7 @@ FAINT = 16  # an item ends where its pixels are no brighter than this
 
 
 class Canvases:
-    """The items of a source, each alone on a canvas; `seed` chooses all canvases."""
+    """A source of the items of another, each alone on a canvas that `seed` chooses."""
 
     def __init__(self, items: Source, seed: int):
         self._items = items
@@ -71,7 +71,7 @@ class Canvases:
 
 
 def open_fashion_mnist_boxes(config: DataConfig, split: str) -> Canvases:
-    """The items of Fashion-MNIST on canvases: gray, 64 to 240 pixels a side.
+    """Opens Fashion-MNIST on canvases: gray, 64 to 240 pixels a side.
 
     Raises:
         FileNotFoundError: Fashion-MNIST is not prepared, and no way to get it.
@@ -92,12 +92,12 @@ def _background(random: np.random.RandomState) -> np.ndarray:
 
 
 def _gray(item: Example) -> np.ndarray:
-    """The pixels of an item: uint8 [height, width]."""
+    """Decodes an item to its gray pixels: uint8 [height, width]."""
     return transforms.decode(item["image"], 1, item["name"])[..., 0]
 
 
 def _tight(pixels: np.ndarray) -> np.ndarray:
-    """The part of an item that is not empty."""
+    """Cuts out the part of an item that is not empty."""
     rows, columns = (np.flatnonzero((pixels > FAINT).any(axis)) for axis in (1, 0))
     return pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 

@@ -1,4 +1,4 @@
-"""From example numbers to the arrays of a batch; what Grain's threads run.
+"""This module makes batches from example numbers; Grain's threads run it.
 
 One call makes a whole batch, since Grain's own cost for an element is several times
 that of decoding a small image.
@@ -53,7 +53,7 @@ class Decoder:
 
 @dataclasses.dataclass
 class TrainCrops:
-    """Random crops of rescaled images, section 3.1."""
+    """Makes batches of random crops of rescaled images, section 3.1."""
 
     decoder: Decoder
     scale_min: int
@@ -102,7 +102,10 @@ class TrainCrops:
 
 @dataclasses.dataclass
 class Crops:
-    """Crops of rescaled images; numbers past the source leave rows empty."""
+    """Makes batches of crops of rescaled images.
+
+    Example numbers past the end of the source leave rows empty.
+    """
 
     decoder: Decoder
     scale: int
@@ -134,7 +137,7 @@ class Crops:
 
 @dataclasses.dataclass
 class WholeImages:
-    """Rescaled images of any shape."""
+    """Makes rows of whole rescaled images, of any shape."""
 
     decoder: Decoder
     scale: int
@@ -150,7 +153,7 @@ class WholeImages:
 
 @dataclasses.dataclass
 class Moments:
-    """Sums over rescaled images of the first two moments of their pixels."""
+    """Sums the first two moments of the pixels of rescaled images."""
 
     decoder: Decoder
     scale: int
@@ -207,7 +210,7 @@ def stack(rows: Sequence[Row], size: int, shape: tuple[int, ...]) -> RawBatch:
 
 
 def stack_padded(rows: Sequence[Row], size: int, shape: tuple[int, ...]) -> RawBatch:
-    """Makes a batch as `stack`, of images of `shape` or smaller.
+    """Makes a batch as `stack` does, of images of `shape` or smaller.
 
     The height and width of each image are in "size", int32 [size, 2].
     """

@@ -1,4 +1,4 @@
-"""The random color shift of Krizhevsky et al. 2012, section 4.1, from a PCA of RGB.
+"""This module has the axes of the color shift of Krizhevsky et al. 2012, section 4.1.
 
 Each image gets a_1 * p_1 + a_2 * p_2 + a_3 * p_3 added to all its pixels, where p_i are
 the principal axes of the training set's RGB values, each as long as the pixels'
@@ -64,7 +64,7 @@ def scale_axes(axes: object, variances: object) -> np.ndarray:
 
 
 def computed_path(config: DataConfig, name: str = "colors.json") -> Path:
-    """The hidden file beside the data where `tools.color_pca` leaves the axes.
+    """Returns the hidden file beside the data where `tools.color_pca` leaves the axes.
 
     Other statistics of the same data set lie beside it under other names.
     """

@@ -1,4 +1,4 @@
-"""The user's own pictures: a folder for each class, JPEG or PNG."""
+"""This data set is the user's own pictures: a folder for each class, JPEG or PNG."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ Files = dict[str, list[str]]  # class -> names of its files, both sorted
 
 
 class Folder:
-    """Files below `root` with their classes; reads a file when it is asked for."""
+    """A source of the pictures below `root`; a file is read when it is asked for."""
 
     def __init__(self, root: Path, files: Files):
         self._root = root
@@ -34,7 +34,7 @@ class Folder:
 
 
 def open_folder(data_dir: str, split: str, validation_fraction: float) -> Folder:
-    """The pictures of one split, classes in the order of their sorted names.
+    """Opens the pictures of one split, classes in the order of their sorted names.
 
     Either `data_dir/train/CLASS/*` with `test`, `validation` or `val` beside it; or
     `data_dir/CLASS/*` alone, where test and validation are held out. Without `test`,
@@ -68,7 +68,7 @@ def open_folder(data_dir: str, split: str, validation_fraction: float) -> Folder
 
 
 def list_classes(root: Path) -> Files:
-    """The classes below `root` and the pictures of each; hidden names are ignored.
+    """Lists the classes below `root` and the pictures of each, without hidden names.
 
     Raises:
         FileNotFoundError: `root` is not a folder.
@@ -101,7 +101,7 @@ def list_classes(root: Path) -> Files:
 def _held_out(
     root: Path, files: Files, split: str, validation_fraction: float, with_test: bool
 ) -> Folder:
-    """The pictures of `split` when it has no folder of its own."""
+    """Chooses the pictures of `split` when it has no folder of its own."""
 
     def split_of(name: str) -> str:
         if with_test and hash_fraction("test", name) < TEST_FRACTION:

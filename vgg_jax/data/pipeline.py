@@ -1,4 +1,4 @@
-"""Grain pipelines: a source in, batches of numpy arrays out."""
+"""This module turns a source into batches of numpy arrays, by Grain pipelines."""
 
 import contextlib
 import itertools
@@ -52,7 +52,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Endless batches of random crops, section 3.1; this process's rows of each.
+    """Gives endless batches of random crops, section 3.1: this process's rows of each.
 
     A batch is {"image": uint8 [b, crop, crop, channels] with pixels 0-255, "label":
     int32 [b], "weight": float32 [b]} with b = batch_size // process_count; weight 0
@@ -119,7 +119,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Crops of every example once, rescaled to short side `scale`; this process's rows.
+    """Gives crops of each example once, at short side `scale`: this process's rows.
 
     A batch is as in `train_batches`, with "index": int32 [b], the example's number in
     the source. A layout of several crops makes "image" uint8 [b * crops, crop, crop,
@@ -163,9 +163,9 @@ def whole_image_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Whole images rescaled to short side `scale`; this process's share, each once.
+    """Gives whole images at short side `scale`: this process's share, each once.
 
-    Those of one bucket share a batch, in another order than the source's. It is as in
+    Images of one bucket share a batch, in another order than the source's. It is as in
     `eval_batches`, with "size": int32 [b, 2], the height and width of each image in the
     upper left corner of its row; b = batch_size // process_count. An image that no
     bucket holds comes alone, b = 1, in an array of its own shape. Each process reads
@@ -173,7 +173,8 @@ def whole_image_batches(
     `with_boxes` adds "box": float32 [b, 4], relative to each image without its padding.
 
     Args:
-        source, config, channels, process_index, process_count: as `eval_batches`.
+        source, config, channels, process_index, process_count: the arguments of the
+            same names of `eval_batches`.
         scale: short side Q, in pixels.
         bucket: (height, width) -> the shape that such an image is padded to, or None.
         batch_size: images at once, of all processes together.
@@ -202,7 +203,7 @@ def whole_image_batches(
 def moment_batches(
     source: Source, config: DataConfig, *, channels: int, numbers: np.ndarray
 ) -> Iterator[Batch]:
-    """Gives sums over some examples, by number; see `collate.Moments`.
+    """Gives the sums of `collate.Moments` over the examples of these numbers.
 
     Raises:
         ValueError: settings that cannot work.

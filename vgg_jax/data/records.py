@@ -1,4 +1,4 @@
-"""Data sets that TensorFlow Datasets (TFDS) prepared as ArrayRecord files.
+"""This module reads sets that TensorFlow Datasets (TFDS) prepared as ArrayRecord.
 
 They lie below `data_dir` as TFDS has them, in NAME/VERSION or NAME/CONFIG/VERSION. No
 TensorFlow is needed to read them.
@@ -21,7 +21,7 @@ NAME_FEATURES = ("file_name", "id")
 
 
 class Records:
-    """Random access to the examples of one split; decodes nothing."""
+    """A source of the examples of one split; images stay encoded."""
 
     def __init__(self, directory: Path, split: str, *, remedy: str):
         """Opens `directory`, the folder of one version with its `dataset_info.json`.
@@ -87,7 +87,7 @@ class Records:
 
 
 def open_records(directory: Path, split: str, remedy: str) -> Records:
-    """The examples of "train" or "test" in the folder of one version.
+    """Opens the examples of "train" or "test" in the folder of one version.
 
     Where the data set has no test split, its validation split is the test set, as
     ImageNet's is in the papers.
@@ -101,7 +101,7 @@ def open_records(directory: Path, split: str, remedy: str) -> Records:
 
 
 def open_prepared(preparation: Preparation, data_dir: Path, split: str) -> Records:
-    """The examples of "train" or "test" of a set that the prepare command writes.
+    """Opens "train" or "test" of a set that the prepare command writes.
 
     A data set whose files can be fetched is prepared now, if it is not yet.
 
@@ -122,11 +122,11 @@ def open_prepared(preparation: Preparation, data_dir: Path, split: str) -> Recor
 
 
 def open_tfds(name: str, data_dir: Path, split: str) -> Records:
-    """The examples of "train" or "test" of a set that TFDS prepared below `data_dir`.
+    """Opens "train" or "test" of a set that TFDS prepared below `data_dir`.
 
     Args:
         name: NAME, NAME/CONFIG, or either with :VERSION; the newest one otherwise.
-        data_dir: as TFDS's `data_dir`.
+        data_dir: the folder that TFDS calls `data_dir`.
         split: see `open_records`.
 
     Raises:
@@ -142,7 +142,7 @@ def open_tfds(name: str, data_dir: Path, split: str) -> Records:
 
 
 def find_version(name: str, data_dir: Path, remedy: str) -> Path:
-    """The folder of a data set's version, see `open_tfds`."""
+    """Finds the folder of a data set's version, as `open_tfds` describes."""
     path, _, wanted = name.partition(":")
     prepared = list(list_prepared(data_dir))
     versions = [
@@ -178,7 +178,7 @@ def list_prepared(data_dir: Path) -> Iterator[tuple[str, str]]:
 
 
 def _feature(info: Any, kind: type) -> str:
-    """The name of the feature of a kind: the only one, or the supervised one."""
+    """Returns the name of the only feature of a kind, or of the supervised one."""
     names = sorted(name for name, one in info.features.items() if type(one) is kind)
     supervised = [name for name in names if name in (info.supervised_keys or ())]
     if len(names) != 1 and len(supervised) != 1:

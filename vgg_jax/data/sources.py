@@ -1,4 +1,4 @@
-"""The table of data sets, and the source of a split of the one that a config names.
+"""This module has the table of data sets, and opens the one that a config names.
 
 A new data set is a row of `SOURCES`, with a file beside this one if it is read in
 another way than these.
@@ -28,7 +28,7 @@ TFDS = "tfds:"  # what the name of a set that TFDS prepared begins with
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-    """A row of the table.
+    """How a data set of the table `SOURCES` is opened and prepared.
 
     Args:
         open: (config, split) -> the source of "train" or "test".
@@ -43,7 +43,7 @@ class DataSet:
 
 
 def prepared(preparation: Preparation) -> DataSet:
-    """The row of a data set that the prepare command writes."""
+    """Makes the row of `SOURCES` for a data set that the prepare command writes."""
 
     def open_split(config: DataConfig, split: str) -> Source:
         return open_prepared(preparation, Path(config.data_dir).expanduser(), split)
@@ -66,7 +66,7 @@ SOURCES = {
 
 
 def open_source(config: DataConfig, split: str) -> Source:
-    """The examples of one split: "train", "validation" or "test".
+    """Opens the examples of one split: "train", "validation" or "test".
 
     Validation is split from the training set, `config.validation_fraction` of it, for
     the learning-rate plateau and the best checkpoint. Test is the official test set;
@@ -99,7 +99,7 @@ def open_source(config: DataConfig, split: str) -> Source:
 
 
 def find_data_set(name: str) -> DataSet:
-    """The row of a data set, or one made for a name such as "tfds:NAME".
+    """Returns the row of a data set, or makes one for a name such as "tfds:NAME".
 
     Raises:
         ValueError: an unknown name; the message names the nearest.

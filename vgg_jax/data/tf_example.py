@@ -1,4 +1,4 @@
-"""The message tf.train.Example, of which TensorFlow Datasets' files consist.
+"""This module has tf.train.Example, the message in TensorFlow Datasets' files.
 
 It is declared here because TensorFlow, which has it, is not needed otherwise.
 """

@@ -1,4 +1,4 @@
-"""Operations on one image, a uint8 array [H, W, channels] with pixels 0-255."""
+"""This module operates on one image, uint8 [H, W, channels] with pixels 0-255."""
 
 import functools
 import struct
@@ -35,7 +35,7 @@ class CorruptImage(ValueError):
 def decode(
     data: bytes, channels: int, name: str = "the image", short_side: int | None = None
 ) -> Image:
-    """Encoded JPEG or PNG -> uint8 [H, W, channels], RGB for 3 and gray for 1.
+    """Decodes a JPEG or PNG to uint8 [H, W, channels], RGB for 3 and gray for 1.
 
     The EXIF orientation is applied; gray, palette, CMYK and 16-bit files are converted,
     and transparency is dropped. With `short_side`, to which the image will be rescaled,
@@ -72,7 +72,7 @@ def decode(
 
 
 class JpegHeader(NamedTuple):
-    """What the header of a JPEG says; zeros for anything else."""
+    """The facts in the header of a JPEG; zeros for a file of another kind."""
 
     height: int
     width: int
@@ -92,7 +92,7 @@ def jpeg_header(data: bytes) -> JpegHeader:
 
 
 def rescale(image: Image, short_side: int) -> Image:
-    """Isotropic rescaling, section 3.1: [H, W, C] -> min(h, w) == short_side.
+    """Rescales isotropically (section 3.1): [H, W, C] -> min(h, w) == short_side.
 
     Shrinking averages the pixels that fall on one (cv2.INTER_AREA), which is free of
     aliasing; enlarging is bilinear.
@@ -101,7 +101,7 @@ def rescale(image: Image, short_side: int) -> Image:
 
 
 def rescaled_shape(shape: tuple[int, ...], short_side: int) -> tuple[int, int]:
-    """The height and width that `rescale` makes of an image of this shape."""
+    """Returns the height and width that `rescale` makes of an image of this shape."""
     height, width = shape
     short = min(shape)
     return round(height * short_side / short), round(width * short_side / short)
@@ -110,7 +110,7 @@ def rescaled_shape(shape: tuple[int, ...], short_side: int) -> tuple[int, int]:
 def rescaled_crop(
     image: Image, short_side: int, size: int, down: float, right: float
 ) -> Image:
-    """One crop of what `rescale` gives, without rescaling what the crop leaves out.
+    """Cuts a crop of what `rescale` gives, without rescaling what it leaves out.
 
     `down` and `right` are fractions of the places where it fits, see `place_crop`. An
     image that shrinks is cropped first, at whole pixels: the crop lies within half
@@ -127,16 +127,16 @@ def rescaled_crop(
 def rescaled_crop_window(
     shape: tuple[int, ...], short_side: int, size: int, down: float, right: float
 ) -> np.ndarray:
-    """The box of the crop that `rescaled_crop` takes from an image of this shape: [4].
+    """Returns the box of the crop that `rescaled_crop` takes: [4].
 
-    It is relative to the image (`vgg_jax.boxes`).
+    It is relative to the image, which has this shape (`vgg_jax.boxes`).
     """
     before = _before_crop(shape, short_side, size)
     return crop_windows(*before, place_crop(down, right))[0]
 
 
 def center_crop(image: Image, size: int) -> Image:
-    """The middle of an image, [size, size, C], rounded towards the upper left.
+    """Cuts out the middle of an image: [size, size, C], rounded to the upper left.
 
     Raises:
         ValueError: the image is smaller than the crop.
@@ -145,7 +145,7 @@ def center_crop(image: Image, size: int) -> Image:
 
 
 def place_crop(down: float, right: float) -> CropLayout:
-    """The layout of one crop at fractions in [0, 1) of the places where it fits.
+    """Makes a layout of one crop at fractions in [0, 1) of the places where it fits.
 
     With two uniform numbers it is the random crop of section 3.1.
     """
@@ -153,17 +153,20 @@ def place_crop(down: float, right: float) -> CropLayout:
 
 
 def center(down: int, right: int) -> list[tuple[int, int]]:
-    """The layout of one crop in the middle, rounded towards the upper left."""
+    """Gives the layout of one crop in the middle, rounded towards the upper left."""
     return [(down // 2, right // 2)]
 
 
 def corners_and_center(down: int, right: int) -> list[tuple[int, int]]:
-    """Five of the ten crops of Krizhevsky et al. (2012): the others are mirrored."""
+    """Gives the layout of five of the ten crops of Krizhevsky et al. (2012).
+
+    The other five are the mirror images of these.
+    """
     return [(0, 0), (0, right), (down, 0), (down, right), *center(down, right)]
 
 
 def grid(side: int, down: int, right: int) -> list[tuple[int, int]]:
-    """A regular grid of side x side crops, row by row.
+    """Makes the layout of a regular grid of side x side crops, row by row.
 
     Along each axis the first crop is at 0 and the last at the end, crop i at
     `i * end // (side - 1)`: evenly spaced, rounded towards the upper left.
@@ -180,7 +183,7 @@ grid_5x5: CropLayout = functools.partial(grid, 5)
 
 
 def cut(image: Image, size: int, layout: CropLayout) -> np.ndarray:
-    """The crops of a layout: [crops, size, size, C].
+    """Cuts the crops of a layout: [H, W, C] -> [crops, size, size, C].
 
     Raises:
         ValueError: the image is smaller than the crop.
@@ -190,21 +193,21 @@ def cut(image: Image, size: int, layout: CropLayout) -> np.ndarray:
 
 
 def crop_windows(shape: tuple[int, ...], size: int, layout: CropLayout) -> np.ndarray:
-    """The boxes of the crops that `cut` takes from an image of this shape: [crops, 4].
+    """Returns the boxes of the crops that `cut` takes: [crops, 4].
 
-    They are relative to the image (`vgg_jax.boxes`).
+    They are relative to the image, which has this shape (`vgg_jax.boxes`).
     """
     windows = [boxes.window(*c, size, size) for c in layout(*_slack(shape, size))]
     return boxes.relative_to(boxes.window(0, 0, *shape), np.stack(windows))
 
 
 def flip(image: Image) -> Image:
-    """Mirrored left to right."""
+    """Mirrors an image left to right: [H, W, C] -> [H, W, C]."""
     return image[:, ::-1]
 
 
 def _reduction(jpeg_side: int, short_side: int) -> int:
-    """The flag that decodes to the smallest size with twice `short_side` or more."""
+    """Returns OpenCV's flag for the smallest size with twice `short_side` or more."""
     for factor, flag in REDUCTIONS:
         if jpeg_side >= 2 * factor * short_side:
             return flag
@@ -222,7 +225,7 @@ def _resize(image: Image, height: int, width: int) -> Image:
 def _before_crop(
     shape: tuple[int, ...], short_side: int, size: int
 ) -> tuple[tuple[int, int], int]:
-    """The size of the image that `rescaled_crop` cuts, and the side of the cut."""
+    """Returns the size of the image that `rescaled_crop` cuts, and the cut's side."""
     short = min(shape)
     if short <= short_side:  # enlarged: a pixel's neighbors outside the crop matter
         return rescaled_shape(shape, short_side), size
@@ -234,7 +237,7 @@ def _before_crop(
 
 
 def _slack(shape: tuple[int, ...], size: int) -> tuple[int, int]:
-    """How far a crop can move down and right in an image, in pixels."""
+    """Returns how far a crop can move down and right in an image, in pixels."""
     height, width = shape
     if min(height, width) < size:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Global contrast normalization and ZCA whitening, as Network in Network's data has.
+"""This module has the contrast normalization and ZCA whitening of NiN's CIFAR data.
 
 arXiv:1312.4400 prepares CIFAR as the maxout networks (arXiv:1302.4389) do, whose
 program is pylearn2's `make_cifar10_gcn_whitened.py`: each image has its mean subtracted
@@ -36,8 +36,8 @@ class Whitening:
     """Normalizes the contrast of images of one size, and whitens them.
 
     Args:
-        mean: float32 [H, W, C], over the training set, of normalized contrast.
-        matrix: float32 [H * W * C, H * W * C], symmetric.
+        mean: the mean of the training set at normalized contrast, float32 [H, W, C].
+        matrix: the whitening matrix, float32 [H * W * C, H * W * C], symmetric.
     """
 
     mean: np.ndarray
@@ -70,7 +70,7 @@ class Whitening:
         """Whitens images: [N, H, W, C] with pixels 0-255 -> float32 [N, H, W, C].
 
         Args:
-            images: of any number type, of the size that the statistics are of.
+            images: the images, of any number type, of the size that was measured.
             shift: [N, C] in gray levels, added to the pixels first.
 
         Raises:
@@ -106,7 +106,7 @@ def normalize_contrast(images: jax.Array) -> jax.Array:
 
 
 def measure_whitening(source: Source, config: DataConfig) -> Whitening:
-    """The statistics of all images of a source, as `config` rescales and crops them.
+    """Measures all images of a source, as `config` rescales and crops them.
 
     Raises:
         CorruptImage: unless `config.on_corrupt_image` is "skip".
@@ -139,17 +139,17 @@ def measure_whitening(source: Source, config: DataConfig) -> Whitening:
 
 
 def whitening_path(config: DataConfig) -> Path:
-    """The hidden file beside the data where `tools.whitening` leaves the statistics."""
+    """Returns the hidden file beside the data that `tools.whitening` writes."""
     return computed_path(config, "whitening.npz")
 
 
 def save_whitening(path: Path, whitening: Whitening) -> None:
-    """Writes what `load_whitening` reads, whole or not at all."""
+    """Writes the statistics for `load_whitening`, whole or not at all."""
     save_arrays(path, {"mean": whitening.mean, "matrix": whitening.matrix})
 
 
 def load_whitening(config: DataConfig) -> Whitening:
-    """The statistics that `tools.whitening` computed for a configuration's images.
+    """Loads the statistics that `tools.whitening` computed for a configuration.
 
     Raises:
         FileNotFoundError: not computed yet; the message says what to type.
@@ -169,8 +169,19 @@ def load_whitening(config: DataConfig) -> Whitening:
     return whitening
 
 
+def whitening_digest(config: DataConfig) -> str | None:
+    """Returns the digest of the statistics that whiten a configuration's images.
+
+    It is None where they are not whitened.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_whitening`.
+    """
+    return load_whitening(config).digest if config.whiten else None
+
+
 def preprocessing_of(config: DataConfig) -> Preprocessing:
-    """What is done to a configuration's images on the device.
+    """Returns what is done to a configuration's images on the device.
 
     Raises:
         FileNotFoundError, ValueError: see `load_whitening`.

@@ -15,6 +15,7 @@ import numpy as np
 
 from vgg_jax.config import Config, DataConfig, differences
 from vgg_jax.data.base import Source
+from vgg_jax.data.zca import whitening_digest
 from vgg_jax.evaluation.predictions import Predictions
 from vgg_jax.evaluation.protocols import Pass
 from vgg_jax.files import load_arrays, save_arrays
@@ -85,6 +86,7 @@ def all_inputs(network: Inputs, data: Inputs, config: Config, one_pass: Pass) ->
         "crop": config.data.crop,
         "mean": list(config.data.mean),
         "std": list(config.data.std),
+        "whitening": whitening_digest(config.data),
     }
 
 

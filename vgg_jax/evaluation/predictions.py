@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binomtest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,6 +90,9 @@ def wilson(errors: int, count: int) -> Rate:
         raise ValueError("no image was evaluated: none of them could be decoded")
     if not 0 <= errors <= count:
         raise ValueError(f"expected 0 <= errors <= count, got {errors} of {count}")
+    # Here, for scipy.stats takes seconds to load.
+    from scipy.stats import binomtest
+
     interval = binomtest(errors, count).proportion_ci(0.95, method="wilson")
     return Rate(errors / count, interval.low, interval.high, count)
 

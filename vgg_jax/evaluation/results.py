@@ -15,7 +15,7 @@ from vgg_jax.evaluation.predictions import (
     per_class,
     top_k_error,
 )
-from vgg_jax.files import write_text
+from vgg_jax.files import read_json, write_json, write_text
 
 VERSION = 1  # the version of the layout of eval.json
 
@@ -169,7 +169,7 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
         row = _as_json(result)
         rows[_key(row)] = row
     record = {"version": VERSION, "results": list(rows.values())}
-    write_text(path, json.dumps(record, indent=2) + "\n")
+    write_json(path, record)
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -181,7 +181,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        record = json.loads(path.read_text())
+        record = read_json(path)
         if record["version"] == VERSION:
             return record["results"]
     except (ValueError, KeyError, TypeError):

@@ -16,7 +16,7 @@ from vgg_jax import distributed
 from vgg_jax.config import Config
 from vgg_jax.console import progress_bar
 from vgg_jax.data.base import Source, Subset
-from vgg_jax.data.zca import preprocessing_of
+from vgg_jax.data.zca import preprocessing_of, whitening_digest
 from vgg_jax.evaluation.cache import Inputs, network_inputs
 from vgg_jax.files import load_arrays, save_arrays
 from vgg_jax.inference.forward import Network, Pooled
@@ -120,6 +120,7 @@ def collect_activations(
         **network_inputs(model, step),
         "mean": list(config.data.mean),
         "std": list(config.data.std),
+        "whitening": whitening_digest(config.data),
     }
     digests, labels = [], []
     for i in range(len(source)):

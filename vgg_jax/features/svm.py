@@ -9,7 +9,6 @@ Prints a classification report of the test images and writes it to DIR/svm.json.
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from vgg_jax import cli
+from vgg_jax import cli, distributed
 from vgg_jax.config import Config
 from vgg_jax.data.folder import open_folder
 from vgg_jax.evaluation.predictions import wilson
 from vgg_jax.features.collection import collect_activations
 from vgg_jax.features.descriptors import AGGREGATES, combine_scales, validate_request
-from vgg_jax.files import write_text
+from vgg_jax.files import write_json
 from vgg_jax.training.checkpoint import restore_model
 
 COSTS = tuple(4.0**power for power in range(-4, 6))  # values of the SVM's C to try
@@ -87,7 +86,7 @@ def run_svm(request: Request) -> dict[str, Any]:
             step=step,
             scales=scales,
             layer=request.layer,
-            progress=f"descriptors of {split}",
+            progress=distributed.on_first(f"descriptors of {split}"),
         )
         descriptors = np.asarray(combine_scales(activations, request.aggregate))
         examples[split] = descriptors, labels
@@ -129,7 +128,8 @@ def run_svm(request: Request) -> dict[str, Any]:
         "classes": classification_report(*answers, output_dict=True, **table),
     }
     path = request.workdir / "svm.json"
-    write_text(path, json.dumps(report, indent=2) + "\n")
+    if distributed.is_first():
+        write_json(path, report)
     print(f"written to {path}")
     return report
 

@@ -134,6 +134,11 @@ def example_rows(
     arguments and the errors.
     """
     mesh = make_mesh(jax.local_devices()) if mesh is None else mesh
+    if view.layout is None and len(mesh.local_devices) != mesh.size:
+        raise ValueError(
+            "expected a mesh of this host's own devices for whole images, whose shapes "
+            "differ between hosts; leave mesh out"
+        )
     network = network.place(mesh)
     shapes = padded_shapes(config.evaluation.bucket_ratios, view.scale)
     previous = None

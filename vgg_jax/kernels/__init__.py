@@ -1,1 +1,1 @@
-"""Forms of operations that are fast on one platform, in programs for it alone."""
+"""This package has fast forms of operations, for programs on one platform alone."""

@@ -1,4 +1,4 @@
-"""Convolution and max pooling, with the forms that are fast on CPU.
+"""This module has convolution and max pooling in forms that are fast on CPU.
 
 XLA compiles some of their gradients to slow code on CPU. Each function here is the
 plain `jax.lax` one, values and gradients, on every platform; only when the program is
@@ -38,12 +38,12 @@ _CACHE = 6 * 2**20  # bytes of copies that `_gram` makes at a time, to read them
 def _on_cpu(
     fast: Callable[..., jax.Array], plain: Callable[..., jax.Array], *args: jax.Array
 ) -> jax.Array:
-    """`fast(*args)` in a program for CPU, `plain(*args)` in any other."""
+    """Computes `fast(*args)` in a program for CPU, `plain(*args)` in any other."""
     return lax.platform_dependent(*args, cpu=fast, default=plain)
 
 
 def _is_covered(*arrays: jax.Array) -> bool:
-    """Whether the forms here can take the arrays.
+    """Returns whether the forms in this file can take these arrays.
 
     They do not keep the types that arrays have under `jax.shard_map` and on a mesh of
     explicit axes, and they are chosen by sides in numbers, which the symbolic ones of
@@ -61,10 +61,10 @@ def _is_covered(*arrays: jax.Array) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Geometry:
-    """Of a convolution: sides of the map and of the kernel, strides and padding.
+    """The geometry of a convolution: map, kernel, strides and padding, in pixels.
 
-    It is also the form <conv(x, kernel), g>, whose arrays are x, the kernel and g, the
-    output's gradient.
+    It is also the trilinear form <conv(x, kernel), g>, whose three arrays are the input
+    x, the kernel, and the gradient g of the output.
     """
 
     size: tuple[int, int]
@@ -85,24 +85,29 @@ class _Geometry:
 
     @property
     def is_whole(self) -> bool:
-        """One window, the whole map: a fully-connected layer."""
+        """Whether one window is the whole map, as in a fully-connected layer."""
         return self.kernel == self.size and self.padding == ((0, 0), (0, 0))
 
     @property
     def is_pixelwise(self) -> bool:
-        """One product a pixel."""
+        """Whether an output pixel depends on one input pixel: 1x1, without padding."""
         return self.kernel == (1, 1) and self.padding == ((0, 0), (0, 0))
 
     def has_few(self, channels: int, features: int) -> bool:
-        """Few numbers make an output, and few outputs a small map: on a large one XLA
-        may keep every shifted image in memory."""
+        """Returns whether an output needs few numbers, on a small map of few channels.
+
+        On a large map XLA may keep every shifted image in memory.
+        """
         numbers = _area(self.kernel) * channels
         return numbers <= 27 and channels * features <= 96 and _area(self.size) <= 4096
 
     @property
     def is_dense(self) -> bool:
-        """Every input reaches every output, or on so few pixels that most do; or each
-        pixel its own."""
+        """Whether a matrix product computes the convolution well.
+
+        At stride 1 that is so where all or most inputs reach every output, and where an
+        output pixel depends on its own input pixel alone.
+        """
         is_tiny = self.kernel != (1, 1) and _area(self.size) <= 4
         return self.strides == (1, 1) and (
             is_tiny or self.is_whole or self.is_pixelwise
@@ -111,7 +116,7 @@ class _Geometry:
     def shape(
         self, wanted: int, first: Sequence[int], second: Sequence[int]
     ) -> tuple[int, ...]:
-        """The shape of x, of the kernel or of g."""
+        """Returns the shape of x, of the kernel or of g, whichever is wanted."""
         match wanted:
             case 0:
                 return (second[0], *self.size, first[2])
@@ -121,7 +126,7 @@ class _Geometry:
                 return (first[0], *self.output, second[3])
 
     def derivative(self, wanted: int, first: jax.Array, second: jax.Array) -> jax.Array:
-        """The gradient of x, that of the kernel, or the convolution."""
+        """Computes the gradient of x or of the kernel, or the convolution itself."""
         match wanted:
             case 0:
                 return self._input_gradient(kernel=first, g=second)
@@ -175,11 +180,11 @@ def conv_general_dilated(
     preferred_element_type: Any = None,
     out_sharding: Any = None,
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated`, fast on CPU for NHWC images and an HWIO kernel.
+    """Computes `jax.lax.conv_general_dilated`, fast on CPU for NHWC and HWIO arrays.
 
-    For `nnx.Conv(..., conv_general_dilated=conv_general_dilated)`. What the layers of
-    this package do not use (dilation, groups, a precision) goes to `jax.lax` on every
-    platform.
+    It is an argument of `nnx.Conv(..., conv_general_dilated=conv_general_dilated)`.
+    What the layers of this package do not use (dilation, groups, a precision) goes to
+    `jax.lax` on every platform.
     """
     ones = (None, (1, 1))
     covered = (
@@ -223,7 +228,7 @@ def conv_general_dilated(
 
 
 def conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
-    """Cross-correlation: [N, H, W, I] with [kh, kw, I, O] -> [N, h, w, O].
+    """Cross-correlates [N, H, W, I] with [kh, kw, I, O] -> [N, h, w, O].
 
     `padding` is in pixels of zeros on every side.
     """
@@ -259,7 +264,7 @@ def _conv_jvp(
 def _transposed(
     function: Callable[[jax.Array], jax.Array], shape: tuple[int, ...], g: jax.Array
 ) -> jax.Array:
-    """The transpose of a linear function of an array of this shape, applied to g."""
+    """Applies the transpose of a linear function of an array of this shape to g."""
     (result,) = jax.linear_transpose(function, jax.ShapeDtypeStruct(shape, g.dtype))(g)
     return result
 
@@ -275,7 +280,7 @@ def _plain(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
 
 
 def _taps(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
-    """A sum of shifted images, each times a pixel of the kernel; stride 1."""
+    """Convolves at stride 1 by summing shifted images, each times a kernel pixel."""
     x = _pad(x, *geometry.padding)
     height, width = geometry.output
     taps = (
@@ -286,7 +291,7 @@ def _taps(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
 
 
 def _dense(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
-    """One product with the matrix from every input to every output; stride 1."""
+    """Convolves at stride 1 by one matrix from every input to every output."""
     if geometry.is_pixelwise:
         return x @ kernel[0, 0]
     n, height, width, channels = x.shape
@@ -316,7 +321,7 @@ def _dense(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
 
 
 def _kernel_gradient(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Array:
-    """The kernel's gradient from the input and the output's gradient."""
+    """Computes the kernel's gradient from the input and the output's gradient."""
     if geometry.strides != (1, 1):
         return _strided(x, g, geometry)
     if x.shape[-1] <= 3:
@@ -325,10 +330,11 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Arr
 
 
 def _gram(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Array:
-    """Products of x at every column shift with g at every row shift; stride 1.
+    """Computes the kernel's gradient at stride 1 as one product of shifted arrays.
 
-    Expanding each side by one axis of the kernel copies less than all shifts of x
-    would, and makes both sides of the product wide.
+    The product is of x at every column shift with g at every row shift. Shifting each
+    along one axis of the kernel copies less than all shifts of x would, and makes both
+    sides of the product wide.
     """
     n, channels, features = x.shape[0], x.shape[-1], g.shape[-1]
     kh, kw = geometry.kernel
@@ -367,7 +373,7 @@ def _gram(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Array:
 def _shifts(
     x: jax.Array, g: jax.Array, geometry: _Geometry
 ) -> tuple[jax.Array, jax.Array]:
-    """x at every column shift and g at every row shift, along the channels."""
+    """Stacks x at every column shift, and g at every row shift, along the channels."""
     height, width = x.shape[1], geometry.output[1]
     (top, bottom), columns = geometry.padding
     kh, kw = geometry.kernel
@@ -383,11 +389,11 @@ def _divisors(n: int) -> list[int]:
 
 
 def _blocks(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Array:
-    """One product, of blocks of up to four columns; few channels, stride 1.
+    """Computes the kernel's gradient at stride 1 from blocks of up to four columns.
 
-    g is not copied: a block of its row is a row of the product. The product has each
-    column of the block with each column that the block sees, of which the gradient is
-    the sum of some.
+    It is for few channels. g is not copied: a block of its row is a row of the product.
+    The product pairs each column of the block with each column that the block sees; the
+    gradient is the sum of some of these pairs.
     """
     rows, width = geometry.output
     kh, kw = geometry.kernel
@@ -406,7 +412,10 @@ def _blocks(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Array:
 
 
 def _strided(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Array:
-    """As stride 1 on blocks of stride x stride pixels, taken as channels."""
+    """Computes the kernel's gradient at any stride as that of a stride of 1.
+
+    Blocks of stride x stride pixels become the channels of a smaller map.
+    """
     n, channels = x.shape[0], x.shape[-1]
     (sh, sw), (kh, kw) = geometry.strides, geometry.kernel
     block_kernel = (-(-kh // sh), -(-kw // sw))
@@ -429,14 +438,17 @@ def _strided(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Array:
 
 
 def _wide(dtype: jnp.dtype) -> jnp.dtype:
-    """What products of a type are accumulated in: at least float32."""
+    """Returns the type that products of a type are summed in: at least float32."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 def _contract(
     a: jax.Array, b: jax.Array, axes: tuple[int, int], *, batch: bool = False
 ) -> jax.Array:
-    """The product over an axis of each, for each index of axis 0 if that is a batch."""
+    """Multiplies a and b and sums over one axis of each.
+
+    With `batch`, axis 0 of both is a batch: each index has its own product.
+    """
     shared = ((0,), (0,)) if batch else ((), ())
     contracted = ((axes[0],), (axes[1],))
     return lax.dot_general(
@@ -447,7 +459,7 @@ def _contract(
 def _pad(
     x: jax.Array, rows: tuple[int, int], columns: tuple[int, int], value: float = 0.0
 ) -> jax.Array:
-    """Rows and columns added to NHWC, or taken away where negative."""
+    """Adds rows and columns to NHWC, or takes them away where negative."""
     config = ((0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0))
     return lax.pad(x, x.dtype.type(value), config)
 
@@ -456,9 +468,10 @@ def _pad(
 
 
 def max_pool(x: jax.Array, *, window: int, stride: int, padding: Pads) -> jax.Array:
-    """The largest value of each window, outside counting as -inf: NHWC -> [N, h, w, C].
+    """Takes the largest value of each window: [N, H, W, C] -> [N, h, w, C].
 
-    A window's gradient goes to its first largest value in row-major order.
+    Pixels outside the map count as -inf. A window's gradient goes to its first largest
+    value in row-major order.
     """
     pool = _max_pool if _is_covered(x) else _plain_max_pool
     return pool(x, _Windows(window, stride, padding))
@@ -466,7 +479,7 @@ def max_pool(x: jax.Array, *, window: int, stride: int, padding: Pads) -> jax.Ar
 
 @dataclasses.dataclass(frozen=True)
 class _Windows:
-    """The windows of a pool, and the form <the chosen values of v, g>.
+    """The windows of a max pool, and the form <the chosen values of v, g>.
 
     Its arrays are x, which chooses a pixel in each window; v, of which those pixels are
     taken; and g, the output's gradient. A small change of x does not change the choice.
@@ -480,14 +493,14 @@ class _Windows:
     def shape(
         self, wanted: int, first: Sequence[int], second: Sequence[int]
     ) -> tuple[int, ...]:
-        """The shape of v is that of x; g has a cell for each window."""
+        """Returns a shape: v has that of x, and g has a cell for each window."""
         if wanted == 1:
             return tuple(first)
         n, height, width, channels = first
         return (n, *self.output((height, width)), channels)
 
     def output(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Windows along rows and along columns."""
+        """Returns the number of windows along rows and along columns."""
         rows, columns = (
             (n + sum(pads) - self.side) // self.stride + 1
             for n, pads in zip(size, self.padding, strict=True)
@@ -496,15 +509,15 @@ class _Windows:
 
     @property
     def overlap(self) -> int:
-        """Windows in a row that may hold a pixel."""
+        """The number of windows in a row that may hold the same pixel."""
         return -(-self.side // self.stride)
 
     def number(self, a: Index, b: Index) -> Index:
-        """Counts pixel (a, b) of a window, in rows of `overlap` strides."""
+        """Numbers the pixel (a, b) of a window, in rows of `overlap` strides."""
         return a * self.overlap * self.stride + b
 
     def derivative(self, wanted: int, x: jax.Array, given: jax.Array) -> jax.Array:
-        """The gradient of x from g; or the change of the output from that of x."""
+        """Computes the gradient of x from g, or the output's change from that of x."""
 
         def plain(x: jax.Array, given: jax.Array) -> jax.Array:
             pool = functools.partial(_plain_max_pool, windows=self)
@@ -542,8 +555,10 @@ def _plain_max_pool(x: jax.Array, windows: _Windows) -> jax.Array:
 
 
 def _to_blocks(x: jax.Array, windows: _Windows, value: float) -> jax.Array:
-    """The map padded to blocks of one stride, so many that every window's pixels are
-    there; `windows.overlap` windows in a row may hold a pixel."""
+    """Pads a map to blocks of stride x stride pixels, which hold every window.
+
+    A pixel may be in `windows.overlap` windows of a row.
+    """
     _, height, width, _ = x.shape
     rows, columns = windows.output((height, width))
     (top, _), (left, _) = windows.padding
@@ -553,7 +568,7 @@ def _to_blocks(x: jax.Array, windows: _Windows, value: float) -> jax.Array:
 
 
 def _pixel(blocks: jax.Array, a: int, b: int, windows: _Windows) -> jax.Array:
-    """Pixel (a, b) of every window: [N, h, w, C]."""
+    """Takes pixel (a, b) of every window: [N, h, w, C]."""
     rows, columns = (
         side // windows.stride - windows.overlap + 1 for side in blocks.shape[1:3]
     )
@@ -562,7 +577,7 @@ def _pixel(blocks: jax.Array, a: int, b: int, windows: _Windows) -> jax.Array:
 
 
 def _choice(x: jax.Array, windows: _Windows) -> jax.Array:
-    """Which pixel each window chose, numbered as in a window of whole blocks."""
+    """Numbers the pixel that each window chose, as in a window of whole blocks."""
     blocks = _to_blocks(x, windows, -np.inf)
     largest = jnp.full((), -np.inf, x.dtype)
     choice = jnp.zeros((), jnp.int32)
@@ -574,7 +589,7 @@ def _choice(x: jax.Array, windows: _Windows) -> jax.Array:
 
 
 def _max_pool_change(x: jax.Array, change: jax.Array, windows: _Windows) -> jax.Array:
-    """Each window takes the change of its first largest value."""
+    """Gives each window the change of its first largest value."""
     choice, blocks = _choice(x, windows), _to_blocks(change, windows, 0.0)
     total = jnp.zeros((), change.dtype)
     for a, b in np.ndindex(windows.side, windows.side):
@@ -584,7 +599,7 @@ def _max_pool_change(x: jax.Array, change: jax.Array, windows: _Windows) -> jax.
 
 
 def _max_pool_gradient(x: jax.Array, g: jax.Array, windows: _Windows) -> jax.Array:
-    """Each pixel takes the gradient of the windows whose first largest value it is."""
+    """Gives each pixel the gradient of the windows whose first largest value it is."""
     n, height, width, channels = x.shape
     _, rows, columns, _ = g.shape
     (top, _), (left, _) = windows.padding

@@ -1,4 +1,4 @@
-"""Derivatives that are computed as we say, in every mode of differentiation.
+"""This module lets a function's own rules compute derivatives in every mode.
 
 `jax.custom_vjp` lets a function say how its gradient is computed, and then forbids
 forward mode. What is here works in both modes and at every order. It rests on one
@@ -23,19 +23,22 @@ SLOTS = (0, 1, 2)  # the places of the three arrays
 
 
 class Form(Protocol):
-    """A number made of three arrays; hashable, and it holds no array."""
+    """A number made of three arrays: the hashable rule, which holds no array."""
 
     @property
     def is_linear(self) -> tuple[bool, bool, bool]:
-        """In which arrays; its derivative by any other one is taken as zero."""
+        """For each array, whether the number is linear in it.
+
+        The derivative by an array in which it is not linear is taken as zero.
+        """
 
     def shape(
         self, wanted: int, first: Sequence[int], second: Sequence[int]
     ) -> tuple[int, ...]:
-        """The shape of array `wanted`, from those of the others."""
+        """Returns the shape of array `wanted`, from the shapes of the two others."""
 
     def derivative(self, wanted: int, first: jax.Array, second: jax.Array) -> jax.Array:
-        """The derivative by array `wanted`, a function of the others in their order."""
+        """Computes the derivative by array `wanted` from the two others, in order."""
 
 
 # For each axis that `jax.vmap` has added, outermost first: which arrays have it. One
@@ -77,8 +80,10 @@ def _evaluate(
 
 
 def _evaluate_lean(first: jax.Array, second: jax.Array, **parameters: Any) -> Any:
-    """Does as `_evaluate`, and leaves out what its result does not need, such as the
-    value of a function whose gradient it takes."""
+    """Computes what `_evaluate` does, without what the result does not need.
+
+    An example is the value of a function whose gradient is taken.
+    """
     function = functools.partial(_evaluate, **parameters)
     closed = jax.make_jaxpr(function)(first, second)
     jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True], instantiate=True)
@@ -122,7 +127,7 @@ def _differentiate(
     wanted: int,
     axes: Axes,
 ) -> tuple[jax.Array, Any]:
-    """The rule of forward mode: a sum of one term for each array that changes."""
+    """Differentiates in forward mode: sums a term for each array that changes."""
     slots = _others(wanted)
     given = dict(zip(slots, primals, strict=True))
     value = derivative(form, given, axes)
@@ -139,7 +144,7 @@ def _differentiate(
 def _transpose(
     cotangent: Any, *operands: Any, form: Form, wanted: int, axes: Axes
 ) -> list[Any]:
-    """The rule of reverse mode: the derivative by the operand that is asked for."""
+    """Transposes for reverse mode: derives by the operand that is asked for."""
     slots = _others(wanted)
     asked = next(i for i in (0, 1) if ad.is_undefined_primal(operands[i]))
     results: list[Any] = [None, None]
@@ -159,7 +164,7 @@ def _add_axis(
     wanted: int,
     axes: Axes,
 ) -> tuple[jax.Array, int]:
-    """The rule of `jax.vmap`: one leading axis more, of the operands that have it."""
+    """Maps for `jax.vmap`: adds a leading axis to the operands that have it."""
     has_axis = [True, True, True]
     given = {}
     for slot, array, position in zip(_others(wanted), operands, positions, strict=True):

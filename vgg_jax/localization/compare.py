@@ -66,7 +66,9 @@ def run_localization(
     errors: dict[str, Rate] = {}
     for run, model, own_config in zip(names, localizers, configs, strict=True):
         name = f"{run}, center crop"
-        centered = localize.center_crop_boxes(model, source, own_config, progress=name)
+        centered = localize.center_crop_boxes(
+            model, source, own_config, progress=distributed.on_first(name)
+        )
         mean_box = mean_box_baseline(centered)
         errors["true class, mean box, center crop"] = localization_error(mean_box)
         errors[f"true class, {name}"] = localization_error(centered)
@@ -76,7 +78,7 @@ def run_localization(
         dataclasses.replace(classifier_config, data=config.data),
         protocol="dense",
         scales=scales,
-        progress=f"{classifier_dir.resolve().name}, dense",
+        progress=distributed.on_first(f"{classifier_dir.resolve().name}, dense"),
     )
     likeliest = np.argsort(-predictions.posteriors, kind="stable")[:, :TOP]
     dense = localize.dense_boxes(
@@ -87,7 +89,7 @@ def run_localization(
         np.column_stack([predictions.labels, likeliest]),
         scales=scales,
         merge_below=config.localization.merge_below,
-        progress=f"{together}, dense",
+        progress=distributed.on_first(f"{together}, dense"),
     )
     true_class = select_boxes(dense, slice(1))
     top_classes = select_boxes(dense, slice(1, None))

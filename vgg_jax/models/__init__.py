@@ -1,4 +1,4 @@
-"""The networks by name."""
+"""This package holds the networks of the papers, and makes them by name."""
 
 import functools
 import inspect

@@ -1,4 +1,4 @@
-"""The layers of both papers as data: a network is a tuple of these rows.
+"""This module has the layers of both papers as data; a network is a tuple of them.
 
 A row says what a layer is and how it changes a map's side; `network.ConvNet` runs rows,
 `measure.summary` measures them. Arrays are NHWC.
@@ -27,18 +27,18 @@ Size = TypeVar("Size", int, np.ndarray, jax.Array)  # one side, or many
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A named layer."""
+    """A layer with the name that its parameters and its map have."""
 
     name: str
 
     def output_size(self, size: Size) -> Size:
-        """Side of its map for a side of its input; below 1 if that is too small."""
+        """Returns its map's side for its input's; below 1 if the input is too small."""
         return size
 
 
 @dataclasses.dataclass(frozen=True)
 class Conv(Layer):
-    """A convolution with bias; padding in pixels of zeros on every side."""
+    """A convolution with bias; `padding` is in pixels of zeros on every side."""
 
     features: int
     kernel: int
@@ -46,7 +46,7 @@ class Conv(Layer):
     padding: int = 0
 
     def output_size(self, size: Size) -> Size:
-        """Whole windows that fit."""
+        """Returns the number of whole windows that fit on a side."""
         return (size + 2 * self.padding - self.kernel) // self.stride + 1
 
 
@@ -72,36 +72,36 @@ class LocalResponseNorm(Layer):
 
 @dataclasses.dataclass(frozen=True)
 class Relu(Layer):
-    """max(x, 0)."""
+    """The rectifier max(x, 0)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pool(Layer):
-    """A pool without padding; `ceil_mode` keeps a last, partial window, as Caffe."""
+    """A pool without padding; `ceil_mode` keeps a last, partial window, as in Caffe."""
 
     window: int
     stride: int
     ceil_mode: bool
 
     def output_size(self, size: Size) -> Size:
-        """Windows that fit, with `ceil_mode` also one that begins inside."""
+        """Returns how many windows fit; `ceil_mode` adds one that begins inside."""
         room = size - self.window
         return (-(-room // self.stride) if self.ceil_mode else room // self.stride) + 1
 
 
 @dataclasses.dataclass(frozen=True)
 class MaxPool(Pool):
-    """The largest value of each window."""
+    """A pool that takes the largest value of each window."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AveragePool(Pool):
-    """The mean of each window over the pixels that are there."""
+    """A pool that takes the mean of each window over the map's pixels in it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Dropout(Layer):
-    """Inverted dropout: zero with probability `rate`, else scaled by 1 / (1 - rate)."""
+    """Inverted dropout: sets values to 0 at `rate`, scales others by 1 / (1 - rate)."""
 
     rate: float
 
@@ -112,8 +112,10 @@ class Dropout(Layer):
 
 
 def stages(layers: tuple[Layer, ...]) -> tuple[tuple[Layer, ...], ...]:
-    """The rows in groups: one ends with each pool, one begins with each
-    fully-connected layer."""
+    """Groups the rows into stages.
+
+    A stage ends with each pool, and one begins with each fully-connected layer.
+    """
     groups: list[list[Layer]] = [[]]
     for before, layer in zip((None, *layers), layers, strict=False):
         if isinstance(before, Pool) or isinstance(layer, FullyConnected):
@@ -123,7 +125,7 @@ def stages(layers: tuple[Layer, ...]) -> tuple[tuple[Layer, ...], ...]:
 
 
 class ReceptiveField(NamedTuple):
-    """What the cells of a map see along either side of the image, in pixels.
+    """The pixels of the image that the cells of a map see, along either side.
 
     Cell i sees `size` pixels from start + i * stride on; those outside the image are
     padding.
@@ -135,7 +137,7 @@ class ReceptiveField(NamedTuple):
 
     @property
     def center(self) -> float:
-        """The middle of what cell 0 sees."""
+        """The middle of what cell 0 sees, in pixels; pixel 0 has its center at 0."""
         return self.start + (self.size - 1) / 2
 
 
@@ -169,7 +171,7 @@ def channels_after(layer: Layer, channels: int) -> int:
 
 
 def output_size(layers: tuple[Layer, ...], size: int) -> int:
-    """Side of the last map for an image side, in pixels; 0 if that is too small."""
+    """Returns the last map's side for an image side in pixels; 0 if it is too small."""
     for layer in layers:
         size = layer.output_size(size)
         if size < 1:
@@ -178,14 +180,14 @@ def output_size(layers: tuple[Layer, ...], size: int) -> int:
 
 
 def output_sizes(layers: tuple[Layer, ...], sizes: jax.Array) -> jax.Array:
-    """Sides of the last map for an array of image sides, none of them too small."""
+    """Returns the last map's sides for image sides in pixels, none too small."""
     for layer in layers:
         sizes = layer.output_size(sizes)
     return sizes
 
 
 def smallest_size(layers: tuple[Layer, ...]) -> int:
-    """The smallest image side, in pixels, that leaves a map of at least one cell."""
+    """Returns the smallest image side, in pixels, whose last map has a cell."""
     return next(size for size in itertools.count(1) if output_size(layers, size))
 
 
@@ -210,14 +212,17 @@ def check_size(layers: tuple[Layer, ...], height: int, width: int) -> None:
 
 
 def _constant(value: float, like: jax.Array) -> np.generic:
-    """A concrete scalar: reduce_window has gradients only where it sees the value."""
+    """Returns a concrete scalar of the type of `like`.
+
+    `reduce_window` has gradients only where it sees the value.
+    """
     return like.dtype.type(value)
 
 
 def local_response_norm(
     x: jax.Array, *, size: int, alpha: float, beta: float, k: float
 ) -> jax.Array:
-    """x / (k + alpha * sum of squares over `size` neighboring channels) ** beta.
+    """Computes x / (k + alpha * sum of squares over `size` channels around) ** beta.
 
     Krizhevsky et al. 2012, section 3.3, as A-LRN of arXiv:1409.1556 uses it:
     [N, H, W, C] -> [N, H, W, C]. Caffe's layer is this one with alpha / size and k = 1.
@@ -235,7 +240,7 @@ def local_response_norm(
 
 
 def _padding(x: jax.Array, pool: Pool) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Rows and columns to add at the end so that `ceil_mode` windows are whole."""
+    """Returns the rows and columns to add so that `ceil_mode` windows are whole."""
     if not pool.ceil_mode:
         return (0, 0), (0, 0)
     rows, columns = (
@@ -245,7 +250,7 @@ def _padding(x: jax.Array, pool: Pool) -> tuple[tuple[int, int], tuple[int, int]
 
 
 def inside(shape: tuple[int, ...], sizes: jax.Array) -> jax.Array:
-    """Which cells of a map [N, h, w, C] are within `sizes`: bool [N, h, w, 1]."""
+    """Says which cells of a map [N, h, w, C] are within `sizes`: bool [N, h, w, 1]."""
     rows, columns = (
         jnp.arange(side) < sizes[:, axis, None] for axis, side in enumerate(shape[1:3])
     )
@@ -253,12 +258,12 @@ def inside(shape: tuple[int, ...], sizes: jax.Array) -> jax.Array:
 
 
 def fill_outside(x: jax.Array, sizes: jax.Array, value: float = 0.0) -> jax.Array:
-    """The map with `value` in every cell outside `sizes`: [N, h, w, C] -> the same."""
+    """Sets every cell outside `sizes` to `value`: [N, h, w, C] -> [N, h, w, C]."""
     return jnp.where(inside(x.shape, sizes), x, jnp.asarray(value, x.dtype))
 
 
 def max_pool(x: jax.Array, pool: MaxPool, sizes: jax.Array | None = None) -> jax.Array:
-    """The largest value of each window: [N, H, W, C] -> [N, h, w, C]."""
+    """Takes the largest value of each window: [N, H, W, C] -> [N, h, w, C]."""
     if not pool.ceil_mode:
         sizes = None  # no window of an image's own cells reaches beyond it
     if sizes is not None:
@@ -272,7 +277,7 @@ def max_pool(x: jax.Array, pool: MaxPool, sizes: jax.Array | None = None) -> jax
 def average_pool(
     x: jax.Array, pool: AveragePool, sizes: jax.Array | None = None
 ) -> jax.Array:
-    """The mean of each window: [N, H, W, C] -> [N, h, w, C].
+    """Takes the mean of each window: [N, H, W, C] -> [N, h, w, C].
 
     A partial window at the border divides by the pixels that it has, as Caffe's does.
     """

@@ -1,4 +1,4 @@
-"""The networks as modules of Linen, for projects that are written in it."""
+"""This module gives the networks as modules of Flax Linen."""
 
 from typing import Any
 
@@ -9,18 +9,18 @@ from vgg_jax.models import create_model
 
 
 class LinenConvNet(nnx.bridge.ToLinen):
-    """A network as a Linen module, whose `apply` takes the names of its methods.
+    """A network as a Linen module with the methods `score_map` and `features`.
 
-    `nnx.bridge.to_linen(create_model, ...)` makes the same module, but without the
-    methods: of it `apply(..., nnx_method="score_map")` asks for them.
+    `nnx.bridge.to_linen(create_model, ...)` makes the same module without the methods;
+    there `apply(..., nnx_method="score_map")` calls that of the NNX module.
     """
 
     def score_map(self, *args: Any, **options: Any) -> Any:
-        """Does as `ConvNet.score_map`; for `apply(..., method="score_map")`."""
+        """Computes `ConvNet.score_map`, for `apply(..., method="score_map")`."""
         return self(*args, nnx_method="score_map", **options)
 
     def features(self, *args: Any, **options: Any) -> Any:
-        """Does as `ConvNet.features`; for `apply(..., method="features")`."""
+        """Computes `ConvNet.features`, for `apply(..., method="features")`."""
         return self(*args, nnx_method="features", **options)
 
 
@@ -32,8 +32,8 @@ def to_linen(network: str, *, name: str | None = None, **options: Any) -> LinenC
 
     Args:
         network: a key of `vgg_jax.MODELS`.
-        name: of the module inside another one.
-        **options: as `create_model`.
+        name: the name that the module has inside another one.
+        **options: the options of `create_model`.
 
     Raises:
         ValueError: an unknown network, option or choice, once the module is run.

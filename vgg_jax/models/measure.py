@@ -1,4 +1,4 @@
-"""Receptive fields, sizes and costs of a network, from its rows of layers alone."""
+"""This module measures receptive fields, sizes and costs of layers."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -40,7 +40,7 @@ ImageSize = int | Sequence[int]
 
 @dataclasses.dataclass(frozen=True)
 class LayerSummary:
-    """One layer seen from the image: sizes in pixels, costs of one forward pass.
+    """The sizes of one layer in pixels, and its costs in one forward pass.
 
     Cell i of the output sees `receptive_field` pixels from start + i * jump on, along
     either side; those outside the image are padding.
@@ -61,7 +61,7 @@ class LayerSummary:
 
     @property
     def parameters(self) -> int:
-        """Weights and biases; a batch norm's running statistics are none."""
+        """The number of weights and biases; running statistics do not count."""
         return self.weights + self.biases
 
 
@@ -83,41 +83,41 @@ class Summary:
 
     @property
     def weights(self) -> int:
-        """Of convolutions, and scales of batch norms."""
+        """The number of weights of convolutions and scales of batch norms."""
         return sum(layer.weights for layer in self.layers)
 
     @property
     def biases(self) -> int:
-        """Of convolutions and batch norms."""
+        """The number of biases of convolutions and batch norms."""
         return sum(layer.biases for layer in self.layers)
 
     @property
     def parameters(self) -> int:
-        """Weights and biases."""
+        """The number of weights and biases of all layers."""
         return self.weights + self.biases
 
     @property
     def parameter_bytes(self) -> int:
-        """In float32, as the parameters are kept."""
+        """The bytes of all parameters in float32, as they are kept."""
         return PARAMETER_BYTES * self.parameters
 
     @property
     def activations(self) -> int:
-        """Numbers that one image adds to memory."""
+        """The count of numbers that one image adds to memory."""
         return sum(layer.activations for layer in self.layers)
 
     @property
     def activation_bytes(self) -> int:
-        """The same, in `dtype`."""
+        """The bytes of the activations of one image in `dtype`."""
         return sum(layer.activation_bytes for layer in self.layers)
 
     @property
     def multiply_adds(self) -> int:
-        """Of one image's forward pass."""
+        """The multiply-adds of the forward pass of one image."""
         return sum(layer.multiply_adds for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every number as JSON can hold it: the fields, and a "total" of the layers."""
+        """Returns the fields as JSON can hold them, and a "total" of the layers."""
         layers = [
             dataclasses.asdict(layer) | {"parameters": layer.parameters}
             for layer in self.layers
@@ -126,7 +126,7 @@ class Summary:
         return dataclasses.asdict(self) | {"layers": layers, "total": total}
 
     def __str__(self) -> str:
-        """A table 100 columns wide, without ReLU and dropout, which cost nothing."""
+        """Returns a table of the layers that cost anything, 100 columns wide."""
         cells = [
             [
                 layer.layer,
@@ -168,7 +168,7 @@ def _costs(measured: LayerSummary | Summary) -> list[str]:
 def receptive_field(
     network: Network, image_size: ImageSize = 224, **options: Any
 ) -> tuple[LayerSummary, ...]:
-    """What each layer sees and costs, input first: the layers of `summary`.
+    """Returns what each layer sees and costs, input first: the layers of `summary`.
 
     Kernel, stride, jump and receptive field are the same at every image size. Arguments
     and errors are those of `summary`.
@@ -177,7 +177,7 @@ def receptive_field(
 
 
 def summary(network: Network, image_size: ImageSize = 224, **options: Any) -> Summary:
-    """Sizes and costs of a network for one image; makes no weights.
+    """Measures sizes and costs of a network for one image; makes no weights.
 
     Args:
         network: a name, a key of `vgg_jax.MODELS`; or a model; or rows of layers.
@@ -207,7 +207,7 @@ def summary(network: Network, image_size: ImageSize = 224, **options: Any) -> Su
 
 
 def _without_arrays(network: Network, options: dict[str, Any]) -> ConvNet:
-    """The model whose layers are measured; its parameters are shapes only."""
+    """Returns the model to measure; its parameters are shapes only."""
     if isinstance(network, ConvNet):
         if options:
             raise ValueError(
@@ -262,7 +262,7 @@ def _measure(
 
 
 def _is_in_place(layer: Layer) -> bool:
-    """Whether a layer's map replaces its input."""
+    """Returns whether a layer's map replaces its input in memory."""
     match layer:
         case Conv() | Pool() | LocalResponseNorm():
             return False

@@ -1,4 +1,4 @@
-"""A convolutional network: rows of layers, run one after another."""
+"""This module has the convolutional network that runs rows of layers."""
 
 import math
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ Randomness = jax.Array | nnx.Rngs
 
 
 def _as_matrix(init: Initializer) -> Initializer:
-    """The initializer of a fully-connected layer, by the fans of its matrix.
+    """Initializes a fully-connected layer by the fans of its matrix.
 
     A convolution's fan-out counts every position of the window.
     """
@@ -46,7 +46,7 @@ def _as_matrix(init: Initializer) -> Initializer:
 
 
 def _computation_dtype(dtype: Any) -> jnp.dtype:
-    """The type of a name such as "bfloat16", or of `jnp.bfloat16`."""
+    """Returns the type of a name such as "bfloat16", or of `jnp.bfloat16`."""
     try:
         name = jnp.dtype(dtype).name
     except TypeError:
@@ -57,7 +57,7 @@ def _computation_dtype(dtype: Any) -> jnp.dtype:
 
 
 def class_scores(score_map: jax.Array) -> jax.Array:
-    """The mean over space (section 3.2): [N, h, w, classes] -> float32 [N, classes]."""
+    """Averages over space (section 3.2): [N, h, w, classes] -> float32 [N, classes]."""
     return score_map.astype(jnp.float32).mean(axis=(1, 2))
 
 
@@ -80,9 +80,9 @@ class BatchNorm(nnx.BatchNorm):
 
         Args:
             x: the map.
-            use_running_average: in place of the batch's statistics; None as the module
-                says.
-            mask: the cells that count; None for all.
+            use_running_average: normalize by the running statistics in place of the
+                batch's; None does as the module is set.
+            mask: the cells that count; None counts all.
         """
         if use_running_average is None:
             use_running_average = self.use_running_average
@@ -97,7 +97,7 @@ class BatchNorm(nnx.BatchNorm):
 
 
 class FeatureInfo(NamedTuple):
-    """What is known of a row's map without computing it."""
+    """The channels, stride and receptive field of a row's map."""
 
     channels: int
     stride: int  # pixels of the image from one cell to the next
@@ -118,7 +118,7 @@ class ConvNet(nnx.Module):
             last row's map.
         in_channels: channels of the images.
         init: a key of `INITS`; biases start at zero.
-        dtype: of the computation, one of `DTYPES`; parameters are float32.
+        dtype: the type that is computed in, one of `DTYPES`; parameters are float32.
         rngs: a key or `nnx.Rngs`, whose "params" stream makes the weights.
         keep_rngs: keep the "dropout" stream inside, for calls without `rngs`; and for
             `nnx.bridge.to_linen`, whose `apply(..., rngs=...)` cannot hand one to a
@@ -179,7 +179,8 @@ class ConvNet(nnx.Module):
                         rngs=rngs,
                     )
                 case rows.Dropout():
-                    kept = rngs if keep_rngs and "dropout" in rngs else None
+                    has_stream = "dropout" in rngs or "default" in rngs
+                    kept = rngs if keep_rngs and has_stream else None
                     module = nnx.Dropout(layer.rate, deterministic=True, rngs=kept)
                 case _:
                     continue
@@ -204,11 +205,11 @@ class ConvNet(nnx.Module):
         train: bool | None = None,
         rngs: Randomness | None = None,
     ) -> jax.Array:
-        """Class scores: [N, H, W, in_channels] -> float32 [N, num_classes].
+        """Computes class scores: [N, H, W, in_channels] -> float32 [N, num_classes].
 
-        Before soft-max. At the training size the score map is one cell; on larger
-        images it is averaged over space (section 3.2). A backbone returns its map,
-        [N, h, w, C].
+        The scores are those before soft-max. At the training size the score map is one
+        cell; on larger images it is averaged over space (section 3.2). A backbone
+        returns its map, [N, h, w, C].
 
         Args:
             images: NHWC, normalized as the weights expect.
@@ -230,21 +231,23 @@ class ConvNet(nnx.Module):
         train: bool | None = None,
         rngs: Randomness | None = None,
     ) -> jax.Array:
-        """The dense class score map of section 3.2, before soft-max and spatial mean.
+        """Computes the dense class score map of section 3.2.
 
-        [N, H, W, in_channels] -> float32 [N, h, w, num_classes].
+        [N, H, W, in_channels] -> float32 [N, h, w, num_classes], before soft-max and
+        spatial mean.
 
         Args:
             images: NHWC, normalized as the weights expect.
-            sizes: int32 [N, 2], height and width of each image where they share a
+            sizes: int32 [N, 2], the height and width of each image where they share a
                 batch, each in the upper left corner; what is right of it and below does
                 not matter. Its map is that of the image alone, of the size that
                 `layers.output_sizes` says, and zero outside. None for images that fill
                 their arrays. A size that is too small for the network is not noticed.
-            train, rngs: as `__call__`.
+            train, rngs: the arguments of `__call__`.
 
         Raises:
-            ValueError: as `__call__`, and for a backbone, which has no classes.
+            ValueError: images that `__call__` refuses, or a backbone, which has no
+                classes.
         """
         if self.num_classes is None:
             raise ValueError(
@@ -264,15 +267,16 @@ class ConvNet(nnx.Module):
         train: bool | None = None,
         rngs: Randomness | None = None,
     ) -> dict[str, jax.Array]:
-        """Named intermediates, [N, H, W, in_channels] -> {name: [N, h, w, C]}.
+        """Computes named maps: [N, H, W, in_channels] -> {name: [N, h, w, C]}.
 
         Nothing past the deepest name is computed; `feature_info` says what each is.
 
         Args:
             images: NHWC, normalized as the weights expect.
-            names: of rows.
-            sizes: as `score_map`; every map is then zero outside its own size.
-            train, rngs: as `__call__`.
+            names: the names of the rows whose maps are returned.
+            sizes: the sizes that `score_map` takes; every map is then zero outside its
+                own size.
+            train, rngs: the arguments of `__call__`.
 
         Raises:
             ValueError: an unknown name, a string for names, or images that do not fit.
@@ -304,17 +308,18 @@ class ConvNet(nnx.Module):
         rngs: Randomness | None = None,
         collect: dict[str, jax.Array] | None = None,
     ) -> jax.Array:
-        """Consecutive rows of the network: [N, H, W, C] -> [N, h, w, features].
+        """Runs consecutive rows of the network: [N, H, W, C] -> [N, h, w, features].
 
         Args:
             x: images, or the map that the row before `layers` leaves.
             layers: a part of `self.layers`.
-            sizes: of the images in their batch, as `score_map`, or of those maps.
-            train, rngs: as `__call__`.
+            sizes: the sizes of the images in their batch, as `score_map` takes them,
+                or the sizes of those maps.
+            train, rngs: the arguments of `__call__`.
             collect: takes each row's map, by the row's name.
 
         Raises:
-            ValueError: as `__call__`.
+            ValueError: images that `__call__` refuses.
         """
         if layers[0] == self.layers[0]:
             self._validate(x, layers)

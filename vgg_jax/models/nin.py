@@ -1,4 +1,4 @@
-"""NiN: Lin, Chen & Yan, "Network in Network", arXiv:1312.4400."""
+"""This module makes Network in Network (Lin, Chen & Yan, arXiv:1312.4400)."""
 
 import dataclasses
 from typing import Any

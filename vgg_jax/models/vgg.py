@@ -1,4 +1,4 @@
-"""VGG: Simonyan & Zisserman, arXiv:1409.1556, Table 1."""
+"""This module makes VGG (Simonyan & Zisserman, arXiv:1409.1556, Table 1)."""
 
 import math
 from typing import Any
@@ -37,7 +37,7 @@ LRN = {
 
 
 def scaled(channels: int, width: float) -> int:
-    """A hidden layer's channels under a width multiplier, at least one.
+    """Returns a hidden layer's channels under a width multiplier, at least one.
 
     Raises:
         ValueError: `channels` or `width` is not a number above zero.

@@ -32,7 +32,7 @@ CELLS = 7  # a class score map to look at has at least this many cells a side
 NEAR = 2  # and its image at most so many training crops (the paper's S: up to 2.3)
 PLACES = 12  # hidden one by one along a training crop,
 MOST_PLACES = 36  # and at most along the side of an image
-BATCH = 48  # images with a hidden place that go through the network together
+BATCH = 49  # images that go together: 12 x 12 places and the whole are three batches
 SHOWN = 224  # pixels; an image to look at has at least such a short side
 STRENGTH = 0.62  # of the map's colors over the image
 

@@ -134,14 +134,16 @@ TABLES: Sequence[Table] = (
 
 
 def is_the_papers(config: Config) -> bool:
-    """Tells whether a run is on ImageNet and its network as large as in the paper."""
+    """Tells whether a run is on ImageNet and its network one of the paper's."""
     shape = ("num_classes", "width", "head", "fc_features", "fc_kernel", "in_channels")
+    layers = ("batch_norm", "lrn")  # None leaves them to the network's name
     return (
         config.data.dataset == "imagenet2012"
         and config.data.crop == 224
         and isinstance(config.model, VGGConfig)
         and all(
-            getattr(config.model, field) == getattr(VGGConfig, field) for field in shape
+            getattr(config.model, field) == getattr(VGGConfig, field)
+            for field in (*shape, *layers)
         )
     )
 

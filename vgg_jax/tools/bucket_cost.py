@@ -21,7 +21,7 @@ from flax import nnx
 from vgg_jax import cli
 from vgg_jax.config import BUCKET_RATIOS, EvaluationConfig
 from vgg_jax.config_file import setting_reader
-from vgg_jax.console import progress_bar
+from vgg_jax.console import format_columns, progress_bar
 from vgg_jax.data.transforms import rescaled_shape
 from vgg_jax.inference.dense import Shape, padded_shapes, smallest_fitting
 from vgg_jax.inference.tiling import TILE, spans
@@ -186,16 +186,23 @@ def format_costs(
         f"sides {', '.join(map(str, scales))}",
         f"bucket ratios (width / height): {', '.join(f'{r:g}' for r in ratios)}",
         "",
-        f"{'scale':>6}{'shapes':>9}{'programs':>10}{'in tiles':>10}"
-        f"{'TMAC needed':>14}{'computed':>11}{'extra':>8}",
     ]
     costs = [measure_cost(model, sizes, ratios, scale) for scale in scales]
-    for cost in costs:
-        lines.append(
-            f"{cost.scale:>6}{cost.shapes:>9,}{cost.programs:>10}{cost.tiled:>10,}"
-            f"{cost.needed / 1e12:>14,.1f}{cost.computed / 1e12:>11,.1f}"
-            f"{cost.extra:>8.1%}"
-        )
+    table = format_columns(
+        ["scale", "shapes", "programs", "in tiles", "TMAC needed", "computed", "extra"],
+        [
+            [
+                f"{cost.scale}",
+                f"{cost.shapes:,}",
+                f"{cost.programs}",
+                f"{cost.tiled:,}",
+                f"{cost.needed / 1e12:,.1f}",
+                f"{cost.computed / 1e12:,.1f}",
+                f"{cost.extra:.1%}",
+            ]
+            for cost in costs
+        ],
+    )
     tiled = any(cost.tiled for cost in costs)
     programs = sum(cost.programs for cost in costs) + tiled
     extra = sum(c.computed for c in costs) / sum(c.needed for c in costs) - 1
@@ -205,6 +212,7 @@ def format_costs(
         sum(c.computed for c in best_costs) / sum(c.needed for c in best_costs) - 1
     )
     lines += [
+        table,
         "",
         f"{programs} programs in all"
         + (", one of them for the tiles of longer images" if tiled else "")

@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import functools
 import importlib.util
-import json
 import os
 import sys
 import time
@@ -31,6 +30,7 @@ from vgg_jax.config import Config
 from vgg_jax.console import did_you_mean
 from vgg_jax.data.zca import preprocessing_of
 from vgg_jax.distributed import batch_sharding, make_mesh, replicated
+from vgg_jax.files import write_json
 from vgg_jax.inference.dense import Shape, padded_shapes
 from vgg_jax.inference.forward import Network, Posteriors
 from vgg_jax.models.measure import summary
@@ -93,8 +93,7 @@ def run(values: argparse.Namespace) -> int:
     if len(meshes) > 1:
         print(format_growth(reports))
     if values.json:
-        text = json.dumps([report.to_dict() for report in reports], indent=1)
-        values.json.write_text(text + "\n")
+        write_json(values.json, [report.to_dict() for report in reports])
     return cli.DONE if all(report.fits for report in reports) else cli.FAILED
 
 

@@ -1,1 +1,1 @@
-"""Training as in section 3.1: optimizer, sharded step, checkpoints and the loop."""
+"""This package trains networks as section 3.1 of arXiv:1409.1556 says."""

@@ -1,4 +1,4 @@
-"""Saves and restores the training state with Orbax: the latest step and the best."""
+"""This module saves and restores the training state, the latest and the best."""
 
 import contextlib
 import dataclasses
@@ -208,7 +208,7 @@ def restore_model(
 
     Args:
         workdir: the run's folder.
-        step: of the checkpoint; by default that with the lowest validation error.
+        step: the checkpoint's step; by default that with the lowest validation error.
 
     Returns:
         The network, the run's configuration and the step.

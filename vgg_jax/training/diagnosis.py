@@ -1,4 +1,4 @@
-"""Why a network does not start to learn: signal and gradient of each of its layers."""
+"""This module finds out why a network does not start to learn, layer by layer."""
 
 import dataclasses
 import math
@@ -36,14 +36,14 @@ LONG_ENOUGH = 500
 
 @dataclasses.dataclass(frozen=True)
 class Signal:
-    """What one layer with weights does to a few images.
+    """The activations and gradients of one layer with weights, on a few images.
 
     Args:
-        layer: its name.
-        activation: standard deviation of its output.
-        gradient: standard deviation of the gradient of the loss by its kernel.
-        step: length of one update by that gradient, over the length of the kernel.
-        dead: share of its channels that the ReLU leaves at 0 everywhere.
+        layer: the layer's name.
+        activation: the standard deviation of its output.
+        gradient: the standard deviation of the gradient of the loss by its kernel.
+        step: the length of one update by that gradient, over that of the kernel.
+        dead: the share of its channels that the ReLU leaves at 0 everywhere.
     """
 
     layer: str
@@ -64,7 +64,7 @@ def measure_signals(
     """Measures the loss and each layer, from the input on, in training mode.
 
     Args:
-        batch: as `train_step` takes it; the first `IMAGES` images are used.
+        batch: a batch of `train_step`, of which the first `IMAGES` images are used.
         rate: the learning rate, of which `Signal.step` is a multiple.
     """
     # The scheme made the weights and has no part in this: one program for all of them.
@@ -94,9 +94,10 @@ def measure_signals(
 
 @dataclasses.dataclass(frozen=True)
 class LayerSignals:
-    """The loss in training mode, and layer -> the fields of its `Signal` at rate 1.
+    """The head that gives the loss in training mode, and each layer's signal at rate 1.
 
-    Takes "label", int [N]. Differentiates the loss by the parameters.
+    It takes "label", int [N], and differentiates the loss by the parameters. A signal
+    is a dictionary of the fields of `Signal`.
     """
 
     extras: ClassVar[tuple[str, ...]] = ("label",)
@@ -104,7 +105,7 @@ class LayerSignals:
     def __call__(
         self, model: ConvNet, images: jax.Array, sizes: jax.Array | None, extras: Extras
     ) -> tuple[jax.Array, dict[str, dict[str, jax.Array]]]:
-        """From normalized images [N, H, W, C], with dropout."""
+        """Computes loss and signals of normalized images [N, H, W, C], with dropout."""
         graphdef, params, batch_stats = split(model)
         labels = extras["label"]
 
@@ -179,11 +180,11 @@ REMEDIES: tuple[tuple[Callable[[Config], bool], str], ...] = (
 
 
 class StallDetector:
-    """Notices a loss that stays at ln(num_classes), that of equal posteriors.
+    """Notices a loss that stays at ln(num_classes), the loss of equal posteriors.
 
     Args:
-        config: of a network that classifies.
-        steps_per_epoch: of the run; a loss must stay for an epoch at least.
+        config: the configuration of a network that classifies.
+        steps_per_epoch: the run's number; a loss must stay for an epoch at least.
     """
 
     def __init__(self, config: Config, steps_per_epoch: float):
@@ -207,7 +208,7 @@ class StallDetector:
 def diagnosis(
     config: Config, detector: StallDetector, state: TrainState, batch: Batch
 ) -> str:
-    """A warning for a stalled run: what its layers look like, and what to change."""
+    """Warns of a stalled run: what its layers look like, and what to change."""
     rate = float(learning_rate(state.opt_state))
     _, signals = measure_signals(
         config, state.params, state.batch_stats, batch, rate=rate

@@ -1,4 +1,4 @@
-"""Runs that start from the weights of another run (section 3.1).
+"""This module starts runs from the weights of another run (section 3.1).
 
 Shallow networks are trained first; their weights start the deeper ones.
 """
@@ -28,7 +28,7 @@ PRE_INITIALIZED = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc
 
 
 def source_folder(config: Config, workdir: Path) -> Path:
-    """The folder of the run that `init_from` names."""
+    """Returns the folder of the run that `init_from` names."""
     assert config.init_from is not None
     folder = workdir / ".." / Path(config.init_from).expanduser()
     return Path(os.path.normpath(folder))
@@ -38,7 +38,7 @@ def validate_source(config: Config, workdir: Path) -> None:
     """Checks that the run which `init_from` names is finished and has fitting layers.
 
     Raises:
-        ValueError: it is not, or they have not; the message says what to do.
+        ValueError: it is not finished or does not fit; the message says what to do.
     """
     source = source_folder(config, workdir)
     if not is_finished(source):
@@ -154,13 +154,13 @@ def _validate_curriculum(curriculum: Curriculum) -> None:
 
 
 def _has_settings(workdir: Path, config: Config) -> bool:
-    """Whether the run in a folder has all of these settings."""
+    """Returns whether the run in a folder has all of these settings."""
     stored = read_config(workdir)
     return stored == with_stored_num_classes(config, stored)
 
 
 def _shapes(config: Config) -> dict[str, Any]:
-    """The shapes of the variables of each layer that has any."""
+    """Returns the shapes of the variables of each layer that has any."""
     _, params, _ = split(abstract_model(config))
     return {
         name: {k: tuple(v.shape) for k, v in variables.items()}

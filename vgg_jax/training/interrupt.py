@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM are requests to stop after the running step."""
+"""This module takes Ctrl-C and SIGTERM as requests to stop after the step."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ class Interrupt:
         return self
 
     def after(self, step: int) -> signal.Signals | None:
-        """The signal to stop for after this step, or None; call it after every step."""
+        """Returns the signal to stop for, or None; call it after every step."""
         if not distributed.several():
             return self.signal
         stops = multihost_utils.reached_preemption_sync_point(step)

@@ -1,4 +1,4 @@
-"""The training loop of section 3.1: step, log, validate and save, until the end."""
+"""This module has the training loop of section 3.1: step, log, validate, save."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ from vgg_jax.data import transforms
 from vgg_jax.data.color import load_axes
 from vgg_jax.data.pipeline import train_batches
 from vgg_jax.data.sources import open_source
-from vgg_jax.data.zca import load_whitening
+from vgg_jax.data.zca import whitening_digest
 from vgg_jax.distributed import make_mesh, shard_batch
 from vgg_jax.inference.passes import View, over_source
 from vgg_jax.training.checkpoint import Checkpoints, saved_steps
@@ -68,7 +68,7 @@ def train(config: Config, workdir: Path) -> signal.Signals | None:
 
 
 class Trainer:
-    """One run: its settings, its data, its compiled steps, and the loop over them."""
+    """A run: its settings, its data, its compiled steps, and the loop over them."""
 
     def __init__(self, config: Config, workdir: Path):
         self.workdir = workdir
@@ -95,7 +95,7 @@ class Trainer:
         self._claim_workdir()
 
     def run(self) -> signal.Signals | None:
-        """Runs the loop; see `train`."""
+        """Runs the loop until the end or a signal, which it returns as `train` does."""
         timetable = self.timetable
         start = max(saved_steps(self.workdir), default=0)
         with (
@@ -140,13 +140,11 @@ class Trainer:
             _warn(f"nothing for eval.py to test on: {error}")
         is_shifted = self.config.data.color_shift > 0
         axes = load_axes(self.config.data).tolist() if is_shifted else None
-        is_whitened = self.config.data.whiten
-        whitening = load_whitening(self.config.data).digest if is_whitened else None
         facts = {
             "images to train on": len(self.training),
             "images to validate with": len(self.validation),
             "axes of the color shift": axes,
-            "whitening": whitening,
+            "whitening": whitening_digest(self.config.data),
         }
         if saved_steps(self.workdir):
             check_class_names(self.workdir, self.training.class_names)

@@ -1,4 +1,4 @@
-"""The metrics of a run: averages over steps, and where they are written and printed."""
+"""This module averages the metrics of a run, writes them and prints them."""
 
 import json
 import math
@@ -108,7 +108,7 @@ class MetricWriter:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes a line to the file, and a point to each curve of TensorBoard.
 
-        There the names are in groups: `train_loss` is `train/loss`.
+        In TensorBoard the names are in groups: `train_loss` is `train/loss`.
         """
         if not self._writes:
             return
@@ -140,7 +140,7 @@ class Throughput:
         self.is_started = True
 
     def measure(self, step: int) -> float:
-        """Steps a second since the last call of either method, up to this step."""
+        """Returns steps a second since the last call of `restart` or `measure`."""
         steps, seconds = step - self._step, time.monotonic() - self._since
         self._counted_steps += steps
         self._counted_seconds += seconds
@@ -148,7 +148,7 @@ class Throughput:
         return steps / seconds if seconds > 0 else float("inf")
 
     def time_left(self) -> str:
-        """The time to the last step at the mean speed so far, as "1h02m"; or "?"."""
+        """Returns the time to the last step at the mean speed, as "1h02m"; or "?"."""
         if not self._counted_steps:
             return "?"
         steps_left = max(0, self._total_steps - self._step)
@@ -182,7 +182,7 @@ class RunLog:
 
     @property
     def unlogged_steps(self) -> int:
-        """Steps since the last line."""
+        """The number of steps since the last line."""
         return len(self._unlogged)
 
     def add(self, step: int, sums: Sums) -> None:
@@ -195,10 +195,10 @@ class RunLog:
             jax.block_until_ready(self._unlogged[-2])
 
     def summarize(self, step: int, rate: float) -> dict[str, float]:
-        """The values of the next line: those of the steps since the last one.
+        """Averages the steps since the last line to the values of the next one.
 
         Raises:
-            TrainingDiverged, ValueError: as `summarize_training` does.
+            TrainingDiverged, ValueError: where `summarize_training` raises them.
         """
         batch_size = self._timetable.batch_size
         values = summarize_training(self._unlogged, step, batch_size)
@@ -242,7 +242,7 @@ class RunLog:
 
 
 def _lines_up_to(step: int, path: Path) -> list[str]:
-    """The whole lines of a metrics.jsonl that are of `step` or an earlier one."""
+    """Reads the whole lines of a metrics.jsonl that are of `step` or an earlier one."""
     kept = []
     for line in path.read_text().splitlines(keepends=True):
         # A line cut short is the last thing a killed run wrote.

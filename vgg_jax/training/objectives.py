@@ -1,7 +1,7 @@
-"""The losses and errors of the two tasks: classification and localization.
+"""This module has the losses and errors of classification and localization.
 
-Section 3.1 and appendix A of arXiv:1409.1556. Both are sums with weights: add them up
-over batches and devices, and divide once.
+They are those of section 3.1 and appendix A of arXiv:1409.1556. Both are sums with
+weights: add them up over batches and devices, and divide once.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ Sums = dict[str, jax.Array]
 def classification_sums(
     logits: jax.Array, labels: jax.Array, weights: jax.Array
 ) -> Sums:
-    """Weighted sums of cross-entropy (nats), top-1 and top-5 errors, and weights.
+    """Sums cross-entropy (nats), top-1 and top-5 errors, and weights.
 
     logits [N, num_classes], labels int [N], weights [N] (0 leaves an example out) ->
     four float32 scalars: "loss", "top1_error", "top5_error", "weight".
@@ -46,11 +46,11 @@ def classification_sums(
 def localization_sums(
     outputs: jax.Array, labels: jax.Array, targets: jax.Array, weights: jax.Array
 ) -> Sums:
-    """Weighted sums of the Euclidean loss, of boxes that are wrong, and of weights.
+    """Sums the Euclidean loss, the boxes that are wrong, and the weights.
 
-    Appendix A of arXiv:1409.1556. outputs [N, 4 * classes] or [N, 4], labels int [N],
-    targets [N, 4] relative to the crop (`vgg_jax.boxes`), weights [N] -> three float32
-    scalars: "loss", "box_error", "weight".
+    See appendix A of arXiv:1409.1556. outputs [N, 4 * classes] or [N, 4], labels int
+    [N], targets [N, 4] relative to the crop (`vgg_jax.boxes`), weights [N] -> three
+    float32 scalars: "loss", "box_error", "weight".
 
     Only the box of an image's own class counts. The loss is half the squared distance,
     as Caffe's, and leaves out objects of which the crop shows less than half, as
@@ -86,7 +86,7 @@ Objective = Callable[[jax.Array, Mapping[str, jax.Array]], Sums]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a network learns: its loss, its errors, and what they need of the data.
+    """A task that a network learns: its loss, its errors, and what they need.
 
     Args:
         objective: (the network's outputs, batch) -> sums with "loss", which training
@@ -105,13 +105,13 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class ExampleMetrics:
-    """The sums of a task for each example alone, as a head of the forward pass.
+    """The head that gives the sums of a task for each example alone.
 
-    Takes "label" int [N], "weight" [N] and where boxes are learned "box" [N, 4].
+    It takes "label" int [N], "weight" [N] and where boxes are learned "box" [N, 4].
 
     Args:
-        objective: the task's.
-        with_boxes: whether it needs boxes.
+        objective: the objective of the task.
+        with_boxes: whether the objective needs boxes.
     """
 
     objective: Objective
@@ -125,7 +125,7 @@ class ExampleMetrics:
     def __call__(
         self, model: ConvNet, images: jax.Array, sizes: jax.Array | None, extras: Extras
     ) -> Sums:
-        """From normalized images [N, H, W, C] to the objective's values, [N] each."""
+        """Computes each sum, [N], from normalized images [N, H, W, C]."""
 
         def metrics(output: jax.Array, example: dict[str, jax.Array]) -> Sums:
             one = {name: value[None] for name, value in example.items()}
@@ -163,14 +163,14 @@ LOCALIZATION = {
 
 
 def task_for(config: Config) -> Task:
-    """The task of a configuration that `vgg_jax.config.validate` accepts."""
+    """Returns the task of a configuration that `vgg_jax.config.validate` accepts."""
     if config.localization is None:
         return CLASSIFICATION
     return LOCALIZATION[config.localization.regression]
 
 
 def with_num_classes(config: Config, classes: int) -> Config:
-    """The configuration for data of so many classes.
+    """Returns the configuration for data of so many classes.
 
     A `model.num_classes` of None becomes the number of outputs that its task needs.
 

@@ -1,4 +1,4 @@
-"""The optimizers, whose learning rate the host sets between two steps."""
+"""This module has the optimizers; the host sets their rate between two steps."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ Rate = float | jax.Array
 
 
 def sgd(rate: Rate, config: OptimizerConfig) -> optax.GradientTransformation:
-    """SGD with momentum and coupled L2, as section 3.1 of arXiv:1409.1556 trains.
+    """Makes SGD with momentum and coupled L2, as in section 3.1 of arXiv:1409.1556.
 
     v <- momentum * v + (gradient + weight_decay * w);  w <- w - rate * v.
     """
@@ -25,7 +25,7 @@ def sgd(rate: Rate, config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def lars(rate: Rate, config: OptimizerConfig) -> optax.GradientTransformation:
-    """LARS (arXiv:1708.03888): each kernel's step is in proportion to its length.
+    """Makes LARS (arXiv:1708.03888), where a kernel's step is relative to its length.
 
     As is usual, biases and batch normalization are left to plain momentum: they have
     neither weight decay nor a trust ratio.
@@ -41,7 +41,7 @@ def lars(rate: Rate, config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def adamw(rate: Rate, config: OptimizerConfig) -> optax.GradientTransformation:
-    """Adam with decoupled weight decay of every parameter (arXiv:1711.05101)."""
+    """Makes Adam with decoupled weight decay of every parameter (arXiv:1711.05101)."""
     return optax.adamw(
         rate,
         b1=config.beta1,
@@ -92,14 +92,14 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def learning_rate(state: optax.InjectStatefulHyperparamsState) -> jax.Array:
-    """The rate that the next update uses, a float32 scalar."""
+    """Returns the rate that the next update uses, a float32 scalar."""
     return state.hyperparams["learning_rate"]
 
 
 def set_learning_rate(
     state: optax.InjectStatefulHyperparamsState, rate: float
 ) -> optax.InjectStatefulHyperparamsState:
-    """The same state with another rate, on the same devices."""
+    """Returns an optimizer's state with another learning rate, on the same devices."""
     old = learning_rate(state)
     value = np.asarray(rate, old.dtype)
     # Unlike device_put, this does not make several hosts wait for one another.

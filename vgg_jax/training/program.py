@@ -1,4 +1,4 @@
-"""The compiled functions of a run, from a configuration and a mesh, without data."""
+"""This module builds the compiled functions of a run without its data."""
 
 import dataclasses
 import functools
@@ -128,7 +128,7 @@ def validate_batch_size(config: Config, devices: int) -> None:
     """Checks that so many devices can share a batch.
 
     Raises:
-        ValueError: they cannot; the message says what to use.
+        ValueError: the devices cannot; the message says what to use.
     """
     parts, steps = devices * config.accumulate_steps, config.accumulate_steps
     if config.batch_size % parts:
@@ -143,7 +143,7 @@ def validate_kind(config: Config) -> None:
     """Checks that the settings of the network are those of its family.
 
     Raises:
-        ValueError: they are those of another one, or the network is unknown.
+        ValueError: they are those of another family, or the network is unknown.
     """
     unknown = vars(config.model).keys() - {"name", *option_names(config.model.name)}
     if unknown:
@@ -154,7 +154,7 @@ def validate_kind(config: Config) -> None:
 
 
 def abstract_model(config: Config) -> ConvNet:
-    """A configuration's network with shapes in the place of arrays.
+    """Makes a configuration's network with shapes in the place of arrays.
 
     Raises:
         ValueError: the number of classes is left to the data.
@@ -166,7 +166,7 @@ def abstract_model(config: Config) -> ConvNet:
 
 
 def _abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """The batch that `train_step` takes, rows over the devices."""
+    """Returns the shapes of a batch of `train_step`, with rows over the devices."""
     size, crop = config.batch_size, config.data.crop
     channels = config.model.in_channels
     fields: dict[str, tuple[tuple[int, ...], Any]] = {

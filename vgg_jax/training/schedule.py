@@ -1,4 +1,4 @@
-"""The timetable of a run in steps, and the learning rate of each step."""
+"""This module has the timetable of a run in steps, and the rate of each step."""
 
 import dataclasses
 import math
@@ -10,16 +10,16 @@ from vgg_jax.console import did_you_mean
 
 @dataclasses.dataclass(frozen=True)
 class Timetable:
-    """After which steps a run logs, validates, saves and ends.
+    """The steps after which a run logs, validates, saves and ends.
 
     Args:
-        examples: images of the training set.
-        batch_size: images of a step.
-        num_epochs: passes over the training set, at most.
-        total_steps: the steps of those.
-        validate_every_steps, checkpoint_every_steps, log_every_steps: steps from one to
-            the next.
-        follows_plateau: the learning rate follows the validation error.
+        examples: the number of images of the training set.
+        batch_size: the number of images of a step.
+        num_epochs: the number of passes over the training set, at most.
+        total_steps: the number of steps in `num_epochs`.
+        validate_every_steps, checkpoint_every_steps, log_every_steps: the number of
+            steps from one validation, checkpoint or line to the next.
+        follows_plateau: whether the learning rate follows the validation error.
     """
 
     examples: int
@@ -53,19 +53,19 @@ class Timetable:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps of one pass over the training set, not rounded."""
+        """The number of steps of one pass over the training set, not rounded."""
         return self.examples / self.batch_size
 
     def epoch(self, step: int) -> float:
-        """Passes over the training set that the first `step` steps are."""
+        """Returns how many passes over the training set the first `step` steps are."""
         return step * self.batch_size / self.examples
 
     def validates(self, step: int) -> bool:
-        """Whether validation follows this step; it follows the last one too."""
+        """Returns whether validation follows this step; it follows the last one too."""
         return step % self.validate_every_steps == 0 or step == self.total_steps
 
     def updates_plateau(self, step: int) -> bool:
-        """Whether the plateau counts the validation that follows this step.
+        """Returns whether the plateau counts the validation that follows this step.
 
         It does not count an extra one after the last step, so that a run which goes on
         with more epochs is the run that had as many from the start.
@@ -73,11 +73,11 @@ class Timetable:
         return self.follows_plateau and step % self.validate_every_steps == 0
 
     def logs(self, step: int) -> bool:
-        """Whether a line of training metrics follows this step."""
+        """Returns whether a line of training metrics follows this step."""
         return step % self.log_every_steps == 0 or self.saves(step)
 
     def saves(self, step: int) -> bool:
-        """Whether a checkpoint follows this step."""
+        """Returns whether a checkpoint follows this step."""
         return step % self.checkpoint_every_steps == 0 or self.validates(step)
 
 
@@ -90,9 +90,9 @@ class Plateau:
 
     Args:
         best: the lowest validation error so far, a fraction.
-        waited: validations since then.
-        drops: falls of the rate so far.
-        finished: the plateau after the last fall has come.
+        waited: the number of validations since that one.
+        drops: the number of falls of the rate so far.
+        finished: whether the plateau after the last fall has come.
     """
 
     best: float = float("inf")
@@ -117,12 +117,12 @@ class Plateau:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Position:
-    """Where a run stands before a step, as a schedule sees it.
+    """The place of a run before a step, as a schedule sees it.
 
     Args:
-        epoch: passes over the training set so far.
-        num_epochs: passes at the end of the run.
-        drops: of the run's `Plateau`.
+        epoch: the number of passes over the training set so far.
+        num_epochs: the number of passes at the end of the run.
+        drops: the number of falls of the rate that the run's `Plateau` has counted.
     """
 
     epoch: float
@@ -132,13 +132,13 @@ class Position:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How the learning rate changes during a run.
+    """A rule by which the learning rate changes during a run.
 
     Args:
         factor: (settings, position) -> what the first rate is multiplied by.
-        follows_plateau: validation errors lower the rate, and end the run.
-        depends_on_num_epochs: a run cannot go on with other `num_epochs`, for its first
-            steps would have been others.
+        follows_plateau: whether validation errors lower the rate, and end the run.
+        depends_on_num_epochs: whether a run cannot go on with other `num_epochs`, for
+            its first steps would have been others.
     """
 
     factor: Callable[[OptimizerConfig, Position], float]
@@ -147,18 +147,18 @@ class Schedule:
 
 
 def plateau_factor(config: OptimizerConfig, position: Position) -> float:
-    """The rate falls when the validation error does so no longer (section 3.1)."""
+    """Lowers the rate where the validation error falls no longer (section 3.1)."""
     return config.plateau_factor**position.drops
 
 
 def step_factor(config: OptimizerConfig, position: Position) -> float:
-    """The rate falls every `step_epochs` epochs, as in Caffe's policy "step"."""
+    """Lowers the rate every `step_epochs` epochs, as Caffe's policy "step" does."""
     falls = position.epoch / config.step_epochs
     return config.step_factor ** math.floor(round(falls, 9))  # 0.3 / 0.1 is below 3
 
 
 def cosine_factor(config: OptimizerConfig, position: Position) -> float:
-    """After the warm-up the rate falls to 0 along half a cosine (arXiv:1608.03983)."""
+    """Lowers the rate to 0 along half a cosine after the warm-up (arXiv:1608.03983)."""
     annealed = max(0.0, position.epoch - config.warmup_epochs)
     length = max(position.num_epochs - config.warmup_epochs, annealed)
     return (1 + math.cos(math.pi * annealed / length)) / 2 if length else 1.0
@@ -173,7 +173,7 @@ SCHEDULES: Mapping[str, Schedule] = {
 
 
 def schedule_for(config: OptimizerConfig) -> Schedule:
-    """The schedule that `config.schedule` names.
+    """Returns the schedule that `config.schedule` names.
 
     Raises:
         ValueError: there is no such schedule; the message names the nearest.
@@ -189,7 +189,7 @@ def schedule_for(config: OptimizerConfig) -> Schedule:
 def learning_rate_at(
     step: int, timetable: Timetable, plateau: Plateau, config: OptimizerConfig
 ) -> float:
-    """The learning rate of the update that follows `step` earlier ones.
+    """Returns the learning rate of the update that follows `step` earlier ones.
 
     In the warm-up it is the schedule's own rate times the share of the warm-up that is
     over at the end of this step (arXiv:1706.02677, section 2.2).

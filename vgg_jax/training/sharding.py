@@ -1,4 +1,4 @@
-"""Where a training state lies: whole on every device, or with shared layers.
+"""This module lays a training state on devices, whole or with shared layers.
 
 Fully-connected layers, which are 89% of VGG-16's weights, can be shared out over the
 mesh's axis "data".
@@ -28,13 +28,13 @@ FC_INPUTS = {"fc6": (_ROWS, _WHOLE), "fc7": (_CHANNELS, _WHOLE), "fc8": (_CHANNE
 
 
 def state_shardings(mesh: Mesh, state: Any, *, shard_fc: bool) -> Any:
-    """The sharding of each array of a state: whole, or as `FC_PARAMETERS` says.
+    """Returns the sharding of each array of a state: whole, or as `FC_PARAMETERS` says.
 
     Args:
         mesh: the devices.
-        state: arrays or their shapes in a tree; the last two names of a path decide, so
+        state: a tree of arrays or their shapes; the last two names of a path decide, so
             that an optimizer's copy of a parameter lies where the parameter does.
-        shard_fc: shard the fully-connected layers.
+        shard_fc: whether to shard the fully-connected layers.
 
     Raises:
         ValueError: the devices cannot share a layer evenly.

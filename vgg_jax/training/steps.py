@@ -1,4 +1,4 @@
-"""One step of training: a pure function of a state and a batch."""
+"""This module has the training step, a pure function of a state and a batch."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ Batch = dict[str, jax.Array]
 
 @struct.dataclass
 class TrainState:
-    """The training state: all that a step changes.
+    """The training state, which is all that a step changes.
 
     Args:
         step: the number of steps so far, int32.
@@ -62,7 +62,7 @@ def init_state(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Forward:
-    """The forward pass of training: from a batch to class scores.
+    """The forward pass of training, from a batch to class scores.
 
     Args:
         graphdef: the network's static part, see `split`.
@@ -85,12 +85,14 @@ class Forward:
         *,
         keys: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, Any]]:
-        """(float32 [N, num_classes] before soft-max, the running statistics after).
+        """Computes scores before soft-max and the running statistics after the batch.
+
+        The scores are float32 [N, num_classes].
 
         Args:
-            params, batch_stats: of the network.
-            batch: as `train_step` takes it; label and weight are not looked at.
-            keys: [N], of each image's dropout; None leaves dropout out.
+            params, batch_stats: the variables of the network.
+            batch: the batch that `train_step` takes; label and weight do not matter.
+            keys: the key of each image's dropout, [N]; None leaves dropout out.
         """
         x = self.normalization(batch["image"], batch.get("shift"))
         if "offset" in batch:

@@ -1,5 +1,4 @@
-"""The folder of a run, which belongs to one configuration and to the data it was
-trained on."""
+"""This module ties the folder of a run to its configuration and its data."""
 
 import dataclasses
 import errno
@@ -65,7 +64,7 @@ def refuse_other_run(workdir: Path, config: Config) -> None:
 
 
 def with_stored_num_classes(config: Config, stored: Config) -> Config:
-    """The configuration; a `model.num_classes` of None becomes that of a stored run."""
+    """Gives a `model.num_classes` of None the number that a stored run has."""
     if config.model.num_classes is not None:
         return config
     model = dataclasses.replace(config.model, num_classes=stored.model.num_classes)
@@ -73,7 +72,7 @@ def with_stored_num_classes(config: Config, stored: Config) -> Config:
 
 
 def _os_error(number: int, path: Path) -> OSError:
-    """The error that the operating system would raise later."""
+    """Makes the error that the operating system would raise later."""
     return OSError(number, os.strerror(number), str(path))
 
 
@@ -143,7 +142,7 @@ def check_class_names(workdir: Path, names: Sequence[str]) -> None:
     """Checks that the run was trained on these classes, in this order.
 
     Raises:
-        WorkdirMismatch: it was not, so labels would mean something else.
+        WorkdirMismatch: the classes differ, so labels would mean something else.
     """
     stored = read_class_names(workdir) or names
     for label, (ours, theirs) in enumerate(itertools.zip_longest(names, stored), 1):
@@ -165,7 +164,7 @@ def check_data_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
     """Checks that the facts of the data are those that the run stored, if it did.
 
     Raises:
-        WorkdirMismatch: they are not, so the run would go on with other images.
+        WorkdirMismatch: the facts differ, so the run would go on with other images.
     """
     path = workdir / DATA
     stored = _read_facts(path)
@@ -204,5 +203,5 @@ def mark_finished(workdir: Path, finished: bool) -> None:
 
 
 def is_finished(workdir: Path) -> bool:
-    """Whether the training in this folder came to its end."""
+    """Returns whether the training in this folder came to its end."""
     return (workdir / FINISHED).exists()

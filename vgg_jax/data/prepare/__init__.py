@@ -1,1 +1,1 @@
-"""Writes data sets to disk once, in the format of TensorFlow Datasets."""
+"""This package writes data sets to disk once, in TensorFlow Datasets' format."""

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009) from their archives' binary version.
+"""This module reads CIFAR-10 and CIFAR-100 (Krizhevsky, 2009) in binary archives.
 
 A file is a row of records. A record is one byte a label (CIFAR-100 has two, of which
 the second, fine one is used), then 3072 bytes of the picture: red, green and blue, 1024
@@ -24,15 +24,15 @@ PIXELS = 3 * SIDE * SIDE
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Archive:
-    """An official archive.
+    """An official archive of one of the two sets.
 
     Args:
-        name: of the file.
-        size, md5: of the file, in bytes and as published beside it.
-        folder: what it unpacks to.
+        name: the name of the archive's file.
+        size, md5: the file's size in bytes, and its checksum as published.
+        folder: the folder that the archive unpacks to.
         files: the names of each split's files, and their number of pictures.
-        labels: bytes before a picture; the last one is its class.
-        class_names: the text file with a name a line.
+        labels: the number of bytes before a picture; the last one is its class.
+        class_names: the name of the text file with a class name a line.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Archive:
         )
 
     def _read(self, folder: Path, partial: bool) -> tuple[bytes, dict[str, bytes]]:
-        """The names of the classes, and the records of each split."""
+        """Reads the names of the classes, and the records of each split."""
         archive, unpacked = folder / self.name, folder / self.folder
         if archive.is_file():
             if not partial:
@@ -152,7 +152,7 @@ class Archive:
 
 
 def _extract(tar: tarfile.TarFile, name: str) -> bytes:
-    """What a file of a tar archive holds; KeyError where it has none of this name."""
+    """Reads a file of a tar archive; raises KeyError where none has this name."""
     file = tar.extractfile(name)
     if file is None:
         raise KeyError(f"{name} is not a file")

@@ -1,4 +1,4 @@
-"""Fashion-MNIST (arXiv:1708.07747) from its four idx files, which it also fetches."""
+"""This module reads, and fetches, the four idx files of Fashion-MNIST."""
 
 import contextlib
 import gzip
@@ -60,7 +60,7 @@ PREFIXES = {"train": "train", "test": "t10k"}  # of the names of the files
 
 
 class Unavailable(Exception):
-    """One way of getting the files does not work here; the message says why."""
+    """A way of getting the files does not work here; the message says why."""
 
 
 @contextlib.contextmanager
@@ -112,7 +112,7 @@ def report_progress(text: str) -> None:
 
 
 def read_idx(folder: Path, name: str) -> np.ndarray:
-    """Images uint8 [N, 28, 28] or labels uint8 [N] from `name`, gzipped or not.
+    """Reads images uint8 [N, 28, 28] or labels uint8 [N] from `name`, gzipped or not.
 
     Raises:
         Unavailable: the file is missing or not the published one.

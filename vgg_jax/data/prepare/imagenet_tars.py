@@ -1,4 +1,4 @@
-"""ILSVRC-2012 from its two tar files, whose headers say where the pictures are."""
+"""This module reads ILSVRC-2012 from its two tar files."""
 
 import contextlib
 import importlib.resources
@@ -48,19 +48,19 @@ def open_imagenet(folder: Path | None, partial: bool) -> Iterator[Contents]:
 
 
 def wnids() -> list[str]:
-    """The 1000 WordNet numbers, sorted: the labels' meaning."""
+    """Returns the 1000 WordNet numbers, sorted: label i means number i."""
     return read_words("vgg_jax.data.prepare", "imagenet_wnids.txt")
 
 
 def validation_wnids() -> list[str]:
-    """The WordNet number of each validation picture, which TFDS's package holds."""
+    """Returns the WordNet number of each validation picture, from TFDS's package."""
     return read_words(
         "tensorflow_datasets", "datasets/imagenet2012/validation_labels.txt"
     )
 
 
 def read_words(package: str, name: str) -> list[str]:
-    """The lines of a text file that a package holds beside its code."""
+    """Reads the lines of a text file that a package holds beside its code."""
     return importlib.resources.files(package).joinpath(name).read_text().split()
 
 
@@ -89,7 +89,7 @@ def validate_tars(folder: Path, partial: bool) -> None:
 
 
 def read_members(folder: Path, partial: bool) -> dict[str, list[Member]]:
-    """The pictures of both tar files.
+    """Finds the pictures of both tar files.
 
     Raises:
         ValueError: another structure, truncated, or too few of them.
@@ -123,7 +123,7 @@ def read_members(folder: Path, partial: bool) -> dict[str, list[Member]]:
 
 
 def rgb_jpeg(data: bytes, name: str) -> bytes:
-    """A picture as an RGB or gray JPEG file, which nearly all of them are.
+    """Returns a picture as an RGB or gray JPEG file, which nearly all of them are.
 
     The training set has 22 CMYK pictures and a PNG among its JPEG files, which are
     encoded anew, as TFDS does since version 3.0.0 of the data set.
@@ -140,7 +140,7 @@ def rgb_jpeg(data: bytes, name: str) -> bytes:
 def train_members(
     path: Path, wnids: Sequence[str], *, partial: bool, advance: Callable[[int], None]
 ) -> list[Member]:
-    """A tar file of tar files, WNID.tar, of pictures WNID_NUMBER.JPEG.
+    """Finds the training pictures: WNID_NUMBER.JPEG in WNID.tar in a tar file.
 
     `partial` accepts some of the WNIDs; `advance` is told of every class read.
 
@@ -170,7 +170,7 @@ def train_members(
 def validation_members(
     path: Path, labels: Sequence[int], *, partial: bool
 ) -> list[Member]:
-    """A flat tar file of pictures ILSVRC2012_val_00000001.JPEG and so on.
+    """Finds the validation pictures, ILSVRC2012_val_NUMBER.JPEG in one tar file.
 
     `labels` are in the order of the numbers. `partial` accepts some of the pictures.
 
@@ -190,7 +190,7 @@ def validation_members(
 def _headers(
     path: Path, file: BinaryIO, start: int, end: int
 ) -> Iterator[tarfile.TarInfo]:
-    """What a tar file from byte `start` to `end` of the open file holds."""
+    """Lists what a tar file from byte `start` to `end` of the open file holds."""
     try:
         file.seek(start)
         # TarFile counts offsets from the start of `file`, wherever it begins to read.

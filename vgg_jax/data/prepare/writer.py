@@ -37,7 +37,7 @@ class Member(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What the official files of a data set hold.
+    """The pictures and class names that the official files of a data set hold.
 
     Args:
         class_names: the name of each label.
@@ -58,12 +58,12 @@ class Contents:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """How a data set gets into the folder `name`/`version` below `data_dir`.
+    """The way of a data set into the folder `name`/`version` below `data_dir`.
 
     Args:
-        name: as the data set is called in configurations, and by TFDS.
-        version: as TFDS numbers these pictures.
-        title: as people call the data set.
+        name: the data set's name in configurations and in TFDS.
+        version: the number that TFDS has for these pictures.
+        title: the name that people use.
         files: the names of the official files.
         open: (folder, partial) -> their contents, until the block ends. The folder
             holds the files, or is None where `open` is to fetch them; `partial` accepts
@@ -123,7 +123,7 @@ class Preparation:
 
 
 class Shard(NamedTuple):
-    """One file, and what belongs into it."""
+    """One ArrayRecord file, and the pictures that belong into it."""
 
     path: Path
     members: Sequence[Member]
@@ -164,7 +164,7 @@ def write_data_set(preparation: Preparation, contents: Contents, final: Path) ->
 def plan_shards(
     directory: Path, dataset: str, split: str, members: Sequence[Member]
 ) -> list[Shard]:
-    """The files of a split in `directory`, and their examples.
+    """Plans the files of a split in `directory`, and their examples.
 
     The order is that of the hashed names, as TFDS has it: shuffled once and for all.
     """
@@ -188,7 +188,7 @@ def plan_shards(
 
 
 def shard_count(total_bytes: int, examples: int) -> int:
-    """The number of files for so many examples of so many bytes: a power of two."""
+    """Returns the number of files for so many examples and bytes: a power of two."""
     total_bytes += RECORD_OVERHEAD * examples
     most = min(total_bytes // SMALLEST_SHARD, examples, MOST_SHARDS)
     return 1 << max(most.bit_length() - 1, 0)
@@ -219,7 +219,7 @@ def write_shard(shard: Shard, split: str, contents: Contents) -> Iterator[Member
 
 
 def serialize(fields: Mapping[str, bytes | int]) -> bytes:
-    """One example, as TFDS's files have it."""
+    """Encodes one example as TFDS's files have it."""
     example = TfExample()
     for name, value in fields.items():
         feature = example.features.feature[name]
@@ -280,7 +280,7 @@ def validate_same_source(note: Path, members: Mapping[str, Sequence[Member]]) ->
     """Checks that an interrupted call, which left a note, had the same pictures.
 
     Raises:
-        ValueError: it had others.
+        ValueError: it had other pictures.
     """
     digest = hashlib.sha256(repr(dict(members)).encode()).hexdigest()
     if not note.exists():
@@ -296,7 +296,7 @@ def validate_free_space(directory: Path, splits: Mapping[str, Sequence[Shard]]) 
     """Checks that the disk has room for the files that are still to be written.
 
     Raises:
-        OSError: it has not.
+        OSError: the disk has too little space.
     """
     needed = sum(
         member.size
