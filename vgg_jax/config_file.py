@@ -123,7 +123,7 @@ def nearest_file(path: Path | None) -> str:
 
 
 def _configurations(folder: Path) -> dict[str, str]:
-    """Returns the paths of files in a folder that are configurations, by their stems."""
+    """Returns the paths of the configurations in a folder, by their stems."""
     return {
         file.stem: str(file)
         for file in sorted(folder.glob("*.py"))
