@@ -186,7 +186,7 @@ def test_prediction_names_classes_and_draws_maps(
     ("script", "more", "code", "expected"),
     [
         ("train.py", ["--config.batch_sise=3"], 2, "mean '--config.batch_size'"),
-        ("train.py", [NEW, "--config.model.name=vgg_16"], 1, "did you mean 'vgg16'"),
+        ("train.py", [NEW, "--config.model.name=vgg_16"], 2, "did you mean 'vgg16'"),
         ("train.py", ["--config.batch_size=abc"], 2, "--config.batch_size: expected"),
         ("train.py", ["--config.data.data_dir=/nowhere"], 1, "/nowhere"),
         (

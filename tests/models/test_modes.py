@@ -313,7 +313,12 @@ def test_a_name_keeps_its_own_option_where_that_is_none() -> None:
 def test_kept_streams_serve_calls_without_any() -> None:
     options = {"width": 0.02, "fc_kernel": 1, "num_classes": 3, "in_channels": 1}
     images = jnp.ones((2, 32, 32, 1))
-    for rngs in (nnx.Rngs(0), nnx.Rngs(params=0, dropout=1), jax.random.key(0)):
-        model = create_model("vgg11", rngs=rngs, keep_rngs=True, **options)
-        model.train()
-        assert model(images).shape == (2, 3)
+    rngs = nnx.Rngs(params=0, dropout=1)
+    model = create_model("vgg11", rngs=rngs, keep_rngs=True, **options)
+    model.train()
+    assert model(images).shape == (2, 3)
+    # Without a stream of that name nothing is kept, and training says so.
+    model = create_model("vgg11", rngs=nnx.Rngs(0), keep_rngs=True, **options)
+    model.train()
+    with pytest.raises(ValueError, match="rngs"):
+        model(images)

@@ -126,7 +126,8 @@ def test_a_long_image_hides_a_bounded_number_of_places() -> None:
     assert occlusion_map(
         model, long, 1, 32, Normalization((0.0,), (1.0,))
     ).scores.shape == (12, 36)
-    assert PLACES**2 % BATCH == 0  # a square image fills its batches, but for itself
+    # A square image and its hidden places nearly fill their batches.
+    assert -(PLACES**2 + 1) % BATCH <= 2
 
 
 def test_a_fine_map_is_that_of_scores_near_the_training_scale() -> None:

@@ -120,7 +120,7 @@ class ConvNet(nnx.Module):
         init: a key of `INITS`; biases start at zero.
         dtype: the type that is computed in, one of `DTYPES`; parameters are float32.
         rngs: a key or `nnx.Rngs`, whose "params" stream makes the weights.
-        keep_rngs: keep the "dropout" stream inside, for calls without `rngs`; and for
+        keep_rngs: keep a stream named "dropout" inside, for calls without `rngs`; and for
             `nnx.bridge.to_linen`, whose `apply(..., rngs=...)` cannot hand one to a
             call.
 
@@ -179,8 +179,8 @@ class ConvNet(nnx.Module):
                         rngs=rngs,
                     )
                 case rows.Dropout():
-                    has_stream = "dropout" in rngs or "default" in rngs
-                    kept = rngs if keep_rngs and has_stream else None
+                    # Not a default stream, which Linen gives to every call.
+                    kept = rngs if keep_rngs and "dropout" in rngs else None
                     module = nnx.Dropout(layer.rate, deterministic=True, rngs=kept)
                 case _:
                     continue
