@@ -120,8 +120,8 @@ class ConvNet(nnx.Module):
         init: a key of `INITS`; biases start at zero.
         dtype: the type that is computed in, one of `DTYPES`; parameters are float32.
         rngs: a key or `nnx.Rngs`, whose "params" stream makes the weights.
-        keep_rngs: keep a stream named "dropout" inside, for calls without `rngs`; and for
-            `nnx.bridge.to_linen`, whose `apply(..., rngs=...)` cannot hand one to a
+        keep_rngs: keep a stream named "dropout" inside, for calls without `rngs`; and
+            for `nnx.bridge.to_linen`, whose `apply(..., rngs=...)` cannot hand one to a
             call.
 
     Raises:
