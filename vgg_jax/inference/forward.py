@@ -82,8 +82,11 @@ class MapHead:
         sizes: jax.Array | None,
         extras: Extras,
     ) -> Any:
-        """Reduces maps [N, h, w, features] of images of these sizes to the result."""
-        raise NotImplementedError
+        """Reduces maps [N, h, w, features] of images of these sizes to the result.
+
+        By default the result is the maps as they are.
+        """
+        return maps
 
     def __call__(
         self, model: ConvNet, images: jax.Array, sizes: jax.Array | None, extras: Extras
@@ -112,16 +115,6 @@ class ScoreMap(MapHead):
     It is zero outside of each image's own map.
     """
 
-    def reduce(
-        self,
-        maps: jax.Array,
-        layers: tuple[Layer, ...],
-        sizes: jax.Array | None,
-        extras: Extras,
-    ) -> jax.Array:
-        """Returns the map as it is: [N, h, w, num_classes]."""
-        return maps
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MapOf(MapHead):
@@ -138,16 +131,6 @@ class MapOf(MapHead):
     ) -> jax.Array:
         """Makes the other head's map: [N, H, W, C] -> float32 [N, h, w, features]."""
         return self.head.map(model, images, sizes)
-
-    def reduce(
-        self,
-        maps: jax.Array,
-        layers: tuple[Layer, ...],
-        sizes: jax.Array | None,
-        extras: Extras,
-    ) -> jax.Array:
-        """Returns the map as it is: [N, h, w, features]."""
-        return maps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
