@@ -20,6 +20,7 @@ from vgg_jax.data.sources import open_source
 from vgg_jax.data.zca import whitening_digest
 from vgg_jax.distributed import make_mesh, shard_batch
 from vgg_jax.inference.passes import View, over_source
+from vgg_jax.memory import naming_settings, training_advice
 from vgg_jax.training.checkpoint import Checkpoints, saved_steps
 from vgg_jax.training.diagnosis import StallDetector, diagnosis
 from vgg_jax.training.init_from import take_weights, validate_source
@@ -62,6 +63,7 @@ def train(config: Config, workdir: Path) -> signal.Signals | None:
         WorkdirMismatch: the folder holds a run with other settings.
         TrainingDiverged: the message names the last good checkpoint.
         SaveError: a checkpoint could not be written.
+        OutOfMemory: the message names settings that make the step smaller.
         ValueError: settings that do not fit one another, or images that cannot be read.
     """
     return Trainer(config, workdir).run()
@@ -102,6 +104,9 @@ class Trainer:
             Checkpoints(self.workdir, self.metric, read_only=False) as checkpoints,
             Interrupt() as interrupt,
             _naming_last_checkpoint(checkpoints),
+            naming_settings(
+                "a training step", training_advice(self.config, self.mesh.size)
+            ),
             RunLog(self.workdir, timetable, self.task.errors, start) as log,
             contextlib.closing(self._batches(start)) as batches,
         ):
