@@ -189,7 +189,8 @@ def test_larger_images_are_fewer_at_once(
     apply.clear_cache()
     evaluate(model, source, config, protocol="dense", scales=(40, 64), mesh=mesh)
     # Of 6,144 pixels, and one at least; the last square goes out with a wide image.
-    assert given[:6] == [(3, 40, 40)] * 2 + [(2, 40, 60), (1, 40, 120)] * 2
+    squares, wide, widest = (3, 40, 40), (2, 40, 60), (1, 40, 120)
+    assert given[:6] == [squares, squares, wide, widest, widest, wide]
     assert set(given[6:]) == {(1, 64, 64), (1, 64, 96), (1, 64, 192)}
     assert apply._cache_size() == len(set(given)) == 6  # programs
 

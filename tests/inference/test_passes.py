@@ -1,6 +1,5 @@
 """One pass over a set: rows in the order of the source, whatever the head."""
 
-import dataclasses
 from collections.abc import Callable
 
 import chex
@@ -17,13 +16,7 @@ from vgg_jax.data.transforms import center, rescale
 from vgg_jax.distributed import make_mesh
 from vgg_jax.evaluation.protocols import evaluate
 from vgg_jax.inference import passes
-from vgg_jax.inference.forward import (
-    MapHead,
-    Network,
-    Pooled,
-    Posteriors,
-    ScoreMap,
-)
+from vgg_jax.inference.forward import Network, Pooled, Posteriors, ScoreMap
 from vgg_jax.inference.passes import View, over_source, place_rows
 from vgg_jax.inference.tiling import run_tiled
 from vgg_jax.memory import OutOfMemory
@@ -102,14 +95,14 @@ def test_the_rows_of_hosts_are_put_in_order(monkeypatch: pytest.MonkeyPatch) -> 
     assert max(shape[0] for shape in sent if shape) == 3
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Enormous(MapHead):
-    """A head of more numbers than any machine can address."""
+class NeverComputed:
+    """What a device gives that ran out of memory while the host went on."""
 
-    def reduce(self, maps: jax.Array, *_: object) -> jax.Array:
-        return jnp.zeros((len(maps), 2**44)) + maps.sum()
+    def __array__(self, *_: object, **__: object) -> np.ndarray:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
 
+@pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize(
     ("view", "settings"),
     [
@@ -119,16 +112,24 @@ class Enormous(MapHead):
     ],
 )
 def test_a_batch_that_does_not_fit_names_the_setting(
-    model: ConvNet, config: Config, make_source: Callable, view: View, settings: str
+    model: ConvNet,
+    config: Config,
+    make_source: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    view: View,
+    settings: str,
+    at_once: bool,
 ) -> None:
+    def run(*_: object) -> object:
+        return jnp.zeros(2**45) if at_once else NeverComputed()  # 128 TiB
+
+    monkeypatch.setattr(Network, "run", run)
     mesh = make_mesh(jax.devices()[:1])
-    network = network_of(model, config)
+    network, source = network_of(model, config), make_source([(40, 44)])
     with pytest.raises(
         OutOfMemory, match=rf"at Q={view.scale} does not fit.*{settings}"
     ):
-        over_source(
-            network, Enormous(), make_source([(40, 44)]), config, view, mesh=mesh
-        )
+        over_source(network, Posteriors(), source, config, view, mesh=mesh)
 
 
 def test_a_row_that_is_missing_is_an_error() -> None:

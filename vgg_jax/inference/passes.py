@@ -148,12 +148,16 @@ def example_rows(
         )
     network = network.place(mesh)
     shapes = padded_shapes(config.evaluation.bucket_ratios, view.scale)
-    largest = images_at_once(config, view, mesh.size, shapes[-1])
-    previous = None
+    previous, given = None, 0
     batches = view_batches(source, config, view, network.channels, mesh, with_boxes)
-    advice = evaluation_advice(config, largest)
-    with naming_settings(f"a batch of images at Q={view.scale}", advice):
+
+    def advice() -> Iterator[str]:
+        """Yields what makes the batch smaller that was run last."""
+        yield from evaluation_advice(config, given // len(mesh.local_devices))
+
+    with naming_settings(f"a batch of images at Q={view.scale}", advice()):
         for batch in batches:
+            given = len(batch["index"])
             known = {
                 name: rows[batch["index"]] for name, rows in (extras or {}).items()
             }
