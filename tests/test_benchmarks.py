@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from benchmarks import cpu, data, dense, gpu, start, worker
-from benchmarks.cases import make_case, small_vgg13
+from benchmarks.cases import make_case
+from vgg_jax.config import VGGConfig
 
-SMALLEST = make_case(small_vgg13(1 / 64), 32, 8)
+SMALLEST = make_case(
+    VGGConfig(name="vgg11", width=1 / 64, num_classes=10, fc_kernel=1), 32, 8
+)
 
 Printed = pytest.CaptureFixture[str]
 
