@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import zipfile
@@ -26,6 +27,11 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = path.with_name(path.name + PARTIAL)
     yield partial
     os.replace(partial, path)
+
+
+def text_digest(text: str) -> str:
+    """Returns a digest of a text, 32 hexadecimal digits."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:
