@@ -6,6 +6,9 @@ import gc
 import json
 import resource
 import shutil
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -326,6 +329,40 @@ def test_a_store_that_cannot_be_read_now_is_not_taken_for_damage(
     ):
         checkpoints.restore_newest(abstract(jax.devices()[:1]))
     assert saved_steps(tmp_path) == [1, 2]
+
+
+def test_hosts_agree_on_damage_and_on_digests(tmp_path: Path) -> None:
+    """Two hosts with a layer in parts, and one host with the whole of it."""
+    printed: dict[int, list[list[str]]] = {}
+    for hosts in (1, 2):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        workdir = tmp_path / str(hosts)
+        processes = [
+            subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "tests.training.save_on_hosts"),
+                    *(str(workdir), address, str(hosts), str(index)),
+                ],
+                cwd=Path(__file__).parents[2],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for index in range(hosts)
+        ]
+        outputs = [process.communicate(timeout=120) for process in processes]
+        printed[hosts] = [
+            [line for line in out.splitlines() if line[:6] in ("digest", "restor")]
+            for out, _ in outputs
+        ]
+        assert "checkpoints/2 is damaged" in outputs[0][1]
+        names = {path.name for path in (workdir / "checkpoints").iterdir()}
+        assert names == {"1", "2", "2.damaged"}
+    ((digests, restored),) = printed[1]
+    assert digests.startswith("digests {'conv'") and restored == "restored 1"
+    assert printed[2] == printed[1] * 2
 
 
 def test_folders_that_are_no_checkpoints_stop_nobody(tmp_path: Path) -> None:

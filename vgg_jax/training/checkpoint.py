@@ -169,12 +169,12 @@ class Checkpoints:
             errors=None if errors is None else dict(errors),
             digests=digests(arrays),
         )
-        path = self._folder / str(record.step)
         with self._naming_last_good():
             response = ocp.save_checkpointables_async(
-                path,
+                self._folder / str(record.step),
                 arrays,
-                overwrite=not _is_whole(path),  # what else has this name is no loss
+                # What has this name and is no checkpoint of the run is no loss.
+                overwrite=record.step not in self._records,
                 custom_metadata=record.to_metadata(),
             )
         self._saving = record, response
@@ -352,7 +352,9 @@ class Checkpoints:
                 loaded = ocp.load_checkpointables(path, wanted)
         except Exception as error:  # Orbax hides the reason behind a "no entry" error
             cause = error.__cause__ or error
-            reason = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+            # TensorStore goes on with its whole specification.
+            words = " ".join(str(cause).partition("[tensorstore_spec")[0].split())
+            reason = f"{type(cause).__name__}: {words}"
             if any(word in reason for word in _UNREACHABLE):
                 raise ValueError(f"cannot read checkpoint {path}: {reason}") from error
             raise DamagedCheckpoint(
