@@ -331,6 +331,7 @@ def test_a_store_that_cannot_be_read_now_is_not_taken_for_damage(
     assert saved_steps(tmp_path) == [1, 2]
 
 
+@pytest.mark.slow
 def test_hosts_agree_on_damage_and_on_digests(tmp_path: Path) -> None:
     """Two hosts with a layer in parts, and one host with the whole of it."""
     printed: dict[int, list[list[str]]] = {}

@@ -6,19 +6,18 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
-from etils import epath
+from etils.epath import Path
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
 from vgg_jax import distributed
 from vgg_jax.config import Config
 from vgg_jax.distributed import make_mesh, replicated, warn
-from vgg_jax.files import read_json, text_digest
+from vgg_jax.files import is_in_bucket, parse_path, read_json, resolve, text_digest
 from vgg_jax.models import ConvNet
 from vgg_jax.training.digest import digests
 from vgg_jax.training.program import abstract_model
@@ -26,7 +25,8 @@ from vgg_jax.training.schedule import Plateau
 from vgg_jax.training.steps import TrainState, split
 from vgg_jax.training.workdir import read_config
 
-METADATA = "_CHECKPOINT_METADATA"  # the file that Orbax writes into a checkpoint last
+METADATA = "_CHECKPOINT_METADATA"  # the last file of a checkpoint on a disk
+COMMITTED = "commit_success.txt"  # and in a bucket
 
 # What Orbax and TensorStore say of a store that cannot be read now, so that a
 # checkpoint there may be as it was saved.
@@ -118,7 +118,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, metric: str, *, read_only: bool):
         self.metric = metric
         self._workdir = workdir
-        self._folder = workdir.absolute() / "checkpoints"
+        self._folder = resolve(workdir) / "checkpoints"
         self._records: dict[int, Record] = {}
         self._damage: dict[int, DamagedCheckpoint] = {}
         self._saving: tuple[Record, ocp.AsyncResponse[None]] | None = None
@@ -404,15 +404,23 @@ def saved_steps(workdir: Path) -> list[int]:
 
 
 def _is_whole(path: Path) -> bool:
-    """Returns whether a path is that of a checkpoint whose saving came to its end."""
-    return path.name.isdecimal() and (path / METADATA).is_file()
+    """Returns whether a path is that of a checkpoint whose saving came to its end.
+
+    On a disk a checkpoint takes its name when it is complete; in a bucket, where no
+    folder can be renamed at once, Orbax adds a file at the end.
+    """
+    return (
+        path.name.isdecimal()
+        and (path / METADATA).exists()
+        and (not is_in_bucket(path) or (path / COMMITTED).exists())
+    )
 
 
 def _remove(checkpoint: Path) -> None:
     """Takes a checkpoint away; what cannot be removed now is by the next start."""
     with contextlib.suppress(OSError):
         (checkpoint / METADATA).unlink()  # from here on it is no checkpoint
-        epath.Path(checkpoint).rmtree()
+        checkpoint.rmtree()
 
 
 def _remove_remains(folder: Path) -> None:
@@ -422,14 +430,14 @@ def _remove_remains(folder: Path) -> None:
         is_half = not _is_whole(path) and (path / "params").is_dir()
         if name and (name[1] or is_half):
             with contextlib.suppress(OSError):
-                epath.Path(path).rmtree()
+                path.rmtree()
 
 
 def _set_aside(checkpoint: Path) -> str:
     """Gives a damaged checkpoint a name that is none of a step; returns the name."""
     names = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
     for suffix in names:
-        aside = checkpoint.with_name(f"{checkpoint.name}.damaged{suffix}")
+        aside = checkpoint.parent / f"{checkpoint.name}.damaged{suffix}"
         if not aside.exists():
             checkpoint.rename(aside)
             break
@@ -483,7 +491,7 @@ def restore_model(
         FileNotFoundError: no run or no checkpoint there.
         ValueError: a checkpoint that cannot be read.
     """
-    checkpoints, config = open_run(Path(workdir))
+    checkpoints, config = open_run(parse_path(workdir))
     graphdef, params, batch_stats = split(abstract_model(config))
     # All hosts read together, each for a device of its own.
     own = {device.process_index: device for device in reversed(jax.devices())}

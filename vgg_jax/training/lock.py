@@ -6,10 +6,12 @@ import json
 import os
 import socket
 import time
-from pathlib import Path
 from typing import TextIO
 
+from etils.epath import Path
+
 from vgg_jax.distributed import is_first, warn
+from vgg_jax.files import is_in_bucket
 
 LOCK = "lock"  # the file that says which process trains in a workdir
 
@@ -30,6 +32,7 @@ class WorkdirLock:
 
     The file `WORKDIR/lock` names the process. The operating system's lock on it ends
     with the process, however that ends, so that the next start takes the folder over.
+    A bucket has no such locks, and a folder there is not held.
 
     Args:
         workdir: the folder, which is there.
@@ -47,7 +50,7 @@ class WorkdirLock:
             WorkdirHeld: another training has it; the message names the process.
             OSError: the folder is not there or cannot be written to.
         """
-        if is_first():
+        if is_first() and not is_in_bucket(self._workdir):
             self._file = _acquire(self._workdir)
             owner = {"pid": os.getpid(), "host": socket.gethostname()}
             self._file.truncate(0)
@@ -84,7 +87,7 @@ def refuse_held(workdir: Path) -> None:
     Raises:
         WorkdirHeld: another one does; the message names the process.
     """
-    if is_first() and (workdir / LOCK).exists():
+    if is_first() and not is_in_bucket(workdir) and (workdir / LOCK).exists():
         _acquire(workdir).close()
 
 

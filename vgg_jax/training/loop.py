@@ -4,11 +4,11 @@ import contextlib
 import dataclasses
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils.epath import Path
 
 from vgg_jax.config import Config
 from vgg_jax.data import transforms
@@ -17,6 +17,7 @@ from vgg_jax.data.pipeline import train_batches
 from vgg_jax.data.sources import open_source
 from vgg_jax.data.zca import whitening_digest
 from vgg_jax.distributed import make_mesh, shard_batch, warn
+from vgg_jax.files import parse_path
 from vgg_jax.inference.passes import View, over_source
 from vgg_jax.training.checkpoint import Checkpoints, saved_steps
 from vgg_jax.training.diagnosis import StallDetector, diagnosis
@@ -48,7 +49,7 @@ from vgg_jax.training.workdir import (
 )
 
 
-def train(config: Config, workdir: Path) -> signal.Signals | None:
+def train(config: Config, workdir: Path | str) -> signal.Signals | None:
     """Trains until `num_epochs`, or until the plateau after the rate's last fall.
 
     Where `workdir` holds a run of the same configuration, that run goes on from its
@@ -71,8 +72,8 @@ def train(config: Config, workdir: Path) -> signal.Signals | None:
 class Trainer:
     """A run: its settings, its data, its compiled steps, and the loop over them."""
 
-    def __init__(self, config: Config, workdir: Path):
-        self.workdir = workdir
+    def __init__(self, config: Config, workdir: Path | str):
+        self.workdir = workdir = parse_path(workdir)
         self.mesh = make_mesh()
         # What can be refused without data is: they may have to be prepared first.
         validate_settings(config, self.mesh.size)
