@@ -74,7 +74,13 @@ def build_program(config: Config, mesh: Mesh) -> Program:
             f"{config.model.name} with this head has not; set it to False"
         )
     optimizer = make_optimizer(config.optimizer)
-    init = functools.partial(init_state, lambda rngs: create(rngs=rngs), optimizer)
+    trained_layers = config.optimizer.trained_layers
+    init = functools.partial(
+        init_state,
+        lambda rngs: create(rngs=rngs),
+        optimizer,
+        trained_layers=trained_layers,
+    )
     key = _abstract(jax.eval_shape(jax.random.key, 0), replicated(mesh))
     shapes = jax.eval_shape(init, key)
     shardings = state_shardings(mesh, shapes, shard_fc=config.shard_fc)
@@ -83,6 +89,7 @@ def build_program(config: Config, mesh: Mesh) -> Program:
         normalization=preprocessing_of(config.data),
         place=placement(mesh, shard_fc=config.shard_fc),
         remat=config.remat,
+        trained_layers=trained_layers,
     )
     train_step = jit_train_step(
         forward,
