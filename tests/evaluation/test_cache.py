@@ -89,6 +89,16 @@ def test_arrays_of_another_kind(path: Path, predictions: Predictions) -> None:
             cache.load(path, INPUTS)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_posteriors_that_are_not_finite(
+    path: Path, predictions: Predictions, value: float
+) -> None:
+    predictions.posteriors[1, 0] = value
+    cache.save(path, INPUTS, predictions)
+    with pytest.raises(cache.Unusable, match="posteriors are not all finite"):
+        cache.load(path, INPUTS)
+
+
 class Bomb:
     def __reduce__(self) -> tuple:
         return (pytest.fail, ("code of a file was run",))

@@ -15,7 +15,7 @@ from vgg_jax.data.zca import preprocessing_of
 from vgg_jax.distributed import batch_sharding, replicated
 from vgg_jax.inference.forward import Network
 from vgg_jax.models import ConvNet, create_model, option_names
-from vgg_jax.models.layers import check_size
+from vgg_jax.models.layers import BatchNorm, check_size
 from vgg_jax.training.objectives import task_for
 from vgg_jax.training.optimizer import make_optimizer
 from vgg_jax.training.schedule import schedule_for
@@ -170,6 +170,15 @@ def abstract_model(config: Config) -> ConvNet:
     return nnx.eval_shape(
         lambda: create_model(**dataclasses.asdict(config.model), rngs=nnx.Rngs(0))
     )
+
+
+def has_batch_norm(config: Config) -> bool:
+    """Returns whether a configuration's network has batch normalization.
+
+    Raises:
+        ValueError: the number of classes is left to the data.
+    """
+    return any(isinstance(row, BatchNorm) for row in abstract_model(config).layers)
 
 
 def _abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
