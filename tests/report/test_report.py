@@ -413,7 +413,9 @@ def test_cells_of_the_paper_that_were_run(tmp_path: Path) -> None:
         ],
     }
     assert sum(row[4] == "not run" for row in rows) == 12 + 10 + 6 + 4 - 3
-    assert {row[5] for row in rows if row[0].startswith("D") and row[4] != "not run"} == {
+    assert {
+        row[5] for row in rows if row[0].startswith("D") and row[4] != "not run"
+    } == {
         "vgg16 at (256, 512) at step 1",
         "vgg16 at (384, 384) at step 1",
         "vgg19 at (256, 512) at step 1 + vgg16 at (256, 512) at step 1",
@@ -440,7 +442,9 @@ def test_older_steps_and_parts_of_the_images_are_not_beside_the_paper(
         tmp_path,
     )
     ours = [
-        (row[3], row[4]) for row in found if row[0] != "network" and "not run" not in row
+        (row[3], row[4])
+        for row in found
+        if row[0] != "network" and "not run" not in row
     ]
     assert ours == [
         ("22.00 ± 0.40 / 7.77 ± 0.20", "vgg16 at (256, 512) at step 100"),

@@ -11,7 +11,6 @@ import pytest
 
 from vgg_jax.config import OptimizerConfig
 from vgg_jax.training.optimizer import (
-    OPTIMIZERS,
     learning_rate,
     make_optimizer,
     set_learning_rate,

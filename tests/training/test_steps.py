@@ -210,7 +210,7 @@ def test_layers_that_are_not_trained_stay(name: str) -> None:
     assert sums["gradient_norm"] < sums_of_most["gradient_norm"]
     for layer, before in state.params.items():
         expected = most_trained.params[layer] if layer in trained_layers else before
-        chex.assert_trees_all_close(after.params[layer], expected, rtol=1e-6)
+        chex.assert_trees_all_close(after.params[layer], expected, atol=1e-6)
         if layer in most:
             assert np.any(most_trained.params[layer]["kernel"] != before["kernel"])
     assert float(learning_rate(set_learning_rate(after.opt_state, 0.5))) == 0.5
@@ -241,7 +241,7 @@ def test_batch_norm_that_is_not_trained_runs_with_its_running_statistics() -> No
     data, keys = batch(8), jax.random.split(KEY, 8)
 
     def statistics(trained_layers: tuple[str, ...]) -> Any:
-        run = forward(graphdef, trained_layers=trained_layers)
+        run = jax.jit(forward(graphdef, trained_layers=trained_layers))
         return run(state.params, state.batch_stats, data, keys=keys)[1]
 
     after = statistics(("bn2", "fc8"))

@@ -152,7 +152,10 @@ def is_the_papers(config: Config) -> bool:
 
 
 def newest(results: Sequence[Json]) -> list[Json]:
-    """Returns the rows of an eval.json whose networks are at their newest step there."""
+    """Returns the rows of an eval.json that are of the newest step of each run in it.
+
+    A row of several networks is one of them where all are at their newest step.
+    """
     steps: dict[str, int] = {}
     for row in results:
         for network in row["networks"]:
