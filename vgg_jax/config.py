@@ -398,7 +398,11 @@ class EvaluationConfig(Section):
         resumable=True,
     )
     batch_size: int = setting(
-        64, "images, or crops, that the network is given at once", low=1, resumable=True
+        64,
+        "crops that the network is given at once, or whole images of as many pixels in "
+        "all; each device gets at least one",
+        low=1,
+        resumable=True,
     )
 
     def conflicts(self) -> Iterator[str]:

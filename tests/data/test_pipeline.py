@@ -116,14 +116,14 @@ def square_or_wide(height: int, width: int) -> tuple[int, int] | None:
     return next((shape for shape in fitting if width <= shape[1]), None)
 
 
-def wholes(source, config=CONFIG, channels=3, batch_size=4, scale=20, **kwargs):
+def wholes(source, config=CONFIG, channels=3, rows=4, scale=20, **kwargs):
     return list(
         whole_image_batches(
             source,
             config,
             channels=channels,
             scale=scale,
-            batch_size=batch_size,
+            rows=rows if callable(rows) else lambda shape: rows,
             bucket=kwargs.pop("bucket", square_or_wide),
             **kwargs,
         )
@@ -329,7 +329,7 @@ def test_whole_images_of_every_example_once(batch_size, processes):
     for process in range(processes):
         batches = wholes(
             source,
-            batch_size=batch_size * processes,
+            rows=batch_size,
             process_index=process,
             process_count=processes,
         )
@@ -368,6 +368,15 @@ def test_the_last_of_a_bucket_fill_up_a_larger_one():
     # None is left for a batch of squares.
     source = Pictures([(20, 20)] * 6 + [(20, 30)] * 6)
     assert [b["image"].shape[1:3] for b in wholes(source)] == full[:3]
+
+
+def test_a_batch_has_as_many_images_as_its_bucket_says():
+    source = Pictures([(20, 20)] * 9 + [(20, 30)] * 5)
+    batches = wholes(source, rows=lambda shape: {20: 4, 32: 2}[shape[1]])
+    shapes = [batch["image"].shape[:3] for batch in batches]
+    # The last square goes out with the last wide one.
+    assert shapes == [(4, 20, 20)] * 2 + [(2, 20, 32)] * 3
+    assert sum(int(batch["weight"].sum()) for batch in batches) == 14
 
 
 def test_gray_batches():
@@ -501,8 +510,9 @@ def test_arguments_are_checked_when_the_pipeline_is_made(arguments, message):
             scale=20,
             crop=16,
         )
-    with pytest.raises(ValueError, match=message):
-        wholes(**{"source": SQUARES, "batch_size": 8, **arguments})
+    if "batch_size" not in arguments:
+        with pytest.raises(ValueError, match=message):
+            wholes(**{"source": SQUARES, **arguments})
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from vgg_jax.data.zca import whitening_digest
 from vgg_jax.distributed import make_mesh, shard_batch, warn
 from vgg_jax.files import parse_path
 from vgg_jax.inference.passes import View, over_source
+from vgg_jax.memory import naming_settings, training_advice
 from vgg_jax.training.checkpoint import Checkpoints, saved_steps
 from vgg_jax.training.diagnosis import StallDetector, diagnosis
 from vgg_jax.training.init_from import take_weights, validate_source
@@ -64,6 +65,7 @@ def train(config: Config, workdir: Path | str) -> signal.Signals | None:
         WorkdirLost: the folder was removed while the run trained.
         TrainingDiverged: the message names the last good checkpoint.
         SaveError: a checkpoint could not be written.
+        OutOfMemory: the message names settings that make the step smaller.
         ValueError: settings that do not fit one another, or images that cannot be read.
     """
     return Trainer(config, workdir).run()
@@ -119,6 +121,9 @@ class Trainer:
         timetable = self.timetable
         start = int(state.step)
         with (
+            naming_settings(
+                "a training step", training_advice(self.config, self.mesh.size)
+            ),
             RunLog(self.workdir, timetable, self.task.errors, start) as log,
             contextlib.closing(self._batches(start)) as batches,
         ):
