@@ -18,6 +18,9 @@ from vgg_jax.console import did_you_mean
 # Mean RGB of the ILSVRC-2012 training set, 0-255, as published with the Oxford weights.
 IMAGENET_MEAN = (123.68, 116.779, 103.939)
 
+# Pixels of an image: Pillow, too, takes one with more for an attack.
+MAX_PIXELS = 178_956_970
+
 # Width over height of the shapes that whole images are padded to in dense evaluation:
 # the square, and the best six for all else in `tools/ilsvrc_sizes.csv`, rounded
 # outwards; `python -m vgg_jax.tools.bucket_cost` says what they cost.
@@ -250,6 +253,14 @@ class DataConfig(Section):
         "what to do with an image that cannot be decoded: raise an error, or skip it, "
         "name it and count it",
         choices=("raise", "skip"),
+        resumable=True,
+    )
+    max_pixels: int = setting(
+        MAX_PIXELS,
+        "pixels of an image, height times width; one whose header promises more cannot "
+        "be decoded",
+        low=1,
+        high=2**30,  # OpenCV's own
         resumable=True,
     )
     num_workers: int = setting(

@@ -9,6 +9,8 @@ import PIL.ImageOps
 import pytest
 
 from vgg_jax.data import transforms
+from vgg_jax.data.base import CorruptImage
+from vgg_jax.data.headers import jpeg_header
 
 NOISE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
 
@@ -77,13 +79,13 @@ def test_decode_converts_cmyk(picture):
 def test_decode_refuses_truncated_files(file_format, lost):
     data = encode(PIL.Image.fromarray(NOISE), file_format)
     assert transforms.decode(data, 3).shape == (60, 80, 3)
-    with pytest.raises(transforms.CorruptImage, match=r"photos/cat.*truncated"):
+    with pytest.raises(CorruptImage, match=r"photos/cat.*truncated"):
         transforms.decode(data[:-lost], 3, "photos/cat")
 
 
 @pytest.mark.parametrize("data", [b"", b"GIF? no, text"])
 def test_decode_refuses_what_is_no_image(data):
-    with pytest.raises(transforms.CorruptImage, match=r"cat.*JPEG or PNG"):
+    with pytest.raises(CorruptImage, match=r"cat.*JPEG or PNG"):
         transforms.decode(data, 1, "cat")
 
 
@@ -97,14 +99,14 @@ def test_decode_refuses_pictures_of_absurd_size(file_format):
     else:
         data[16:24] = struct.pack(">II", 65_000, 65_000)
         data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
-    with pytest.raises(transforms.CorruptImage, match=r"cannot decode cat: .*pixels"):
+    with pytest.raises(CorruptImage, match=r"cannot decode cat: .*pixels"):
         transforms.decode(bytes(data), 3, "cat")
 
 
 def test_decode_refuses_a_thread_of_an_image():
     thread = PIL.Image.fromarray(np.zeros((2, 130, 3), np.uint8))
     message = "cannot use cat: expected one side at most 64 times .*, found 2x130"
-    with pytest.raises(transforms.CorruptImage, match=message):
+    with pytest.raises(CorruptImage, match=message):
         transforms.decode(encode(thread, "PNG"), 3, "cat")
 
 
@@ -113,10 +115,10 @@ def test_a_png_called_jpeg_or_a_jpeg_of_any_kind_has_its_header_read(mode):
     image = PIL.Image.fromarray(NOISE).convert(mode)
     for options in ({}, {"progressive": True}, {"comment": b"c" * 70}):
         data = encode(image, "JPEG", **options)
-        assert transforms.jpeg_header(data) == (60, 80, len(mode))
-    assert transforms.jpeg_header(encode(image.convert("RGB"), "PNG")) == (0, 0, 0)
+        assert jpeg_header(data) == (60, 80, len(mode))
+    assert jpeg_header(encode(image.convert("RGB"), "PNG")) == (0, 0, 0)
     for bad in (b"", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00\x00", data[:50]):
-        assert transforms.jpeg_header(bad) == (0, 0, 0)
+        assert jpeg_header(bad) == (0, 0, 0)
 
 
 def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(picture):
