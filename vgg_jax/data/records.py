@@ -4,6 +4,7 @@ They lie below `data_dir` as TFDS has them, in NAME/VERSION or NAME/CONFIG/VERSI
 TensorFlow is needed to read them.
 """
 
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,13 +64,19 @@ class Records:
             raise ValueError(f"cannot use {directory}: {error}; {remedy}") from error
         self.class_names: tuple[str, ...] = tuple(info.features[self._label].names)
         self._name = f"{info.name} {split}"
-        files = info.splits[split].file_instructions
+        try:
+            files = info.splits[split].file_instructions
+        except Exception as error:  # TFDS raises whatever what it meets leads to
+            raise _unreadable(directory, error, remedy) from error
         try:
             shards = Shards([Shard(Path(f.filename), f.take) for f in files])
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{error}; {remedy}") from error
-        small = info.splits[split].num_bytes <= IN_MEMORY_BYTES
-        self._records: Any = shards.read_all() if small else shards
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"{error}; {remedy}") from error
+        self._records: Any = shards
+        if info.splits[split].num_bytes <= IN_MEMORY_BYTES:
+            # A damaged set is read one record after another, to know which are whole.
+            with contextlib.suppress(CorruptImage):
+                self._records = shards.read_all()
 
     def __reduce__(self) -> Any:
         # A worker process opens the files itself.
@@ -80,8 +87,6 @@ class Records:
 
     def __getitem__(self, index: int) -> Example:
         record = self._records[index]
-        if isinstance(record, CorruptImage):
-            raise record
         name = f"{self._name} {index}"
         try:
             fields = TfExample.FromString(record).features.feature
@@ -215,10 +220,16 @@ def _read_info(directory: Path, remedy: str) -> Any:
             read_json(directory / name)
         return tfds.builder_from_directory(directory).info
     except Exception as error:  # TFDS raises whatever what it meets leads to
-        raise ValueError(
-            f"cannot read dataset_info.json and features.json in {directory} "
-            f"({type(error).__name__}: {error}); {remedy}"
-        ) from error
+        raise _unreadable(directory, error, remedy) from error
+
+
+def _unreadable(directory: Path, error: Exception, remedy: str) -> ValueError:
+    """Makes the error to raise where TFDS cannot use what describes a data set."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return ValueError(
+        f"cannot read dataset_info.json and features.json in {directory} ({reason}); "
+        f"{remedy}"
+    )
 
 
 def _has_no_test(directory: Path, remedy: str) -> bool:

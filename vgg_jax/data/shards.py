@@ -47,11 +47,17 @@ class Shards:
 
         Raises:
             FileNotFoundError: one of them is missing.
+            ValueError: one has not even a byte for each record.
         """
-        for shard in shards:
-            if not shard.path.is_file():
+        for path, records in shards:
+            if not path.is_file():
                 raise FileNotFoundError(
-                    f"no file {shard.path}, one of the {len(shards)} of its data set"
+                    f"no file {path}, one of the {len(shards)} of its data set"
+                )
+            if records > path.stat().st_size:
+                raise ValueError(
+                    f"expected {records} records in {path}, found a file of "
+                    f"{path.stat().st_size} bytes"
                 )
         self._shards = shards
         self._ends = list(itertools.accumulate(shard.records for shard in shards))
@@ -85,26 +91,21 @@ class Shards:
         assert isinstance(record, bytes)
         return record
 
-    def read_all(self) -> list[bytes | CorruptImage]:
-        """Reads all records; a damaged one is the error that reading it would raise.
+    def read_all(self) -> list[bytes]:
+        """Reads all records at once, a hundred times as fast as one by one.
 
         Raises:
+            CorruptImage: a file is damaged.
             OSError: a file cannot be opened.
         """
-        records: list[bytes | CorruptImage] = []
-        for number, (_, count) in enumerate(self._shards):
+        records: list[bytes] = []
+        for number, (path, count) in enumerate(self._shards):
+            reader = self._reader(number)
             try:
-                records += self._reader(number).read(0, count)
-            except (RuntimeError, CorruptImage):
-                rest = range(len(records), self._ends[number])
-                records += map(self._try_to_read, rest)
+                records += reader.read(0, count)
+            except RuntimeError as error:
+                raise CorruptImage(f"{path} is damaged: {error}") from error
         return records
-
-    def _try_to_read(self, index: int) -> bytes | CorruptImage:
-        try:
-            return self[index]
-        except CorruptImage as error:
-            return error
 
     def _reader(self, number: int) -> Any:
         """Returns the open reader of a file; opens it and closes another if need be."""
