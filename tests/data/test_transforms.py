@@ -137,7 +137,7 @@ def png_chunk(kind: bytes, content: bytes, length: int | None = None) -> bytes:
 
 
 @pytest.mark.usefixtures("forbid_decoding")
-@pytest.mark.parametrize("kind", [b"IDAT", b"tEXt", b"IHDR", b"IEND"])
+@pytest.mark.parametrize("kind", [b"IDAT", b"tEXt", b"IEND"])
 @pytest.mark.parametrize("length", [2**32 - 16, 2**31 - 1, 2**24])
 def test_a_png_is_whole_before_it_is_decoded(kind, length):
     """OpenCV reserves what a chunk claims to hold: 69 bytes took 4 GB."""
@@ -206,10 +206,8 @@ def test_a_jpeg_may_be_padded_before_its_markers():
     for padding in (b"\xff" * 5, b"\xff\x00", b"\xff\xd0", b"some"):
         padded = data[:frame] + padding + data[frame:]
         assert jpeg_header(padded) == (60, 80, 3)
-    padded = data[:frame] + b"\xff" * 5 + data[frame:]
-    np.testing.assert_array_equal(
-        transforms.decode(padded, 3), transforms.decode(data, 3)
-    )
+    padded = transforms.decode(data[:frame] + b"\xff" * 5 + data[frame:], 3)
+    np.testing.assert_array_equal(padded, transforms.decode(data, 3))
 
 
 # Run in a process of its own, which may not take more than 400 MB for the images.
@@ -264,7 +262,7 @@ for _ in range(1500):
         else:
             data[i:i] = data[rng.randrange(len(data)) :][: rng.randrange(1, 60)]
     data = bytes(data)
-    if data[:4] == b"\x89PNG" and rng.random() < 0.7:
+    if data[1:4] == b"PNG" and rng.random() < 0.7:
         data = with_checksums(data)
     try:
         height, width, _ = decode(data, rng.choice((1, 3)), max_pixels=10**7).shape

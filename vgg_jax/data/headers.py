@@ -52,7 +52,7 @@ def jpeg_scans(data: bytes) -> int:
 
 def png_size(data: bytes) -> tuple[int, int]:
     """Reads the height and width of a PNG; zeros for a file of another kind."""
-    if data.startswith(PNG) and data[12:16] == b"IHDR" and len(data) >= 24:
+    if data.startswith(PNG + b"\0\0\0\rIHDR") and len(data) >= 24:
         width, height = struct.unpack_from(">II", data, 16)
         return height, width
     return 0, 0
