@@ -24,15 +24,13 @@ import jax
 
 from vgg_jax import config_file, distributed
 from vgg_jax.compilation import prepare_jax
-from vgg_jax.config import Config, settings
+from vgg_jax.config import MAX_SCALE, Config, settings
 from vgg_jax.config_file import UsageError
 from vgg_jax.console import did_you_mean
 from vgg_jax.files import explain_os_error
 
 DONE, FAILED, USAGE = 0, 1, 2
 STOPPED = 128  # and the signal's number
-
-MAX_SCALE = 10_000  # pixels: a larger one, such as 256384, is a slip of the pen
 
 LOST_HOST = (
     "lost another host, whose own output says why; the same command on all of them "
