@@ -287,10 +287,10 @@ def command(
         if not values.traceback:
             logging.getLogger("absl").addFilter(_is_no_orbax_traceback)
         return main(values)
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
         if values.traceback:
             traceback.print_exc()
-        message = str(error)
+        message = str(error) or "expected more memory than there is"
         if isinstance(error, OSError):
             message = explain_os_error(error, [*parser.paths(values)])
         if distributed.several() and isinstance(error, jax.errors.JaxRuntimeError):

@@ -29,6 +29,7 @@ MAX_PROCESSES = 512
 MAX_THREADS = 256  # of a process
 # Numbers of every setting are below the first in size, and zero or above the second.
 LARGEST, SMALLEST = 2**32, 1e-30
+MAX_TEXT = 500  # characters of a name or a path
 MAX_SHOWN = 100  # characters of a value in a message
 
 # Width over height of the shapes that whole images are padded to in dense evaluation:
@@ -105,7 +106,14 @@ class Setting:
                 if not all(map(is_usable, numbers)):
                     interval += f", and 0 or from {SMALLEST:g} to {LARGEST:,} in size"
                 raise ValueError(f"expected {name} {interval}, got {shown(value)}")
-        elif self.choices and value is not None and value not in self.choices:
+            return
+        for word in numbers:
+            if isinstance(word, str) and len(word) > MAX_TEXT:
+                raise ValueError(
+                    f"expected {name} of at most {MAX_TEXT:,} characters, got "
+                    f"{len(word):,}"
+                )
+        if self.choices and value is not None and value not in self.choices:
             raise ValueError(
                 f"unknown {name} {shown(value)}: "
                 f"{did_you_mean(str(value), self.choices)}"
