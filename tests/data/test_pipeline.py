@@ -11,7 +11,7 @@ import pytest
 
 from vgg_jax.config import DataConfig
 from vgg_jax.data import transforms
-from vgg_jax.data.base import Source
+from vgg_jax.data.base import CorruptImage, Source
 from vgg_jax.data.collate import Decoder, TrainCrops, color_shifts, uniforms
 from vgg_jax.data.color import load_axes
 from vgg_jax.data.pipeline import (
@@ -261,7 +261,9 @@ def test_the_seed_changes_the_order_and_the_crops():
     assert (orders[0][:30] != orders[1][:30]).any()
     assert (orders[0][30:] != orders[1][:30]).any()  # nor is it only shifted
     crops = [
-        TrainCrops(Decoder(SQUARES, 3), 20, 20, 16, False, shift_axes=None, seed=seed)
+        TrainCrops(
+            Decoder(SQUARES, 3, 10_000), 20, 20, 16, False, shift_axes=None, seed=seed
+        )
         for seed in (5, 6)
     ]
     first, second = (make(0, np.arange(30))["image"] for make in crops)
@@ -413,10 +415,10 @@ def test_fashion_mnist_streams(fashion_mnist):
 
 def test_corrupt_image_stops_training_and_evaluation():
     torn = Torn([(20, 20)] * 30)
-    with pytest.raises(transforms.CorruptImage, match=r"picture .*on_corrupt_image"):
+    with pytest.raises(CorruptImage, match=r"picture .*on_corrupt_image"):
         take(train(torn), 4)
     for batches in (evaluate, wholes):
-        with pytest.raises(transforms.CorruptImage, match="picture 1:"):
+        with pytest.raises(CorruptImage, match="picture 1:"):
             batches(torn)
 
 
@@ -469,7 +471,7 @@ def test_worker_processes_evaluate_the_same(folder_config):
     there = wholes(source, in_workers, scale=32, bucket=bucket)
     chex.assert_trees_all_equal(there, here)
     raising = dataclasses.replace(in_workers, on_corrupt_image="raise")
-    with pytest.raises(transforms.CorruptImage, match=Path(torn).name):
+    with pytest.raises(CorruptImage, match=Path(torn).name):
         wholes(source, raising, scale=32, bucket=bucket)
 
 

@@ -123,6 +123,10 @@ def test_no_run_says_what_to_type(tmp_path: Path) -> None:
         "{}",
         '{"model": 1, "data": 2}',
         '{"model": {"name": "vgg11", "color": 1}, "data": {"dataset": "folder"}}',
+        '{"model": {"name": "vgg11"}, "data": {"dataset": "folder"}, "num_epochs": -1}',
+        '{"model": {"name": "vgg11"}, "data": {"dataset": "folder", "crop": 1%s}}'
+        % ("0" * 400),
+        pytest.param("[" * 100_000, id="nested"),
     ],
 )
 def test_a_damaged_configuration_is_named(damage: str, tmp_path: Path) -> None:

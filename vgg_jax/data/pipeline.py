@@ -13,7 +13,7 @@ from absl import flags, logging
 
 from vgg_jax.config import DataConfig, validate
 from vgg_jax.data import transforms
-from vgg_jax.data.base import Source
+from vgg_jax.data.base import CorruptImage, Source
 from vgg_jax.data.collate import (
     Crops,
     Decoder,
@@ -25,7 +25,6 @@ from vgg_jax.data.collate import (
     stack_padded,
 )
 from vgg_jax.data.color import load_axes
-from vgg_jax.data.transforms import CorruptImage
 
 Batch = dict[str, np.ndarray]
 T = TypeVar("T")
@@ -86,7 +85,7 @@ def train_batches(
         raise ValueError(f"start_step cannot be negative, found {start_step}")
     shifts = config.color_shift > 0
     crops = TrainCrops(
-        Decoder(source, channels),
+        Decoder(source, channels, config.max_pixels),
         scale_min=config.scale_min,
         scale_max=config.scale_max,
         crop=config.crop,
@@ -147,7 +146,14 @@ def eval_batches(
     batches = (
         grain.MapDataset.range(padded)
         .batch(batch_size // process_count)
-        .map(Crops(Decoder(source, channels), scale=scale, crop=crop, layout=layout))
+        .map(
+            Crops(
+                Decoder(source, channels, config.max_pixels),
+                scale=scale,
+                crop=crop,
+                layout=layout,
+            )
+        )
     )
     mine = batches[process_index::process_count]
     keys = (*EVAL_KEYS, *(["box"] * with_boxes))
@@ -195,7 +201,7 @@ def whole_image_batches(
         raise ValueError(f"expected a scale of at least 1 pixel, found {scale}")
     examples = grain.MapDataset.range(len(source))[process_index::process_count]
     chunks = examples.batch(WHOLE_CHUNK).map(
-        WholeImages(Decoder(source, channels), scale)
+        WholeImages(Decoder(source, channels, config.max_pixels), scale)
     )
     # An image that could not be decoded counts as a square.
     batches = _by_bucket(
@@ -215,7 +221,7 @@ def moment_batches(
         CorruptImage: while iterating, unless `config.on_corrupt_image` is "skip".
     """
     _validate_arguments(source, config, channels, 1, 0, 1)
-    sums = Moments(Decoder(source, channels), config.scale_min)
+    sums = Moments(Decoder(source, channels, config.max_pixels), config.scale_min)
     chunks = grain.MapDataset.source(numbers).batch(MOMENTS_CHUNK).map(sums)
     return _report_corrupt(_iterate(chunks, config), config, keys=MOMENTS_KEYS)
 

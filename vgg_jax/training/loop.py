@@ -14,7 +14,7 @@ from vgg_jax.config import Config
 from vgg_jax.data import transforms
 from vgg_jax.data.color import load_axes
 from vgg_jax.data.pipeline import train_batches
-from vgg_jax.data.sources import open_source
+from vgg_jax.data.sources import open_source, open_training
 from vgg_jax.data.zca import whitening_digest
 from vgg_jax.distributed import make_mesh, shard_batch, warn
 from vgg_jax.files import parse_path
@@ -86,8 +86,7 @@ class Trainer:
         if config.init_from is not None and not saved_steps(workdir):
             validate_source(config, workdir)
         self.program = build_program(config, self.mesh)
-        self.training = open_source(config.data, "train")
-        self.validation = open_source(config.data, "validation")
+        self.training, self.validation = open_training(config.data)
         self.config = with_num_classes(config, len(self.training.class_names))
         self.task = task_for(config)
         self.metric = f"validation_{config.optimizer.metric}"

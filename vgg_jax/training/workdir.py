@@ -8,7 +8,14 @@ from typing import Any
 from etils.epath import Path
 
 from vgg_jax import distributed
-from vgg_jax.config import Config, differences, from_dict, settings, to_dict
+from vgg_jax.config import (
+    Config,
+    differences,
+    from_dict,
+    settings,
+    to_dict,
+    validate,
+)
 from vgg_jax.files import read_json, validate_writable, write_json
 from vgg_jax.training.lock import WorkdirLock, refuse_held
 from vgg_jax.training.program import has_batch_norm
@@ -105,7 +112,9 @@ def read_config(workdir: Path) -> Config:
             f"`python train.py --config configs/NAME.py --workdir {workdir}`"
         )
     try:
-        return from_dict(read_json(path))
+        config = from_dict(read_json(path))
+        validate(config)
+        return config
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"cannot read {path} as the settings of a run "
