@@ -271,7 +271,7 @@ def command(
     """
     values = argparse.Namespace(traceback=False)
     try:
-        with Interrupt():
+        with Interrupt(ends_process=True):
             values = parser.read(arguments)
             prepare_jax()
             if not values.traceback:
