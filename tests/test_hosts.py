@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
@@ -227,6 +228,24 @@ def test_facts_of_hosts_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     others[0]["source of vgg_jax"] = "of yesterday"
     with pytest.raises(ValueError, match=r"of vgg_jax: .* on host 0; of yesterday on"):
         distributed.agree({"classes": long, "seed": 0})
+
+
+def test_an_error_of_another_host_is_told_from_ones_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    peer = jax.errors.JaxRuntimeError("UNAVAILABLE: Connection closed\nby peer")
+    own = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+    wrapped = RuntimeError("cannot save")
+    wrapped.__cause__ = peer
+    assert distributed.reason_of_loss(peer) is None  # there is no other host
+    monkeypatch.setattr(distributed, "several", lambda: True)
+    for error in (peer, wrapped):
+        line = distributed.reason_of_loss(error)
+        assert line is not None and line.startswith("lost another host (UNAVAILABLE: ")
+        assert "\n" not in line
+    assert distributed.reason_of_loss(own) is None
+    assert distributed.reason_of_loss(ValueError("too large")) is None
+    assert distributed.reason_of_loss(distributed.LostHost("alone")) == "alone"
 
 
 @pytest.mark.parametrize(
