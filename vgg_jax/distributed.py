@@ -314,6 +314,22 @@ def on_first(text: str) -> str | None:
     return text if is_first() else None
 
 
+def warn(text: str) -> None:
+    """Prints a warning on stderr, on the first host alone."""
+    if is_first():
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def on_any(is_so: bool) -> bool:
+    """Returns whether something is so on any host; all hosts must ask together."""
+    return any(gather(is_so))
+
+
+def from_first(numbers: Sequence[int]) -> list[int]:
+    """Returns the numbers that the first host gives; all hosts must ask together."""
+    return gather(list(numbers))[0]
+
+
 def several() -> bool:
     """Whether there are other hosts."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
