@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from vgg_jax.config import Config, LocalizationConfig
 from vgg_jax.data.color import computed_path
 from vgg_jax.distributed import make_mesh, replicated
+from vgg_jax.inference.passes import over_source
 from vgg_jax.memory import OutOfMemory
 from vgg_jax.training import loop
 from vgg_jax.training.checkpoint import METADATA, Checkpoints, saved_steps
@@ -183,17 +184,30 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
         if step == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
+    def stop_in_validation(*arguments: Any, **keywords: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return over_source(*arguments, **keywords)
+
     assert train(config, tmp_path / "whole") is None
     with monkeypatch.context() as patch:
         patch.setattr(MetricWriter, "write", stop_at_step_5)
         assert train(config, tmp_path / "stopped") is signal.SIGINT
+        patch.setattr(loop, "over_source", stop_in_validation)
+        assert train(config, tmp_path / "stopped") is signal.SIGTERM
+        assert saved_steps(tmp_path / "stopped") == [9]
+        # The next start has that validation to do, and nothing yet to save.
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "stopped")
+        assert saved_steps(tmp_path / "stopped") == [9]
     assert train(config, tmp_path / "stopped") is None
+    assert saved_steps(tmp_path / "stopped") == saved_steps(tmp_path / "whole")
     assert program.train_step._cache_size() == 1  # the rate changes without a recompile
 
-    ends = []
+    ends, errors = [], []
     for name in ("whole", "stopped"):
         rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         last = json.loads(rows[-2])
+        errors.append([row for row in rows if "validation_loss" in row])
         metric = "validation_top1_error"
         with Checkpoints(tmp_path / name, metric, read_only=True) as checkpoints:
             latest = checkpoints.latest_step
@@ -201,6 +215,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
             state, plateau = checkpoints.restore(program.state, latest)
         assert learning_rate(state.opt_state) == np.float32(last["learning_rate"])
         ends.append((jax.device_get(state), plateau, last["learning_rate"]))
+    assert errors[0] == errors[1] and len(errors[0]) == 4
     chex.assert_trees_all_equal(ends[0][0], ends[1][0])
     assert ends[0][1:] == ends[1][1:]
     assert ends[0][2] != 1e-3  # the schedule has changed it
@@ -270,9 +285,9 @@ def test_a_run_goes_on_from_the_newest_intact_checkpoint(
 ) -> None:
     """What is trained again is what was trained before; so are the metrics."""
 
-    def worse_and_worse(self: Trainer, state: TrainState, step: int) -> dict:
+    def worse_and_worse(self: Trainer, state: TrainState, step: int, _: Any) -> Any:
         names = ("loss", "top1_error", "top5_error")
-        return {f"validation_{name}": step / 100 for name in names}
+        return {f"validation_{name}": step / 100 for name in names}, None
 
     monkeypatch.setattr(Trainer, "_validate", worse_and_worse)
     ends = []
