@@ -16,9 +16,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-DATA = "data"  # the mesh's axis
+from vgg_jax.launcher import COORDINATOR, find_place, refuse_lonely
 
-COORDINATOR = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+DATA = "data"  # the mesh's axis
 
 # A host that is silent for so long is taken for dead, and all the others end.
 HEARTBEAT_SECONDS = 30
@@ -27,39 +27,60 @@ HEARTBEAT_SECONDS = 30
 def join() -> None:
     """Meets the other hosts, if this one belongs to several.
 
-    It must be called before JAX has started. JAX knows the hosts of a Cloud TPU pod and
-    the tasks of Slurm and of Open MPI. Others are told by the environment variables
-    `COORDINATOR`: where host 0 is (HOST:PORT), how many hosts there are, and which one
-    this is, from 0. Only host 0 goes on printing.
+    It must be called before JAX has started. JAX knows the hosts of a Cloud TPU pod;
+    `launcher.find_place` reads the variables of other launchers, and those of JAX where
+    there is none. Where something else has met the others, as Ray does, nothing is left
+    to do. Only host 0 goes on printing.
 
     Raises:
-        ValueError: some of the variables `COORDINATOR` are set and some are not.
+        ValueError: this is one process of several, and nothing says how they meet.
         RuntimeError: the other hosts did not come.
     """
-    given = [os.environ.get(name) for name in COORDINATOR]
-    if any(given) and not all(given):
-        missing = " and ".join(
-            name for name, value in zip(COORDINATOR, given, strict=True) if not value
-        )
-        raise ValueError(f"expected {', '.join(COORDINATOR)} together; set {missing}")
-    if not (any(given) or _launched_as_several(os.environ) or _is_tpu_vm()):
+    if not jax.distributed.is_initialized() and not (_meet_on_tpu() or _meet()):
         return
-    address, count, index = given
-    try:
-        jax.distributed.initialize(
-            address,
-            int(count) if count else None,
-            int(index) if index else None,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
-        )
-    except ValueError:
-        if any(given) or _launched_as_several(os.environ):
-            raise
-        return  # a TPU of one host, which nobody coordinates
     print(f"host {jax.process_index()} of {jax.process_count()}", flush=True)
     if not is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 open to the end
+
+
+def _meet() -> bool:
+    """Meets the other processes of a launcher; returns whether there are others."""
+    place = find_place()
+    if place is None:
+        return False
+    _initialize(
+        coordinator_address=place.address,
+        num_processes=place.count,
+        process_id=place.index,
+        cluster_detection_method=None if place.is_asked_by_jax else "deactivate",
+    )
+    return True
+
+
+def _meet_on_tpu() -> bool:
+    """Meets the other hosts of a TPU slice, unless the environment says who they are.
+
+    Raises:
+        ValueError: a launcher started several, and JAX met none of them.
+    """
+    if any(name in os.environ for name in COORDINATOR) or not _is_tpu_vm():
+        return False
+    try:
+        _initialize()
+    except ValueError:
+        return False  # a TPU of one host, which nobody coordinates
+    if jax.process_count() == 1:
+        refuse_lonely()
+    return True
+
+
+def _initialize(**place: Any) -> None:
+    """Has JAX meet the other hosts, with the timeouts of this module."""
+    jax.distributed.initialize(
+        **place,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+    )
 
 
 def is_first() -> bool:
@@ -86,13 +107,6 @@ def abandon(code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-
-
-def _launched_as_several(environment: Mapping[str, str]) -> bool:
-    """Whether `srun` or `mpirun` started more than one task."""
-    in_step = {"SLURM_STEP_NODELIST", "SLURM_PROCID"} <= environment.keys()
-    tasks = environment.get("SLURM_NTASKS", "1") if in_step else "1"
-    return max(int(tasks), int(environment.get("OMPI_COMM_WORLD_SIZE", "1"))) > 1
 
 
 def _is_tpu_vm() -> bool:
