@@ -3,9 +3,9 @@
   python -m tests.slurm [--keep DIR]
 
 One job, deploy/slurm/train.sbatch as it is, trains a small network on Fashion-MNIST in
-two tasks. It is sent SIGTERM, loses a node, and reaches its time limit; each time it
-comes back by itself. In the end its checkpoint is compared with that of one process which
-nobody stopped. The exit code is 0 if all went as it should.
+two tasks. It is sent SIGTERM, loses a task and a node, and reaches its time limit; each
+time it comes back by itself. In the end its checkpoint is compared with that of one
+process which nobody stopped. The exit code is 0 if all went as it should.
 """
 
 import argparse
@@ -17,20 +17,21 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
-import jax
-import numpy as np
-
-from tests.slurm.cluster import NODES, PROGRAMS, Slurm, wait
-from vgg_jax.config import DataConfig
+from tests.slurm.cluster import NODES, PROGRAMS, Slurm
+from tests.small_run import (
+    FLAGS,
+    ROOT,
+    SAVED_EVERY,
+    WITHOUT_END,
+    report_difference,
+    train_alone,
+    wait,
+    write_configuration,
+)
 from vgg_jax.console import format_columns, format_seconds
-from vgg_jax.distributed import make_mesh
-from vgg_jax.training.checkpoint import Checkpoints, saved_steps
-from vgg_jax.training.program import build_program
-from vgg_jax.training.workdir import is_finished, read_config
+from vgg_jax.training.workdir import is_finished
 
-ROOT = Path(__file__).parents[2]
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 HEADINGS = (
     "what stopped the job",
@@ -39,39 +40,8 @@ HEADINGS = (
     "goes on from",
     "trains again after",
 )
-TOLERANCE = 1e-4  # of the largest value of a layer
 SECONDS = 600  # for any one thing that the job does
-
-SAVED_EVERY = 20  # steps
 STEPS_BETWEEN = 30  # that the job trains before it is stopped again
-STEPS_PER_EPOCH = 59_700 / 64
-WITHOUT_END = 1_000_000  # steps
-# `num_epochs` may change when a run goes on: the job's is without end until it has been
-# stopped in every way.
-CONFIGURATION = """\
-import configs.fashion_mnist_vgg
-from vgg_jax.config import Config
-
-
-def get_config() -> Config:
-    config = configs.fashion_mnist_vgg.get_config()
-    config.num_epochs = {epochs}
-    return config
-"""
-# The learning rate is small because two hosts add up in another order than one process,
-# and large steps make more of that rounding.
-DATA_DIR = os.environ.get("VGG_JAX_TEST_DATA", DataConfig.data_dir)
-FLAGS = (
-    f"--config.data.data_dir={DATA_DIR}",
-    "--config.data.validation_fraction=0.005",
-    "--config.model.name=vgg11",
-    "--config.model.width=0.05",
-    "--config.model.dropout=0.5",
-    "--config.optimizer.learning_rate=0.002",
-    "--config.batch_size=64",
-    f"--config.checkpoint_every_steps={SAVED_EVERY}",
-    "--config.log_every_steps=5",
-)
 
 
 def main() -> int:
@@ -115,12 +85,6 @@ def install() -> None:
     done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL)
     if done.returncode:
         sys.exit("error: Slurm is not installed, and apt-get could not install it")
-
-
-def write_configuration(path: Path, steps: int) -> None:
-    """Writes the configuration of a run of so many steps."""
-    epochs = (steps - 0.1) / STEPS_PER_EPOCH
-    path.write_text(CONFIGURATION.format(epochs=epochs))
 
 
 class Job:
@@ -185,10 +149,15 @@ def term(job: Job) -> None:
     job.slurm.run("scancel", "--signal=TERM", job.number)
 
 
+def kill(job: Job) -> None:
+    """The second task is killed, as where memory ends."""
+    job.slurm.kill_task(NODES[1])
+
+
 def fail(job: Job) -> None:
-    """The second node is gone, and comes back after 15 seconds."""
+    """The second node is gone, with all that ran there; later it is back."""
     job.slurm.fail_node(NODES[1])
-    time.sleep(15)
+    job.slurm.wait_for_nodes(1, "down")
     job.slurm.start_node(NODES[1])
 
 
@@ -201,7 +170,12 @@ def limit(job: Job) -> None:
     job.slurm.run("scontrol", "update", f"JobId={job.number}", "TimeLimit=60")
 
 
-WAYS = {"SIGTERM to the tasks": term, "a node fails": fail, "the time limit": limit}
+WAYS = {
+    "SIGTERM to the tasks": term,
+    "SIGKILL to a task": kill,
+    "a node fails": fail,
+    "the time limit": limit,
+}
 
 
 def run(folder: Path) -> int:
@@ -249,46 +223,6 @@ def stop_and_wait(job: Job, number: int, way: str) -> tuple[str, ...]:
     last = saved[0] if saved else f"about {stopped}"
     print(f"{way}: trains again after {format_seconds(seconds)}", flush=True)
     return way, *(codes or ["by Slurm"]), last, str(step), format_seconds(seconds)
-
-
-def report_difference(ours: Path, theirs: Path) -> int:
-    """Compares the last checkpoints of two runs; returns the exit code."""
-    [*_, step], [*_, other] = saved_steps(ours), saved_steps(theirs)
-    assert step == other, f"the job ended at step {step}, the other run at {other}"
-    parameters = [final_parameters(workdir, step) for workdir in (ours, theirs)]
-    pairs = list(zip(*map(jax.tree.leaves, parameters), strict=True))
-    if all(np.array_equal(one, two) for one, two in pairs):
-        print(f"step {step}: the parameters are equal to the bit")
-        return 0
-    largest = max(np.abs(one - two).max() / np.abs(two).max() for one, two in pairs)
-    print(f"step {step}: the parameters differ by {largest:.1e} of a layer's largest")
-    return int(largest > TOLERANCE)
-
-
-def final_parameters(workdir: Path, step: int) -> Any:
-    """Reads the parameters of a checkpoint."""
-    config = read_config(workdir)
-    state = build_program(config, make_mesh()).state
-    metric = f"validation_{config.optimizer.metric}"
-    with Checkpoints(workdir, metric, read_only=True) as checkpoints:
-        return jax.device_get(checkpoints.restore(state, step)[0].params)
-
-
-def train_alone(workdir: Path, configuration: Path) -> None:
-    """Trains without Slurm and without a stop, on two virtual devices."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-    }
-    command = [
-        *(sys.executable, "train.py", "--config", str(configuration)),
-        *("--workdir", str(workdir), *FLAGS),
-    ]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    if done.returncode:
-        raise RuntimeError(done.stdout + done.stderr)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,15 @@ import os
 import signal
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+from tests.small_run import wait
+
 PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 NODES = ("127.0.0.1", "127.0.0.2")
-START_SECONDS = 60
+SECONDS = 120  # for a command, or for a node to change its state
 
 # Intervals are short so that a test is: a node that is silent for 10 seconds is down,
 # and a job that was put back into the queue waits for cred_expire.
@@ -95,7 +96,7 @@ class Slurm:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=START_SECONDS,
+            timeout=SECONDS,
         )
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
@@ -108,17 +109,22 @@ class Slurm:
     def fail_node(self, name: str) -> None:
         """Ends a node as a power cut does: its daemon, and what runs there."""
         daemon = int((self.folder / f"slurmd.{name}.pid").read_text())
-        os.kill(daemon, signal.SIGKILL)
+        _kill(daemon, signal.SIGKILL)
         for process, parent in list(self._processes_of(name)):
-            for number in (parent, process):
-                _kill(number, signal.SIGKILL)
+            _kill(parent, signal.SIGKILL)  # Slurm's own, which watches the task
+            _kill(process, signal.SIGKILL)
 
-    def wait_for_idle_nodes(self) -> None:
-        """Waits until both nodes can take a job."""
+    def kill_task(self, name: str) -> None:
+        """Ends what runs on a node, as where memory ends; Slurm sees it."""
+        for process, _ in list(self._processes_of(name)):
+            _kill(process, signal.SIGKILL)
+
+    def wait_for_nodes(self, count: int, state: str) -> None:
+        """Waits until so many nodes are in a state, such as idle."""
         wait(
-            lambda: self.run("sinfo", "-h", "-t", "idle", "-o", "%D") == "2",
-            START_SECONDS,
-            "two idle nodes",
+            lambda: self.run("sinfo", "-h", "-t", state, "-o", "%D") == str(count),
+            SECONDS,
+            f"{count} nodes that are {state}",
         )
 
     def _start(self) -> None:
@@ -144,7 +150,7 @@ class Slurm:
         self.run("slurmctld", "-c")
         for name in NODES:
             self.start_node(name)
-        self.wait_for_idle_nodes()
+        self.wait_for_nodes(2, "idle")
 
     def _stop(self) -> None:
         """Ends jobs, nodes, the controller and munged, in this order."""
@@ -183,19 +189,6 @@ class Slurm:
                 continue  # it has ended
             if wanted <= variables:
                 yield int(path.name), parent
-
-
-def wait(is_done: Callable[[], bool], seconds: float, what: str) -> None:
-    """Waits for a condition.
-
-    Raises:
-        TimeoutError: it did not come true in so many seconds.
-    """
-    end = time.monotonic() + seconds
-    while not is_done():
-        if time.monotonic() > end:
-            raise TimeoutError(f"expected {what} within {seconds:.0f} seconds")
-        time.sleep(0.2)
 
 
 def _kill(number: int, kind: signal.Signals) -> None:
