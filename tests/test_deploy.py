@@ -6,6 +6,7 @@ What Slurm and Ray make of theirs is tried by `make test-slurm` and `make test-r
 import ast
 import re
 import shlex
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
 SBATCH = DEPLOY / "slurm" / "train.sbatch"
 RAY = DEPLOY / "ray" / "train.py"
-STOPPED, LOST_HOST = 143, 75
-MEND_FIRST = (1, 2)
+STOPPED, LOST_HOST = cli.STOPPED + signal.SIGTERM, cli.RETRY
+MEND_FIRST = (cli.FAILED, cli.USAGE)
 
 
 def read_flags(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Config:

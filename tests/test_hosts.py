@@ -14,12 +14,13 @@ import cv2
 import numpy as np
 import pytest
 
-from vgg_jax import distributed
+import train
+from vgg_jax import cli, distributed, heartbeat
 
 ROOT = Path(__file__).parents[1]
 DEVICES = 4
 # A lost host ends the others within this time: twice the heartbeat's.
-SECONDS = 2 * distributed.HEARTBEAT_SECONDS
+SECONDS = 2 * heartbeat.SECONDS
 
 Processes = list["subprocess.Popen[str]"]
 
@@ -187,18 +188,21 @@ def test_two_pods_meet_by_what_the_job_tells_them() -> None:
     assert "host 0 of 2" in first and "host 1 of 2" in second
 
 
-def test_pods_that_cannot_meet_are_refused(pictures: Path, tmp_path: Path) -> None:
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JOB_COMPLETION_INDEX": "0"}
-    done = subprocess.run(
-        command("train.py", pictures, tmp_path / "run"),
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: Kubernetes started this process as one of")
-    assert done.stderr.count("\n") == 1
+def test_pods_that_cannot_meet_are_refused(
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in distributed.COORDINATOR:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
+    monkeypatch.chdir(ROOT)
+    _, _, *flags = command("train.py", pictures, tmp_path / "run")
+    assert train.main(flags) == cli.FAILED
+    told = capsys.readouterr().err
+    assert told.startswith("error: Kubernetes started this process as one of several")
+    assert told.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 

@@ -31,6 +31,7 @@ class Setting:
     Args:
         help: one line that says what it is, with its unit.
         resumable: a run that goes on may change it, for its steps stay as they were.
+        own: each of several hosts may have a value of its own.
         choices: the values of a string setting; () for any, or those of `table`.
         table: "module:NAME" of the mapping whose keys are the values.
         prefix: what other values than the keys of `table` begin with; "" for none.
@@ -41,6 +42,7 @@ class Setting:
 
     help: str
     resumable: bool = False
+    own: bool = False
     choices: tuple[str, ...] = ()
     table: str = ""
     prefix: str = ""
@@ -201,6 +203,7 @@ class DataConfig(Section):
         "~/.cache/vgg_jax",
         "folder of the prepared data set; for the data set folder, of the pictures",
         resumable=True,
+        own=True,
     )
     crop: int = setting(224, "side of a training crop, in pixels", low=1)
     scale_min: int = setting(
@@ -257,6 +260,7 @@ class DataConfig(Section):
         "processes that decode images; 0 decodes in threads of this one",
         low=0,
         resumable=True,
+        own=True,
     )
     num_threads: int = setting(
         4,
@@ -264,6 +268,7 @@ class DataConfig(Section):
         "nothing ahead",
         low=0,
         resumable=True,
+        own=True,
     )
 
     def conflicts(self) -> Iterator[str]:
@@ -528,6 +533,13 @@ def settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Setting, Any]
             yield from settings(value, f"{prefix}{field.name}.")
         else:
             yield prefix + field.name, field.metadata["setting"], value
+
+
+def shared_settings(config: Any) -> dict[str, Any]:
+    """Returns the settings, by name, that all hosts of a run must have alike."""
+    return {
+        name: value for name, declared, value in settings(config) if not declared.own
+    }
 
 
 def validate(config: Any, prefix: str = "") -> None:

@@ -4,24 +4,60 @@ Each host runs the same script. One mesh has all devices, and its axis "data" sh
 rows of a batch out over them.
 """
 
+import contextlib
+import datetime
+import functools
 import glob
+import hashlib
+import importlib.metadata
 import importlib.util
+import ipaddress
+import itertools
+import json
 import os
+import signal
+import socket
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src.distributed import global_state as jax_hosts
+from jax.experimental.multihost_utils import reached_preemption_sync_point
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vgg_jax import heartbeat
 from vgg_jax.launcher import COORDINATOR, find_place, refuse_lonely
 
 DATA = "data"  # the mesh's axis
 
-# A host that is silent for so long is taken for dead, and all the others end.
-HEARTBEAT_SECONDS = 30
+# The environment variable that says for how many seconds the hosts wait for one another
+# at the start, and its default. It stands beside `COORDINATOR` in the environment, for
+# it belongs to the cluster, not to a run, and is needed before anything else is read.
+MEETING = "VGG_JAX_MEETING_SECONDS"
+MEETING_SECONDS = 1800
+
+# JAX's own watch over the hosts aborts with a stack trace. It is the second net, behind
+# that of `heartbeat`.
+JAX_HEARTBEAT_SECONDS = heartbeat.SECONDS + 20
+
+# The key whose being written tells JAX on every host that one of them is to be stopped.
+STOP_NOTICE = "RECEIVED_PREEMPTION_NOTICE"
+
+# What JAX's errors begin with that have nothing to do with other hosts.
+OWN_ERRORS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
+
+_watch: heartbeat.Heartbeat | None = None  # over the other hosts, if there are any
+_gatherings = itertools.count()
+_stop_points = itertools.count(1)
+
+
+class LostHost(RuntimeError):
+    """Another host is gone or did not come: to start all of them again may help."""
 
 
 def join() -> None:
@@ -29,15 +65,18 @@ def join() -> None:
 
     It must be called before JAX has started. JAX knows the hosts of a Cloud TPU pod;
     `launcher.find_place` reads the variables of other launchers, and those of JAX where
-    there is none. Where something else has met the others, as Ray does, nothing is left
-    to do. Only host 0 goes on printing.
+    there is none. Where `jax.distributed.initialize` was called before, by Ray for one,
+    the hosts have met. Only host 0 goes on printing.
 
     Raises:
-        ValueError: this is one process of several, and nothing says how they meet.
-        RuntimeError: the other hosts did not come.
+        ValueError: this is one process of several, and nothing says how they meet; the
+            address is one that other machines cannot reach; or `MEETING` is no number.
+        LostHost: the other hosts did not come.
     """
     if not jax.distributed.is_initialized() and not (_meet_on_tpu() or _meet()):
         return
+    if several():
+        _start_watch()
     print(f"host {jax.process_index()} of {jax.process_count()}", flush=True)
     if not is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 open to the end
@@ -48,7 +87,11 @@ def _meet() -> bool:
     place = find_place()
     if place is None:
         return False
+    if place.address is not None:
+        _refuse_loopback(place.address, os.environ)
     _initialize(
+        _meeting_seconds(os.environ),
+        str(place.index),
         coordinator_address=place.address,
         num_processes=place.count,
         process_id=place.index,
@@ -65,8 +108,9 @@ def _meet_on_tpu() -> bool:
     """
     if any(name in os.environ for name in COORDINATOR) or not _is_tpu_vm():
         return False
+    seconds = _meeting_seconds(os.environ)
     try:
-        _initialize()
+        _initialize(seconds, "?")
     except ValueError:
         return False  # a TPU of one host, which nobody coordinates
     if jax.process_count() == 1:
@@ -74,13 +118,218 @@ def _meet_on_tpu() -> bool:
     return True
 
 
-def _initialize(**place: Any) -> None:
-    """Has JAX meet the other hosts, with the timeouts of this module."""
-    jax.distributed.initialize(
-        **place,
-        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+def _initialize(seconds: int, host: str, **place: Any) -> None:
+    """Has JAX meet the other hosts.
+
+    Args:
+        seconds: for how long it waits for them.
+        host: the number of this one, for messages.
+        place: arguments of `jax.distributed.initialize`.
+
+    Raises:
+        ValueError: JAX does not know how they meet.
+        LostHost: the other hosts did not come.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with _give_up_after(seconds, host):
+            jax.distributed.initialize(
+                **place,
+                initialization_timeout=seconds + 60,  # it aborts; see `_give_up_after`
+                heartbeat_timeout_seconds=JAX_HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=heartbeat.SECONDS,
+            )
+    except RuntimeError as error:
+        raise LostHost(f"cannot meet the other hosts: {error}") from error
+    if threading.current_thread() is threading.main_thread():
+        # JAX has taken it; it is told by `stop_all`.
+        signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
+
+
+def _meeting_seconds(environment: Mapping[str, str]) -> int:
+    """Reads for how long the hosts wait for one another.
+
+    Raises:
+        ValueError: it is not a whole number of at least 1.
+    """
+    text = environment.get(MEETING, str(MEETING_SECONDS))
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"expected {MEETING} of at least 1 second, got {text!r}")
+    return int(text)
+
+
+@contextlib.contextmanager
+def _give_up_after(seconds: int, host: str) -> Iterator[None]:
+    """Ends the process with a line unless the block ends within this time.
+
+    The block waits inside JAX, which nothing but the end of the process interrupts.
+    """
+    message = (
+        f"waited {seconds} s for the other hosts, and not all of them came. Start the "
+        f"command on all; {MEETING} says how long they wait"
     )
+    timer = threading.Timer(seconds, heartbeat.end, (host, message))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _refuse_loopback(address: str, environment: Mapping[str, str]) -> None:
+    """Refuses a coordinator on the loopback where a launcher uses several machines.
+
+    Raises:
+        ValueError: no other machine could reach it.
+    """
+    machines = int(environment.get("SLURM_NNODES", "1"))
+    tasks = int(environment.get("OMPI_COMM_WORLD_SIZE", "1"))
+    on_this = int(environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", str(tasks)))
+    if (machines > 1 or on_this < tasks) and _is_loopback(address):
+        raise ValueError(
+            f"expected in {COORDINATOR[0]} an address of host 0 that other machines "
+            f"reach, got {address}, which is each machine's own; leave the "
+            f"variables {', '.join(COORDINATOR)} out, or give host 0's address"
+        )
+
+
+def _is_loopback(address: str) -> bool:
+    """Returns whether HOST:PORT stands for the machine that asks."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
+    except (OSError, ValueError):
+        return host == "::1"
+
+
+def _start_watch() -> None:
+    """Starts to tell the other hosts that this one lives, once."""
+    global _watch
+    if _watch is None and jax_hosts.client is not None:
+        _watch = heartbeat.Heartbeat(
+            jax_hosts.client,
+            jax_hosts.process_id,
+            jax_hosts.num_processes,
+            str(jax_hosts.coordinator_address),
+        )
+        _watch.start()
+
+
+def _client() -> Any:
+    """Returns JAX's client of the store that the hosts share."""
+    return jax_hosts.client
+
+
+def gather(value: Any) -> list[Any]:
+    """Returns the value that each host gives, in their order.
+
+    All hosts must call it equally often. It waits for as long as all of them live.
+
+    Args:
+        value: what JSON can hold.
+    """
+    if not several():
+        return [value]
+    client, key = _client(), f"vgg_jax/gather/{next(_gatherings)}"
+    client.key_value_set(f"{key}/{jax_hosts.process_id}", json.dumps(value))
+    return [
+        json.loads(client.blocking_key_value_get(f"{key}/{host}", _FOR_EVER))
+        for host in range(jax_hosts.num_processes)
+    ]
+
+
+_FOR_EVER = int(datetime.timedelta(days=7).total_seconds() * 1000)
+
+
+def agree(facts: Mapping[str, Any]) -> None:
+    """Compares facts with those of the other hosts, and the version of the code.
+
+    Args:
+        facts: names and values, on which all that the hosts compute together depends.
+
+    Raises:
+        ValueError: they differ; the message has the facts, the hosts and their values.
+    """
+    if not several():
+        return
+    facts = {**facts, **code_version()}
+    by_host = gather({name: str(value) for name, value in facts.items()})
+    differing = []
+    for name in sorted(set().union(*by_host)):
+        hosts: dict[str, list[str]] = {}  # those of each value
+        for host, theirs in enumerate(by_host):
+            value = theirs.get(name, "nothing")
+            hosts.setdefault(value, []).append(str(host))
+        if len(hosts) > 1:
+            differing.append(
+                f"  {name}: "
+                + "; ".join(
+                    f"{_shortened(value)} on host {', '.join(those)}"
+                    for value, those in hosts.items()
+                )
+            )
+    if differing:
+        raise ValueError(
+            "the hosts do not agree:\n"
+            + "\n".join(differing)
+            + "\ngive all of them the same command, code and data"
+        )
+
+
+def _shortened(text: str) -> str:
+    """Returns a text as it is, or the beginning of a long one and a digest."""
+    if len(text) <= 60:
+        return text
+    return (
+        f"{text[:40]}... ({hashlib.blake2b(text.encode(), digest_size=4).hexdigest()})"
+    )
+
+
+@functools.cache
+def code_version() -> dict[str, str]:
+    """Returns the versions of JAX and of this package, with a digest of its source."""
+    digest = hashlib.blake2b(digest_size=8)
+    package = Path(__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\n".encode() + path.read_bytes())
+    return {
+        "version of jax": jax.__version__,
+        "version of jaxlib": importlib.metadata.version("jaxlib"),
+        "source of vgg_jax": digest.hexdigest(),
+    }
+
+
+def part() -> None:
+    """Waits until all hosts have done their work; the first has more of it."""
+    gather(None)
+
+
+def reason_of_loss(error: BaseException) -> str | None:
+    """Returns a line for an error that came from the loss of a host; else None."""
+    if isinstance(error, LostHost):
+        return str(error)
+    cause: BaseException | None = error
+    while cause is not None and several():
+        text = str(cause).partition("\n")[0]
+        if isinstance(cause, jax.errors.JaxRuntimeError) and not text.startswith(
+            OWN_ERRORS
+        ):
+            return heartbeat.lost(text)
+        cause = cause.__cause__
+    return None
+
+
+def stop_all() -> None:
+    """Tells all hosts to stop at one point; `reached_stop_point` then knows it."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # one was told before
+        now = datetime.datetime.now(datetime.UTC).isoformat()
+        _client().key_value_set(STOP_NOTICE, now)
+
+
+def reached_stop_point() -> bool:
+    """Returns whether all hosts are to stop here; they must call it equally often."""
+    return reached_preemption_sync_point(next(_stop_points))
 
 
 def is_first() -> bool:
@@ -106,6 +355,8 @@ def abandon(code: int) -> None:
     if several():
         sys.stdout.flush()
         sys.stderr.flush()
+        if _watch is not None:
+            _watch.leave()
         os._exit(code)
 
 

@@ -3,8 +3,12 @@
 import contextlib
 import itertools
 import math
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
+from multiprocessing import resource_tracker
 from typing import TypeVar
 
 import grain
@@ -38,6 +42,9 @@ TRAIN_KEYS = ("image", "label", "weight")
 EVAL_KEYS = (*TRAIN_KEYS, "index")
 MOMENTS_KEYS = ("count", "first", "second")
 MOMENTS_CHUNK = 64  # images to a sum
+
+# Requests to stop, which a process that decodes leaves to the one it works for.
+SIGNALS_OF_PARENT = (signal.SIGINT, signal.SIGTERM)
 
 
 def train_batches(
@@ -262,15 +269,48 @@ def _iterate(dataset: grain.MapDataset[T], config: DataConfig) -> Generator[T]:
             flags.FLAGS.mark_as_parsed()
         elements = elements.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=config.num_workers),
-            worker_init_fn=_leave_ctrl_c_to_the_run,
+            worker_init_fn=_serve_parent,
         )
     with contextlib.closing(iter(elements)) as iterator:
+        with _signals_blocked() if config.num_workers else contextlib.nullcontext():
+            first = list(itertools.islice(iterator, 1))
+        yield from first
+        del first
         yield from iterator
 
 
-def _leave_ctrl_c_to_the_run(worker: int, workers: int) -> None:
-    """Ignores Ctrl-C, which a terminal sends to all: the run needs one more batch."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Has processes that begin inside of `with` never see the signals of the parent.
+
+    They inherit what is blocked, and so are deaf to them before `_serve_parent` runs.
+    """
+    resource_tracker.ensure_running()  # which would unblock them as it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS_OF_PARENT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _serve_parent(worker: int, workers: int) -> None:
+    """Ties a worker's life to its parent's, which decides when the work is done.
+
+    Signals are the parent's: terminals and schedulers send them to all processes, and
+    the run needs one more batch. When the parent is gone, however it ended, so is the
+    worker. (Linux can signal a parent's death, but counts that of the thread which
+    started the worker, and Grain starts it in a thread of its own.)
+    """
+    for number in SIGNALS_OF_PARENT:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _report_corrupt(

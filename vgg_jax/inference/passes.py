@@ -6,7 +6,7 @@ compute the one before, and an image that cannot be decoded has weight 0.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -71,6 +71,7 @@ def over_source(
     with_boxes: bool = False,
     mesh: Mesh | None = None,
     bar: tqdm | None = None,
+    before_batch: Callable[[], object] = lambda: None,
 ) -> dict[str, np.ndarray]:
     """Runs a head over every example of a source, each exactly once.
 
@@ -88,6 +89,7 @@ def over_source(
             this host, which takes its share of the images; with a mesh of all hosts'
             devices the hosts run each batch together.
         bar: the progress bar, which is moved by the images that are done.
+        before_batch: is called before each batch; what it raises ends the pass.
 
     Returns:
         "label" int32 [N], "weight" float32 [N] (0 for an image that could not be
@@ -109,6 +111,7 @@ def over_source(
         with_boxes=with_boxes,
         mesh=mesh,
         bar=bar,
+        before_batch=before_batch,
     ):
         outputs = rows.outputs
         outputs = outputs if isinstance(outputs, dict) else {"output": outputs}
@@ -127,6 +130,7 @@ def example_rows(
     with_boxes: bool = False,
     mesh: Mesh | None = None,
     bar: tqdm | None = None,
+    before_batch: Callable[[], object] = lambda: None,
 ) -> Iterator[Rows]:
     """Runs a head over this host's share of a source; yields a batch's rows at a time.
 
@@ -143,6 +147,7 @@ def example_rows(
     shapes = padded_shapes(config.evaluation.bucket_ratios, view.scale)
     previous = None
     for batch in view_batches(source, config, view, network.channels, mesh, with_boxes):
+        before_batch()
         known = {name: rows[batch["index"]] for name, rows in (extras or {}).items()}
         known |= {name: batch[name] for name in DESCRIPTIONS if name in batch}
         head_extras = {name: known[name] for name in head.extras}

@@ -78,10 +78,16 @@ class Checkpoints:
             return self.latest_step
         return min(validated, key=lambda c: (c.metrics[self.metric], -c.step)).step
 
+    def is_validated(self, step: int) -> bool:
+        """Returns whether the checkpoint of a step has errors; True without one."""
+        return all(c.metrics for c in self._checkpointer.checkpoints if c.step == step)
+
     def save(
         self, state: TrainState, plateau: Plateau, errors: Mapping[str, float] | None
     ) -> None:
         """Starts to save; `errors` are those of a validation at this step, if any.
+
+        A checkpoint of the same step, saved without them, makes room.
 
         Raises:
             SaveError: the disk refused it, or the save before it.
@@ -90,6 +96,7 @@ class Checkpoints:
             self._checkpointer.save_checkpointables_async(
                 int(state.step),
                 _checkpointables(state),
+                overwrite=self.latest_step == int(state.step),
                 metrics=None if errors is None else dict(errors),
                 custom_metadata={"plateau": json.dumps(dataclasses.asdict(plateau))},
             )
