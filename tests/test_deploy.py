@@ -121,7 +121,7 @@ def test_machines_of_skypilot_join(monkeypatch: pytest.MonkeyPatch) -> None:
     config = read_flags(command[3:], monkeypatch)
     assert config.data.data_dir in task["file_mounts"]
     requirements = re.findall(r"-r (\S+)", task["setup"])
-    assert [(ROOT / name).is_file() for name in requirements] == [True]
+    assert requirements and all((ROOT / name).is_file() for name in requirements)
 
 
 def slurm(

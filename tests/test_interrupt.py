@@ -62,7 +62,7 @@ def test_a_main_thread_that_does_not_end_is_ended(wanted: signal.Signals) -> Non
     code = (
         "import threading, time; from vgg_jax import interrupt\n"
         "interrupt.GRACE_SECONDS = 0.2\n"
-        "with interrupt.Interrupt():\n"
+        "with interrupt.Interrupt(ends_process=True):\n"
         "    try:\n"
         "        print('busy', flush=True)\n"
         "        time.sleep(60)\n"

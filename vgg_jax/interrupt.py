@@ -31,16 +31,21 @@ class Interrupt:
 
     After `postpone` the first signal is kept for `requested`; a further SIGTERM, which
     launchers like to send twice, changes nothing, and a further Ctrl-C stops at once.
-    To stop at once is to raise KeyboardInterrupt, whose argument is the signal, and to
-    end the process `GRACE_SECONDS` later, unless the outer block ended without that.
+    To stop at once is to raise KeyboardInterrupt, whose argument is the signal.
 
     Blocks may be nested; the inner one decides. Outside of the main thread, where
     Python lets nobody handle signals, nothing is taken.
+
+    Args:
+        ends_process: whether the process is to end `GRACE_SECONDS` after it was stopped
+            at once, whatever its main thread is busy with; for the outer block of one
+            that belongs to the command alone.
     """
 
     _blocks: ClassVar[list["Interrupt"]] = []  # those that are open, the inner one last
 
-    def __init__(self) -> None:
+    def __init__(self, *, ends_process: bool = False) -> None:
+        self._ends_process = ends_process
         self.signal: signal.Signals | None = None
         self._may_wait = False
         self._told_hosts = False
@@ -53,7 +58,7 @@ class Interrupt:
         if threading.current_thread() is not threading.main_thread():
             return self
         self._handlers = {s: signal.signal(s, self._catch) for s in SIGNALS}
-        if not self._blocks:
+        if self._ends_process:
             self._start_watch()
         self._blocks.append(self)
         return self
@@ -69,8 +74,8 @@ class Interrupt:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._blocks.remove(self)
-        if not self._blocks:
-            if not isinstance(error, KeyboardInterrupt):  # else the process is to end
+        if self._ends_process:
+            if not isinstance(error, KeyboardInterrupt):  # else the watch goes on
                 self._ended.set()
             signal.set_wakeup_fd(self._wakeup_before)
             self._sender.close()
@@ -127,7 +132,7 @@ class Interrupt:
                 if number[0] not in SIGNALS:
                     continue
                 signals += 1
-                block = (self._blocks or [self])[-1]  # there is none after the end
+                block = (self._blocks or [self])[-1]  # none is open after the end
                 waits = number[0] == signal.SIGTERM or id(block) not in requests
                 if block._may_wait and waits:
                     requests.add(id(block))

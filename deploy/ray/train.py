@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from vgg_jax import cli  # noqa: E402 it lies in ROOT
 from vgg_jax.config import Config, from_dict, to_dict  # noqa: E402
+from vgg_jax.files import resolve  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(values: argparse.Namespace) -> int:
     """Trains on the cluster; returns 0."""
+    workdir = resolve(values.workdir)
     ignored = [".git", ".venv*", "runs"]
     ray.init(runtime_env={"working_dir": str(ROOT), "excludes": ignored})
     environment = {} if values.gpus else {"JAX_PLATFORMS": "cpu"}
@@ -55,7 +57,7 @@ def run(values: argparse.Namespace) -> int:
         work,
         train_loop_config={
             "config": to_dict(values.config),
-            "workdir": str(values.workdir.absolute()),
+            "workdir": str(workdir),
         },
         # With neither, Ray would start workers that do not know of one another. On CPU
         # JAX_PLATFORMS decides, whichever is chosen.
@@ -66,8 +68,8 @@ def run(values: argparse.Namespace) -> int:
             resources_per_worker={"GPU": values.gpus} if values.gpus else {"CPU": 1},
         ),
         run_config=RunConfig(
-            name=values.workdir.name,
-            storage_path=str((values.workdir / "ray").absolute()),
+            name=workdir.name,
+            storage_path=str(workdir / "ray"),
             failure_config=FailureConfig(max_failures=values.max_failures),
             worker_runtime_env={"env_vars": environment},
         ),

@@ -1,7 +1,10 @@
 import dataclasses
 import itertools
 import logging
+import multiprocessing
+import os
 import signal
+import threading
 from pathlib import Path
 
 import chex
@@ -58,10 +61,13 @@ class Torn(Pictures):
 
 
 class Signals(Pictures):
-    """A label tells whether the process that decodes leaves Ctrl-C alone."""
+    """A label tells whether the process that decodes leaves signals alone."""
 
     def __getitem__(self, index: int) -> dict:
-        ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        ignored = all(
+            signal.getsignal(number) == signal.SIG_IGN
+            for number in (signal.SIGINT, signal.SIGTERM)
+        )
         return super().__getitem__(index) | {"label": int(ignored)}
 
 
@@ -519,12 +525,29 @@ def test_other_channel_counts_are_refused():
         eval_batches(SQUARES, CONFIG, channels=2, scale=20, crop=16, batch_size=8)
 
 
-def test_ctrl_c_is_the_main_process_to_handle():
+def test_signals_are_the_main_process_to_handle():
+    """They are sent to all processes, and here to workers that have just begun."""
+    begun = threading.Event()
+
+    def stop_workers():
+        while not begun.wait(0.01):
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGTERM)
+                os.kill(worker.pid, signal.SIGINT)
+
     config = dataclasses.replace(CONFIG, num_workers=1)
     batches = eval_batches(
-        Signals([(20, 20)] * 4), config, channels=3, scale=20, crop=16, batch_size=4
+        Signals([(20, 20)] * 8), config, channels=3, scale=20, crop=16, batch_size=4
     )
+    thread = threading.Thread(target=stop_workers)
+    thread.start()
     assert next(batches)["label"].tolist() == [1] * 4
+    begun.set()
+    thread.join()
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGTERM)
+    assert next(batches)["label"].tolist() == [1] * 4
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
     batches.close()
 
 

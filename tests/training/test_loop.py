@@ -21,8 +21,9 @@ from vgg_jax import training
 from vgg_jax.config import Config, LocalizationConfig
 from vgg_jax.data.color import computed_path
 from vgg_jax.distributed import make_mesh, replicated
+from vgg_jax.inference.passes import over_source
 from vgg_jax.training import loop
-from vgg_jax.training.checkpoint import Checkpoints
+from vgg_jax.training.checkpoint import Checkpoints, saved_steps
 from vgg_jax.training.loop import Trainer, train
 from vgg_jax.training.metrics import MetricWriter, TrainingDiverged
 from vgg_jax.training.optimizer import learning_rate, make_optimizer
@@ -197,17 +198,30 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
         if step == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
+    def stop_in_validation(*arguments: Any, **keywords: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return over_source(*arguments, **keywords)
+
     assert train(config, tmp_path / "whole") is None
     with monkeypatch.context() as patch:
         patch.setattr(MetricWriter, "write", stop_at_step_5)
         assert train(config, tmp_path / "stopped") is signal.SIGINT
+        patch.setattr(loop, "over_source", stop_in_validation)
+        assert train(config, tmp_path / "stopped") is signal.SIGTERM
+        assert saved_steps(tmp_path / "stopped") == [9]
+        # The next start has that validation to do, and nothing yet to save.
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "stopped")
+        assert saved_steps(tmp_path / "stopped") == [9]
     assert train(config, tmp_path / "stopped") is None
+    assert saved_steps(tmp_path / "stopped") == saved_steps(tmp_path / "whole")
     assert program.train_step._cache_size() == 1  # the rate changes without a recompile
 
-    ends = []
+    ends, errors = [], []
     for name in ("whole", "stopped"):
         rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         last = json.loads(rows[-2])
+        errors.append([row for row in rows if "validation_loss" in row])
         metric = "validation_top1_error"
         with Checkpoints(tmp_path / name, metric, read_only=True) as checkpoints:
             latest = checkpoints.latest_step
@@ -215,6 +229,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
             state, plateau = checkpoints.restore(program.state, latest)
         assert learning_rate(state.opt_state) == np.float32(last["learning_rate"])
         ends.append((jax.device_get(state), plateau, last["learning_rate"]))
+    assert errors[0] == errors[1] and len(errors[0]) == 4
     chex.assert_trees_all_equal(ends[0][0], ends[1][0])
     assert ends[0][1:] == ends[1][1:]
     assert ends[0][2] != 1e-3  # the schedule has changed it

@@ -7,18 +7,18 @@
 import dataclasses
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils.epath import Path
 
 from vgg_jax.config import Config, DataConfig, differences
 from vgg_jax.data.base import Source, sample_digest
 from vgg_jax.data.zca import whitening_digest
 from vgg_jax.evaluation.predictions import Predictions
 from vgg_jax.evaluation.protocols import Pass
-from vgg_jax.files import load_arrays, save_arrays
+from vgg_jax.files import load_arrays, parse_path, resolve, save_arrays
 from vgg_jax.models import ConvNet
 from vgg_jax.training.steps import split
 
@@ -53,7 +53,7 @@ def data_inputs(config: DataConfig, split: str, source: Source) -> Inputs:
     """Describes a set of images: its folder, size, classes and `sample_digest`."""
     return {
         "dataset": config.dataset,
-        "data_dir": str(Path(config.data_dir).expanduser().resolve()),
+        "data_dir": str(resolve(parse_path(config.data_dir).expanduser())),
         "split": split,
         "images": len(source),
         "class_names": list(source.class_names),

@@ -3,7 +3,8 @@
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+
+from etils.epath import Path
 
 from vgg_jax import distributed
 from vgg_jax.config import Config, shared_settings
@@ -19,6 +20,7 @@ from vgg_jax.evaluation.results import (
     read_results,
     write_results,
 )
+from vgg_jax.files import parse_path, resolve
 from vgg_jax.models import ConvNet
 from vgg_jax.training.checkpoint import check_classifies, restore_model
 from vgg_jax.training.workdir import check_class_names
@@ -115,7 +117,7 @@ def run_evaluation(
     if not workdirs:
         raise ValueError("expected at least one workdir, got none")
     planned_rows(config, names, scales)  # a wrong name is known before a slow restore
-    paths = [Path(workdir).resolve() for workdir in workdirs]
+    paths = [resolve(parse_path(workdir)) for workdir in workdirs]
     distributed.agree(
         shared_settings(config)
         | {"workdirs": [path.name for path in paths], "protocols": names, "Q": scales}

@@ -5,8 +5,9 @@ import dataclasses
 import io
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
+
+from etils.epath import Path
 
 from vgg_jax.evaluation.predictions import (
     ClassResult,

@@ -8,9 +8,9 @@ on.
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
+from etils.epath import Path
 
 from vgg_jax import distributed
 from vgg_jax.config import Config

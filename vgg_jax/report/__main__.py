@@ -15,12 +15,12 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import cv2
 import jinja2
 import numpy as np
+from etils.epath import Path
 from matplotlib.figure import Figure
 
 from vgg_jax import cli
@@ -29,7 +29,7 @@ from vgg_jax.console import short_names
 from vgg_jax.evaluation.predictions import class_results
 from vgg_jax.evaluation.protocols import PROTOCOLS
 from vgg_jax.evaluation.results import format_train_scale, read_results
-from vgg_jax.files import write_text
+from vgg_jax.files import resolve, write_text
 from vgg_jax.report.confusion import draw_confusion, read_csv
 from vgg_jax.report.figures import Lines, curves, read_metrics
 from vgg_jax.report.gallery import Gallery, load_gallery
@@ -267,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_workdir("folder of a run; several are set side by side", several=True)
     parser.add_argument(
         "--output",
-        type=Path,
+        type=cli.path,
         metavar="FILE",
         help="the page; by default report.html in the first workdir",
     )
@@ -277,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(values: argparse.Namespace) -> int:
     """Writes the page; returns 0."""
     output = values.output or values.workdir[0] / "report.html"
-    paths = [path.resolve() for path in values.workdir]
+    paths = [resolve(path) for path in values.workdir]
     runs = [read_run(*pair) for pair in zip(paths, short_names(paths), strict=True)]
     text = make_report(runs)
     write_text(output, text)

@@ -1,10 +1,10 @@
 """This package trains networks as section 3.1 of arXiv:1409.1556 says."""
 
 import signal
-from pathlib import Path
 
 from vgg_jax import distributed
 from vgg_jax.config import Config
+from vgg_jax.files import Path, parse_path
 
 
 def train(config: Config, workdir: Path | str) -> signal.Signals | None:
@@ -28,4 +28,4 @@ def train(config: Config, workdir: Path | str) -> signal.Signals | None:
     distributed.join()
     from vgg_jax.training import loop
 
-    return loop.train(config, Path(workdir))
+    return loop.train(config, parse_path(workdir))

@@ -4,21 +4,25 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils.epath import Path
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
 from vgg_jax.config import Config
 from vgg_jax.distributed import make_mesh, replicated
+from vgg_jax.files import is_in_bucket, parse_path, resolve
 from vgg_jax.models import ConvNet
 from vgg_jax.training.program import abstract_model
 from vgg_jax.training.schedule import Plateau
 from vgg_jax.training.steps import TrainState, split
 from vgg_jax.training.workdir import read_config
+
+# The last file of a checkpoint in a bucket.
+COMMITTED = "commit_success.txt"
 
 _policies = ocp.training.preservation_policies
 
@@ -39,7 +43,7 @@ class Checkpoints:
         self.metric = metric
         self._workdir = workdir
         self._checkpointer = ocp.training.Checkpointer(
-            (workdir / "checkpoints").absolute(),
+            resolve(workdir / "checkpoints"),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(
                 1
             ),
@@ -174,8 +178,21 @@ def _checkpointables(state: TrainState) -> dict[str, Any]:
 
 def saved_steps(workdir: Path) -> list[int]:
     """Lists the steps of a run's whole checkpoints, ascending, without opening them."""
-    names = [path.name for path in (workdir / "checkpoints").glob("*")]
-    return sorted(int(name) for name in names if name.isdecimal())
+    folder = workdir / "checkpoints"
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(path.name) for path in paths if _is_whole(path))
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Returns whether a path in the folder of checkpoints is one that was completed.
+
+    On a disk a checkpoint takes its name when it is complete; in a bucket, where no
+    folder can be renamed at once, Orbax adds a file at the end.
+    """
+    is_named = checkpoint.name.isdecimal()
+    return is_named and (
+        not is_in_bucket(checkpoint) or (checkpoint / COMMITTED).exists()
+    )
 
 
 def open_run(workdir: Path) -> tuple[Checkpoints, Config]:
@@ -224,7 +241,7 @@ def restore_model(
         FileNotFoundError: no run or no checkpoint there.
         ValueError: a checkpoint that cannot be read.
     """
-    checkpoints, config = open_run(Path(workdir))
+    checkpoints, config = open_run(parse_path(workdir))
     graphdef, params, batch_stats = split(abstract_model(config))
     # All hosts read together, each for a device of its own.
     own = {device.process_index: device for device in reversed(jax.devices())}

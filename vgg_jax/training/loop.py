@@ -5,11 +5,11 @@ import dataclasses
 import signal
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils.epath import Path
 
 from vgg_jax import distributed
 from vgg_jax.config import Config, shared_settings
@@ -20,6 +20,7 @@ from vgg_jax.data.pipeline import train_batches
 from vgg_jax.data.sources import open_source
 from vgg_jax.data.zca import whitening_digest
 from vgg_jax.distributed import make_mesh, shard_batch
+from vgg_jax.files import parse_path
 from vgg_jax.inference.passes import View, over_source
 from vgg_jax.interrupt import Interrupt, StopRequested
 from vgg_jax.training.checkpoint import Checkpoints, saved_steps
@@ -50,7 +51,7 @@ from vgg_jax.training.workdir import (
 )
 
 
-def train(config: Config, workdir: Path) -> signal.Signals | None:
+def train(config: Config, workdir: Path | str) -> signal.Signals | None:
     """Trains until `num_epochs`, or until the plateau after the rate's last fall.
 
     Where `workdir` holds a run of the same configuration, that run goes on from its
@@ -74,8 +75,8 @@ def train(config: Config, workdir: Path) -> signal.Signals | None:
 class Trainer:
     """A run: its settings, its data, its compiled steps, and the loop over them."""
 
-    def __init__(self, config: Config, workdir: Path):
-        self.workdir = workdir
+    def __init__(self, config: Config, workdir: Path | str):
+        self.workdir = workdir = parse_path(workdir)
         self.mesh = make_mesh()
         begun = max(saved_steps(workdir), default=0)
         distributed.agree(

@@ -4,11 +4,11 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 import jax
 import numpy as np
+from etils.epath import Path
 from tensorboardX import SummaryWriter
 
 from vgg_jax import distributed
@@ -94,7 +94,7 @@ class MetricWriter:
         path = workdir / "metrics.jsonl"
         if path.exists():
             write_text(path, "".join(_lines_up_to(step, path)))
-        self._file: TextIO = path.open("a")
+        self._file: IO[str] = path.open("a")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def __enter__(self) -> "MetricWriter":

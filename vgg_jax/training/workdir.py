@@ -1,16 +1,15 @@
 """This module ties the folder of a run to its configuration and its data."""
 
 import dataclasses
-import errno
 import itertools
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
+
+from etils.epath import Path
 
 from vgg_jax import distributed
 from vgg_jax.config import Config, differences, from_dict, settings, to_dict
-from vgg_jax.files import read_json, write_json
+from vgg_jax.files import read_json, validate_writable, write_json
 from vgg_jax.training.schedule import schedule_for
 
 CONFIG = "config.json"
@@ -35,11 +34,7 @@ def refuse_other_run(workdir: Path, config: Config) -> None:
         ValueError: its config.json is damaged.
         OSError: the folder cannot be made or written to.
     """
-    parent = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
-    if not parent.is_dir():
-        raise _os_error(errno.ENOTDIR, parent)
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise _os_error(errno.EACCES, parent)
+    validate_writable(workdir)
     if not (workdir / CONFIG).exists():
         return
     stored = read_config(workdir)
@@ -69,11 +64,6 @@ def with_stored_num_classes(config: Config, stored: Config) -> Config:
         return config
     model = dataclasses.replace(config.model, num_classes=stored.model.num_classes)
     return dataclasses.replace(config, model=model)
-
-
-def _os_error(number: int, path: Path) -> OSError:
-    """Makes the error that the operating system would raise later."""
-    return OSError(number, os.strerror(number), str(path))
 
 
 def claim(workdir: Path, config: Config) -> None:
