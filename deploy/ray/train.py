@@ -51,7 +51,11 @@ def run(values: argparse.Namespace) -> int:
     """Trains on the cluster; returns 0."""
     workdir = resolve(values.workdir)
     ignored = [".git", ".venv*", "runs"]
-    ray.init(runtime_env={"working_dir": str(ROOT), "excludes": ignored})
+    # Without a cluster in reach, Ray starts one on this machine.
+    ray.init(
+        runtime_env={"working_dir": str(ROOT), "excludes": ignored},
+        include_dashboard=False,
+    )
     environment = {} if values.gpus else {"JAX_PLATFORMS": "cpu"}
     trainer = JaxTrainer(
         work,
