@@ -16,7 +16,7 @@ ifneq ($(shell test -d "$$HOME" && test -w "$$HOME" && echo writable),writable)
 export HOME := $(CURDIR)/.home
 endif
 
-.PHONY: help train environment test test-all lint benchmark-cpu clean
+.PHONY: help train environment test test-all test-slurm test-ray lint benchmark-cpu clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -36,6 +36,13 @@ test:  ## all that CI runs: lint, and pytest; on a second Python what can depend
 test-all:  ## the same with the slow tests
 	@scripts/check lint
 	@scripts/check test -m "slow or not slow"
+
+test-slurm: environment  ## a job under Slurm, which this installs (root), stopped in every way
+	JAX_PLATFORMS=cpu .venv/bin/python -m tests.slurm
+
+test-ray:  ## two workers of Ray, in an environment of its own, one of them killed
+	@scripts/environment .venv-ray requirements-ray.txt
+	JAX_PLATFORMS=cpu .venv-ray/bin/python -m tests.ray
 
 lint:  ## ruff, mypy, shellcheck, and import-linter, which holds the floors of docs/architecture.md
 	@scripts/check lint

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from vgg_jax import training
 from vgg_jax.config import Config, LocalizationConfig
 from vgg_jax.data.color import computed_path
 from vgg_jax.distributed import make_mesh, replicated
@@ -47,6 +49,22 @@ def test_a_network_broken_by_the_last_step_has_not_finished(
     with pytest.raises(TrainingDiverged, match=r"loss after step 1.*none yet"):
         train(config, tmp_path)
     assert not is_finished(tmp_path)
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_thread_can_import_the_training_and_run_it(
+    tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So it is in a worker of Ray.
+    config = tiny_config()
+    config.num_epochs = 0.01
+    with ThreadPoolExecutor() as threads:
+        stopped = threads.submit(training.train, config, str(tmp_path / "run"))
+        assert stopped.result() is None
+    assert is_finished(tmp_path / "run")
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
+    with pytest.raises(ValueError, match="Kubernetes started this process as one of"):
+        training.train(config, tmp_path / "other")
 
 
 def test_a_missing_test_part_is_told_before_training(
