@@ -46,8 +46,8 @@ def read_arguments() -> argparse.Namespace:
         "--folder",
         type=Path,
         metavar="DIR",
-        help="where to work; kept in the end, so that a second call finds what the "
-        "first one compiled",
+        help="where to work; kept in the end, so that a second call with the same code "
+        "begins sooner",
     )
     values = parser.parse_args()
     names = values.only.split(",") if values.only else []
