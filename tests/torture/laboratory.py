@@ -75,7 +75,7 @@ class Laboratory:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.expected: dict[str, dict[str, bool]] = {}  # see `damage`
+        self.expected: dict[tuple[str, str | None], str] = {}  # see `damage`
         self.left_by_hosts: Leftover | None = None  # see `hosts`
         self._number = 0
         # Programs are compiled once, and apart from the user's own: a process that is

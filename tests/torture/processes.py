@@ -176,6 +176,19 @@ def timer(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Drops what libraries log past `sys.stderr`, for hundreds of damaged files."""
+    before, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nothing)
+
+
 def call(
     main: Callable[[Sequence[str]], int],
     arguments: Sequence[str],
@@ -188,7 +201,11 @@ def call(
     printed = io.StringIO()
     began = time.monotonic()
     code: int | None = 1
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+    with (
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+        _quiet_libraries(),
+    ):
         try:
             with timer(seconds):
                 code = main(arguments)
