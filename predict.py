@@ -10,22 +10,26 @@ the scales of the run in the workdir.
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from vgg_jax import cli
+from vgg_jax.files import parse_path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.Parser("python predict.py", __doc__)
     parser.add_argument(
-        "images", nargs="+", type=Path, metavar="IMAGE", help="a picture of any size"
+        "images",
+        nargs="+",
+        type=cli.path,
+        metavar="IMAGE",
+        help="a picture of any size",
     )
     parser.add_workdir("folder of the run whose network is used")
     parser.add_argument(
         "--output",
-        default=Path(),
-        type=Path,
+        default=parse_path("."),
+        type=cli.path,
         metavar="DIR",
         help="folder for the heat maps; the current one by default",
     )

@@ -13,21 +13,23 @@ import argparse
 import difflib
 import itertools
 import logging
+import pathlib
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
+from etils import epath
 
 from vgg_jax import config_file, distributed
 from vgg_jax.compilation import prepare_jax
 from vgg_jax.config import Config, settings
 from vgg_jax.config_file import UsageError
 from vgg_jax.console import did_you_mean
-from vgg_jax.files import explain_os_error
+from vgg_jax.files import explain_os_error, parse_path
 
 DONE, FAILED, USAGE = 0, 1, 2
 STOPPED = 128  # and the signal's number
@@ -68,7 +70,7 @@ class Parser(argparse.ArgumentParser):
             self.add_argument(
                 "--config",
                 metavar="FILE",
-                type=Path,
+                type=pathlib.Path,
                 help="a configuration, such as configs/vgg16.py; with --help also its "
                 "settings",
             )
@@ -129,7 +131,7 @@ class Parser(argparse.ArgumentParser):
             config_file.override(config, vars(values))
             values.config = config
             if getattr(values, "workdir", "") is None:
-                run = Path("runs", path.stem)
+                run = parse_path("runs") / path.stem
                 values.workdir = [run] if self.several_workdirs else run
         return values
 
@@ -137,17 +139,17 @@ class Parser(argparse.ArgumentParser):
         """Raises what argparse found wrong; argparse would print the usage and exit."""
         raise UsageError(f"{message}; --help says more")
 
-    def paths(self, values: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+    def paths(self, values: argparse.Namespace) -> Iterator[tuple[str, epath.Path]]:
         """Gives each argument and setting that is a path, with the flag's name."""
         for action in self._actions:
             value = getattr(values, action.dest, None)
             for path in value if isinstance(value, list) else [value]:
-                if isinstance(path, Path):
-                    yield (*action.option_strings, action.dest)[0], path
+                if isinstance(path, pathlib.PurePath):
+                    yield (*action.option_strings, action.dest)[0], epath.Path(path)
         config = getattr(values, "config", None)
         for name, _, value in settings(config) if isinstance(config, Config) else ():
             if name.endswith("_dir"):
-                yield f"--config.{name}", Path(value)
+                yield f"--config.{name}", epath.Path(value)
 
     def _refuse_unknown_flags(self, arguments: Sequence[str]) -> None:
         """Answers the first flag that is none with those that may be meant.
@@ -178,10 +180,10 @@ class Parser(argparse.ArgumentParser):
             )
 
 
-def _config_path(arguments: Sequence[str]) -> Path | None:
+def _config_path(arguments: Sequence[str]) -> pathlib.Path | None:
     """Finds the file of --config, which is read first: its settings are flags."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", nargs="?", type=Path)
+    first.add_argument("--config", nargs="?", type=pathlib.Path)
     return first.parse_known_args(arguments)[0].config
 
 
@@ -200,17 +202,30 @@ def scales(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def folder(text: str) -> Path:
-    """The path of a folder.
+def path(text: str) -> epath.Path:
+    """Reads a path from the text of a flag.
 
     Raises:
-        argparse.ArgumentTypeError: empty text, which would be the current folder.
+        argparse.ArgumentTypeError: it is in a store that cannot be used.
+    """
+    try:
+        return parse_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def folder(text: str) -> epath.Path:
+    """Reads the path of a folder from the text of a flag.
+
+    Raises:
+        argparse.ArgumentTypeError: as `path`; or empty text, which would be the current
+            folder.
     """
     if not text:
         raise argparse.ArgumentTypeError(
             "expected a folder, got ''; the current folder is '.'"
         )
-    return Path(text)
+    return path(text)
 
 
 def positive(text: str) -> int:
@@ -274,6 +289,8 @@ def command(
         prepare_jax()
         if not values.traceback:
             logging.getLogger("absl").addFilter(_is_no_orbax_traceback)
+            # Orbax leaves it behind where a checkpoint is damaged.
+            warnings.filterwarnings("ignore", "coroutine .*_background_load")
         return main(values)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         if values.traceback:

@@ -362,7 +362,7 @@ class OptimizerConfig(Section):
     trained_layers: tuple[str, ...] = setting(
         (),
         'layers that are trained, such as ("fc6", "fc7", "fc8"); the others stay as '
-        "they were; () trains all",
+        "they were, with their batch statistics, and cost no gradient; () trains all",
     )
 
 
@@ -435,7 +435,11 @@ class Config(Section):
     localization: LocalizationConfig | None = setting(None, "None classifies")
     batch_size: int = setting(256, "images of a step, of all devices together", low=1)
     accumulate_steps: int = setting(
-        1, "parts of a batch one after another: less memory", low=1, resumable=True
+        1,
+        "parts of a batch one after another: less memory; batch normalization takes "
+        "the statistics of each part, so that a run with it must keep the number",
+        low=1,
+        resumable=True,
     )
     remat: bool = setting(
         False, "compute each stage again for its gradient: less memory", resumable=True

@@ -4,8 +4,8 @@ import difflib
 import itertools
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
+from etils.epath import Path
 from tqdm import tqdm
 
 # Seconds between two updates: a terminal rewrites its line, a log file gets a new one.

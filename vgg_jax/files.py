@@ -1,31 +1,129 @@
-"""This module writes files whole or not at all, and reads without running code."""
+"""This module reads and writes files, on a disk and in a bucket.
+
+It alone knows in what a bucket differs. A path is a local one or `gs://BUCKET/NAME`, an
+`etils.epath.Path`; a local `pathlib.Path` will do as well. Files are written whole or
+not at all, and read without running code.
+"""
 
 import contextlib
 import errno
 import fcntl
+import hashlib
+import importlib.util
 import json
 import os
+import pathlib
+import re
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
+from etils import epath
+
+Path = pathlib.Path | epath.Path
 
 PARTIAL = ".partial"  # the end of the name of a file that is being written
+DIGEST = "blake2b"  # the name, in a file, of the digest of all else that it holds
+BUCKET = "gs://"  # what the name of a bucket of Google Cloud Storage begins with
+
+
+def parse_path(text: str | os.PathLike[str]) -> epath.Path:
+    """Makes a path of its text, such as `runs/vgg16` or `gs://BUCKET/vgg16`.
+
+    Raises:
+        ValueError: it is neither a local path nor one in a bucket of Google's.
+        ImportError: it is in a bucket, and gcsfs, which reads those, is not installed.
+    """
+    text = os.fspath(text)
+    url = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text)
+    if url and not re.match(rf"{BUCKET}[^/]", text):
+        raise ValueError(
+            f"expected a local path or {BUCKET}BUCKET/NAME, the only kind of bucket "
+            f"that checkpoints can be kept in, got {text}"
+        )
+    if url and importlib.util.find_spec("gcsfs") is None:
+        raise ImportError(
+            f"{text} needs gcsfs, which is not installed; type "
+            "`pip install -r requirements-gcs.txt`"
+        )
+    return epath.Path(text)
+
+
+def is_in_bucket(path: Path) -> bool:
+    """Returns whether a path is in a bucket, not on a disk."""
+    return os.fspath(path).startswith(BUCKET)
+
+
+def resolve(path: Path) -> epath.Path:
+    """Returns the absolute path, without symbolic links."""
+    return epath.Path(path if is_in_bucket(path) else os.path.realpath(path))
+
+
+def beside(folder: Path, name: str) -> epath.Path:
+    """Returns the path that `name` has if it is relative to the parent of `folder`.
+
+    An absolute path, or one with a user's home, stays what it is.
+    """
+    path = parse_path(name).expanduser()
+    if path.is_absolute():
+        return path
+    joined = pathlib.PurePosixPath(*folder.parts, "..", *path.parts)
+    return epath.Path(os.path.normpath(joined))
+
+
+def validate_writable(folder: Path) -> None:
+    """Checks that files can be written into a folder, which may not exist yet.
+
+    In a bucket the first write shows it.
+
+    Raises:
+        OSError: the folder cannot be made or written to.
+    """
+    if is_in_bucket(folder):
+        return
+    parent = next(p for p in (folder, *resolve(folder).parents) if p.exists())
+    if not parent.is_dir():
+        raise _os_error(errno.ENOTDIR, parent)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise _os_error(errno.EACCES, parent)
+
+
+def _os_error(number: int, path: Path) -> OSError:
+    """Makes the error that the operating system would raise later."""
+    return OSError(number, os.strerror(number), str(path))
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a file to write, which takes the place of `path` when the block ends.
+    """Gives a local file to write, which takes the place of `path` when the block ends.
 
     A reader sees the old file or the whole new one. An error in the block leaves the
     old one.
     """
-    partial = path.with_name(path.name + PARTIAL)
+    if is_in_bucket(path):  # an object appears whole, when all of it is sent
+        with tempfile.TemporaryDirectory() as folder:
+            partial = pathlib.Path(folder, path.name)
+            yield partial
+            epath.Path(partial).copy(path, overwrite=True)
+        return
+    partial = pathlib.Path(f"{path}{PARTIAL}")
     yield partial
     os.replace(partial, path)
+
+
+def text_digest(text: str) -> str:
+    """Returns a digest of a text, 32 hexadecimal digits."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def array_digest(array: np.ndarray) -> str:
+    """Returns a digest of an array's type, shape and values, 32 hexadecimal digits."""
+    digest = hashlib.blake2b(repr((array.dtype.str, array.shape)).encode())
+    digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:32]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -35,27 +133,46 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a value as JSON, whole or not at all."""
+    """Writes a value as JSON, whole or not at all; an object gets its digest too."""
+    if isinstance(value, Mapping):
+        value = {**value, DIGEST: _json_digest(value)}
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Reads what a JSON file holds.
+    """Reads what a JSON file holds; a digest in it is compared and left out.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not JSON; the message names it.
+        ValueError: the file is not JSON, or not what was written; the message names it.
     """
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged: it is not JSON ({error})") from error
+    if isinstance(value, dict) and DIGEST in value:
+        digest = value.pop(DIGEST)
+        if digest != _json_digest(value):
+            raise ValueError(
+                f"{path} is damaged: it has changed since it was written (if you "
+                f"changed it, remove the line with {DIGEST!r})"
+            )
+    return value
+
+
+def _json_digest(value: Mapping[Any, Any]) -> str:
+    """Returns the digest of an object of JSON, whatever the order of its names."""
+    as_read = json.loads(json.dumps(value))
+    return text_digest(json.dumps(as_read, sort_keys=True))
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Writes named arrays as npz, whole or not at all."""
+    """Writes named arrays and their digests as npz, whole or not at all."""
+    stored: dict[str, Any] = {n: np.asarray(array) for n, array in arrays.items()}
+    digests = {name: array_digest(array) for name, array in stored.items()}
+    stored[DIGEST] = np.array(json.dumps(digests))
     with replacing(path) as partial, open(partial, "wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **stored)
 
 
 def load_arrays(
@@ -68,8 +185,16 @@ def load_arrays(
         ValueError: the file is damaged, or of another kind; the message names it.
     """
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-            return {name: stored[name] for name in names}
+        with (
+            path.open("rb") as file,
+            np.load(cast(BinaryIO, file), allow_pickle=False) as stored,
+        ):
+            arrays = {name: stored[name] for name in names}
+            digests = json.loads(str(stored[DIGEST])) if DIGEST in stored else {}
+        for name in names if digests else ():
+            if array_digest(arrays[name]) != digests[name]:
+                raise ValueError(f"{name} has changed since it was written")
+        return arrays
     except FileNotFoundError:
         raise
     except (
@@ -129,7 +254,7 @@ def explain_os_error(error: OSError, paths: Sequence[tuple[str, Path]]) -> str:
     if error.filename:
         name = os.fsdecode(error.filename).removesuffix(PARTIAL)
         message = f"{name}: {message}"
-        flags = _flags_of(Path(os.path.abspath(name)), paths)
+        flags = _flags_of(resolve(epath.Path(name)), paths)
     if error.errno in REMEDIES and flags:
         message += f"; {' or '.join(dict.fromkeys(flags))}: {REMEDIES[error.errno]}"
     return message
@@ -141,9 +266,7 @@ def _flags_of(place: Path, paths: Sequence[tuple[str, Path]]) -> list[str]:
     They are those of the place itself, else of the nearest folder above it; where no
     flag gave one, those of paths below it.
     """
-    absolute = [
-        (flag, Path(os.path.abspath(path.expanduser()))) for flag, path in paths
-    ]
+    absolute = [(flag, resolve(path.expanduser())) for flag, path in paths]
     for nearest in (place, *place.parents):
         if flags := [flag for flag, path in absolute if path == nearest]:
             return flags

@@ -3,14 +3,15 @@
 import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
+from etils.epath import Path
 
 from vgg_jax.console import short_names
 from vgg_jax.data.sources import open_source
 from vgg_jax.data.transforms import CorruptImage, decode
 from vgg_jax.data.zca import preprocessing_of
+from vgg_jax.files import parse_path, resolve
 from vgg_jax.inference.dense import image_posteriors
 from vgg_jax.inference.forward import Network
 from vgg_jax.models import ConvNet
@@ -76,7 +77,7 @@ def load_run(workdir: Path | str) -> Classifier:
             f"{config.data.crop}x{config.data.crop} pixels, and whitening is of images "
             "of that size alone; eval.py evaluates it on its data set"
         )
-    names = read_class_names(Path(workdir))
+    names = read_class_names(parse_path(workdir))
     if names is None:
         names = tuple(open_source(config.data, "test").class_names)
     if len(names) != model.num_classes:
@@ -101,8 +102,8 @@ def predict(classifier: Classifier, image: np.ndarray, *, top: int = 5) -> Predi
     the whole picture, near the scale of training.
 
     Raises:
-        ValueError: the picture is another kind of array, or a scale is too small for
-            the network.
+        ValueError: the picture is another kind of array, a scale is too small for the
+            network, or the network's scores are not finite.
     """
     network = Network.from_model(classifier.model, classifier.normalization)
     posteriors = np.asarray(
@@ -110,6 +111,11 @@ def predict(classifier: Classifier, image: np.ndarray, *, top: int = 5) -> Predi
             network, image, classifier.scales, averaging=classifier.averaging
         )
     )
+    if not np.isfinite(posteriors).all():
+        raise ValueError(
+            "the network's scores of this picture are not finite numbers; its weights "
+            "are damaged or its training diverged: use another checkpoint"
+        )
     labels = np.argsort(-posteriors, kind="stable")[:top]
     return Prediction(
         classes=tuple(classifier.class_names[label] for label in labels),
@@ -139,7 +145,7 @@ def predict_files(
         How many pictures could not be read; each is named on stderr.
     """
     output.mkdir(parents=True, exist_ok=True)
-    files = list(dict.fromkeys(path.resolve() for path in files))
+    files = list(dict.fromkeys(resolve(path) for path in files))
     unread = 0
     for path, name in zip(files, short_names(files), strict=True):
         try:

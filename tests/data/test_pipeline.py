@@ -65,6 +65,18 @@ class Signals(Pictures):
         return super().__getitem__(index) | {"label": int(ignored)}
 
 
+class Mislabeled(Pictures):
+    """The fourth picture's label is another one than the classes have."""
+
+    def __init__(self, label: int):
+        super().__init__([(24, 24)] * 8)
+        self._label = label
+
+    def __getitem__(self, index: int) -> dict:
+        example = super().__getitem__(index)
+        return example | ({"label": self._label} if index == 3 else {})
+
+
 CONFIG = DataConfig(
     dataset="folder", crop=16, scale_min=20, scale_max=20, num_threads=2
 )
@@ -552,3 +564,16 @@ def test_padded_crops_differ_in_the_window_alone(folder_config):
     assert abs(np.corrcoef(offsets.T)[0, 1]) < 0.2
     [resumed] = take(config, 17, 1)
     np.testing.assert_array_equal(resumed["offset"], padded[17]["offset"])
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_label_of_no_class_is_refused_with_the_pictures_name(label: int) -> None:
+    config = dataclasses.replace(CONFIG, on_corrupt_image="skip")
+    source = Mislabeled(label)
+    message = f"a label from 0 to 1, as there are 2 classes, got {label} in picture 3"
+    for batches in (
+        train_batches(source, config, channels=3, batch_size=8, seed=0, start_step=0),
+        eval_batches(source, config, channels=3, scale=20, crop=16, batch_size=8),
+    ):
+        with pytest.raises(ValueError, match=message):
+            next(batches)

@@ -39,8 +39,19 @@ class Decoder:
     channels: int
 
     def __call__(self, index: int, short_side: int) -> Row:
-        """Decodes example `index`, which will be rescaled to `short_side`."""
+        """Decodes example `index`, which will be rescaled to `short_side`.
+
+        Raises:
+            ValueError: its label is not that of a class.
+        """
         example = self.source[index]
+        classes = len(self.source.class_names)
+        if not 0 <= example["label"] < classes:
+            raise ValueError(
+                f"expected a label from 0 to {classes - 1}, as there are {classes} "
+                f"classes, got {example['label']} in {example['name']}; correct it, or "
+                "prepare the data again"
+            )
         try:
             image = transforms.decode(
                 example["image"], self.channels, example["name"], short_side

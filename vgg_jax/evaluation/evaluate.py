@@ -3,14 +3,15 @@
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+
+from etils.epath import Path
 
 from vgg_jax import distributed
 from vgg_jax.config import Config
 from vgg_jax.console import short_names
 from vgg_jax.data.sources import Source, open_source
 from vgg_jax.evaluation import cache, protocols
-from vgg_jax.evaluation.predictions import Predictions, fuse
+from vgg_jax.evaluation.predictions import NotFiniteError, Predictions, fuse
 from vgg_jax.evaluation.results import (
     Result,
     TrainedNetwork,
@@ -19,6 +20,7 @@ from vgg_jax.evaluation.results import (
     read_results,
     write_results,
 )
+from vgg_jax.files import parse_path, resolve
 from vgg_jax.models import ConvNet
 from vgg_jax.training.checkpoint import check_classifies, restore_model
 from vgg_jax.training.workdir import check_class_names
@@ -115,7 +117,7 @@ def run_evaluation(
     if not workdirs:
         raise ValueError("expected at least one workdir, got none")
     planned_rows(config, names, scales)  # a wrong name is known before a slow restore
-    paths = [Path(workdir).resolve() for workdir in workdirs]
+    paths = [resolve(parse_path(workdir)) for workdir in workdirs]
     candidates = []
     for path, name in zip(paths, short_names(paths), strict=True):
         model, trained_with, step = restore_model(path)
@@ -234,6 +236,8 @@ def evaluate_candidates(
                 protocol=row[0][0],
                 scales=list(dict.fromkeys(q for _, scales in row for q in scales)),
                 averaging=networks[0].config.evaluation.averaging,
+                dataset=first.config.data.dataset,
+                data_dir=cache.data_folder(first.config.data),
                 class_names=source.class_names,
                 skipped=[source[int(i)]["name"] for i in predictions.skipped],
             )
@@ -298,14 +302,17 @@ def _kept_or_run(
         pass
     except cache.Unusable as reason:
         print(f"{path} is not used: {reason}", file=sys.stderr)
-    predictions = protocols.evaluate(
-        candidate.model,
-        source,
-        candidate.config,
-        protocol=one_pass.protocol,
-        scales=(one_pass.scale,),
-        progress=name if distributed.is_first() else None,
-    )
+    try:
+        predictions = protocols.evaluate(
+            candidate.model,
+            source,
+            candidate.config,
+            protocol=one_pass.protocol,
+            scales=(one_pass.scale,),
+            progress=name if distributed.is_first() else None,
+        )
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{candidate.trained.run}, {error}") from error
     try:
         if distributed.is_first():
             cache.save(path, inputs, predictions)

@@ -8,9 +8,9 @@ on.
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
+from etils.epath import Path
 
 from vgg_jax import distributed
 from vgg_jax.config import Config
@@ -70,8 +70,11 @@ class Collection:
         try:
             stored = load_arrays(self._path, ("digests", "values", "inputs"))
             if json.loads(str(stored["inputs"])) == self._inputs:
+                values = stored["values"]
+                if values.ndim != 2 or not np.isfinite(values).all():
+                    raise ValueError("expected a finite descriptor for each image")
                 digests = map(bytes, stored["digests"])
-                self._activations = dict(zip(digests, stored["values"], strict=True))
+                self._activations = dict(zip(digests, values, strict=True))
         except FileNotFoundError:
             pass
         except ValueError:

@@ -11,10 +11,10 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils.epath import Path
 
 from vgg_jax import cli, distributed
 from vgg_jax.config import Config
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_workdir("folder of the run whose network describes the pictures")
     parser.add_argument(
         "--data_dir",
-        type=Path,
+        type=cli.path,
         required=True,
         metavar="DIR",
         help="pictures, a folder a class; or train/ and test/ with a folder a class",

@@ -8,7 +8,6 @@ Prints errors, and writes localization.json and boxes.png into the first workdir
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from vgg_jax import cli
 
@@ -23,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--classifier_workdir",
-        type=Path,
+        type=cli.path,
         required=True,
         metavar="DIR",
         help="folder of the run of a classifier, which rates the boxes",

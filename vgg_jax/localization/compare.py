@@ -2,9 +2,9 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
+from etils.epath import Path
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -15,7 +15,7 @@ from vgg_jax.data.sources import Source, open_source
 from vgg_jax.data.transforms import decode
 from vgg_jax.evaluation import protocols
 from vgg_jax.evaluation.predictions import Rate, top_k_error
-from vgg_jax.files import write_json
+from vgg_jax.files import resolve, write_json
 from vgg_jax.localization import localize
 from vgg_jax.localization.localize import (
     Localizations,
@@ -60,7 +60,7 @@ def run_localization(
     assert config.localization is not None  # validated just now
     scales = tuple(scales) or tuple(config.evaluation.scales)
     source = open_source(config.data, "test")
-    names = short_names([workdir.resolve() for workdir in workdirs])
+    names = short_names([resolve(workdir) for workdir in workdirs])
     together = " + ".join(names)
 
     errors: dict[str, Rate] = {}

@@ -3,9 +3,9 @@
 import csv
 import io
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
+from etils.epath import Path
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 

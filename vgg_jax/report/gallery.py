@@ -3,9 +3,9 @@
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
+from etils.epath import Path
 
 from vgg_jax.config import Config
 from vgg_jax.data.sources import Source

@@ -12,12 +12,12 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils.epath import Path
 from flax import nnx
 from jax import lax
 
@@ -243,10 +243,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="multiplies every hidden layer's channels; 1 by default",
     )
     parser.add_argument(
-        "--image", type=Path, required=True, metavar="FILE", help="a picture"
+        "--image", type=cli.path, required=True, metavar="FILE", help="a picture"
     )
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="for the drawings"
+        "--output", type=cli.path, required=True, metavar="DIR", help="for the drawings"
     )
     return cli.command(run, parser, arguments)
 

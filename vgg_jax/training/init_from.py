@@ -4,14 +4,14 @@ Shallow networks are trained first; their weights start the deeper ones.
 """
 
 import dataclasses
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
+from etils.epath import Path
 
 from vgg_jax.config import Config, Curriculum
+from vgg_jax.files import beside, parse_path
 from vgg_jax.training.checkpoint import open_run, saved_steps
 from vgg_jax.training.program import abstract_model, validate_settings
 from vgg_jax.training.steps import TrainState, split
@@ -30,8 +30,7 @@ PRE_INITIALIZED = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc
 def source_folder(config: Config, workdir: Path) -> Path:
     """Returns the folder of the run that `init_from` names."""
     assert config.init_from is not None
-    folder = workdir / ".." / Path(config.init_from).expanduser()
-    return Path(os.path.normpath(folder))
+    return beside(workdir, config.init_from)
 
 
 def validate_source(config: Config, workdir: Path) -> None:
@@ -96,9 +95,7 @@ def take_weights(state: TrainState, config: Config, workdir: Path) -> TrainState
         for tree in (state.params, state.batch_stats)
     )
     with checkpoints:
-        step = checkpoints.best_step
-        assert step is not None
-        params, batch_stats = checkpoints.load_variables(params, batch_stats, step)
+        step, params, batch_stats = checkpoints.load_best(params, batch_stats)
     random = [name for name in state.params if name not in taken]
     print(
         f"from step {step:,} of {source}: {', '.join(taken)}; "
@@ -145,7 +142,7 @@ def _validate_curriculum(curriculum: Curriculum) -> None:
     for i, (name, run) in enumerate(curriculum.runs.items()):
         validate_settings(run, jax.device_count())
         start = run.init_from
-        is_elsewhere = start is None or Path(start).is_absolute()
+        is_elsewhere = start is None or parse_path(start).is_absolute()
         if not is_elsewhere and start not in names[:i]:
             raise ValueError(
                 f"run {name} starts from {start!r}: expected a run before it, one of "
