@@ -3,8 +3,12 @@
 import contextlib
 import itertools
 import math
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
+from multiprocessing import resource_tracker
 from typing import TypeVar
 
 import grain
@@ -13,7 +17,7 @@ from absl import flags, logging
 
 from vgg_jax.config import DataConfig, validate
 from vgg_jax.data import transforms
-from vgg_jax.data.base import Source
+from vgg_jax.data.base import CorruptImage, Source
 from vgg_jax.data.collate import (
     Crops,
     Decoder,
@@ -25,7 +29,6 @@ from vgg_jax.data.collate import (
     stack_padded,
 )
 from vgg_jax.data.color import load_axes
-from vgg_jax.data.transforms import CorruptImage
 
 Batch = dict[str, np.ndarray]
 T = TypeVar("T")
@@ -41,6 +44,9 @@ EVAL_KEYS = (*TRAIN_KEYS, "index")
 MOMENTS_KEYS = ("count", "first", "second")
 MOMENTS_CHUNK = 64  # images to a sum
 WHOLE_CHUNK = 8  # whole images that a thread decodes one after another
+
+# Requests to stop, which a process that decodes leaves to the one it works for.
+SIGNALS_OF_PARENT = (signal.SIGINT, signal.SIGTERM)
 
 
 def train_batches(
@@ -86,7 +92,7 @@ def train_batches(
         raise ValueError(f"start_step cannot be negative, found {start_step}")
     shifts = config.color_shift > 0
     crops = TrainCrops(
-        Decoder(source, channels),
+        Decoder(source, channels, config.max_pixels),
         scale_min=config.scale_min,
         scale_max=config.scale_max,
         crop=config.crop,
@@ -147,7 +153,14 @@ def eval_batches(
     batches = (
         grain.MapDataset.range(padded)
         .batch(batch_size // process_count)
-        .map(Crops(Decoder(source, channels), scale=scale, crop=crop, layout=layout))
+        .map(
+            Crops(
+                Decoder(source, channels, config.max_pixels),
+                scale=scale,
+                crop=crop,
+                layout=layout,
+            )
+        )
     )
     mine = batches[process_index::process_count]
     keys = (*EVAL_KEYS, *(["box"] * with_boxes))
@@ -195,7 +208,7 @@ def whole_image_batches(
         raise ValueError(f"expected a scale of at least 1 pixel, found {scale}")
     examples = grain.MapDataset.range(len(source))[process_index::process_count]
     chunks = examples.batch(WHOLE_CHUNK).map(
-        WholeImages(Decoder(source, channels), scale)
+        WholeImages(Decoder(source, channels, config.max_pixels), scale)
     )
     # An image that could not be decoded counts as a square.
     batches = _by_bucket(
@@ -215,7 +228,7 @@ def moment_batches(
         CorruptImage: while iterating, unless `config.on_corrupt_image` is "skip".
     """
     _validate_arguments(source, config, channels, 1, 0, 1)
-    sums = Moments(Decoder(source, channels), config.scale_min)
+    sums = Moments(Decoder(source, channels, config.max_pixels), config.scale_min)
     chunks = grain.MapDataset.source(numbers).batch(MOMENTS_CHUNK).map(sums)
     return _report_corrupt(_iterate(chunks, config), config, keys=MOMENTS_KEYS)
 
@@ -268,15 +281,48 @@ def _iterate(dataset: grain.MapDataset[T], config: DataConfig) -> Generator[T]:
             flags.FLAGS.mark_as_parsed()
         elements = elements.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=config.num_workers),
-            worker_init_fn=_leave_ctrl_c_to_the_run,
+            worker_init_fn=_serve_parent,
         )
     with contextlib.closing(iter(elements)) as iterator:
+        with _signals_blocked() if config.num_workers else contextlib.nullcontext():
+            first = list(itertools.islice(iterator, 1))
+        yield from first
+        del first
         yield from iterator
 
 
-def _leave_ctrl_c_to_the_run(worker: int, workers: int) -> None:
-    """Ignores Ctrl-C, which a terminal sends to all: the run needs one more batch."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Has processes that begin inside of `with` never see the signals of the parent.
+
+    They inherit what is blocked, and so are deaf to them before `_serve_parent` runs.
+    """
+    resource_tracker.ensure_running()  # which would unblock them as it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS_OF_PARENT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _serve_parent(worker: int, workers: int) -> None:
+    """Ties a worker's life to its parent's, which decides when the work is done.
+
+    Signals are the parent's: terminals and schedulers send them to all processes, and
+    the run needs one more batch. When the parent is gone, however it ended, so is the
+    worker. (Linux can signal a parent's death, but counts that of the thread which
+    started the worker, and Grain starts it in a thread of its own.)
+    """
+    for number in SIGNALS_OF_PARENT:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _report_corrupt(

@@ -6,7 +6,7 @@ compute the one before, and an image that cannot be decoded has weight 0.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -77,6 +77,7 @@ def over_source(
     with_boxes: bool = False,
     mesh: Mesh | None = None,
     bar: tqdm | None = None,
+    before_batch: Callable[[], object] = lambda: None,
 ) -> dict[str, np.ndarray]:
     """Runs a head over every example of a source, each exactly once.
 
@@ -95,6 +96,7 @@ def over_source(
             this host, which takes its share of the images; with a mesh of all hosts'
             devices the hosts run each batch together.
         bar: the progress bar, which is moved by the images that are done.
+        before_batch: is called before each batch; what it raises ends the pass.
 
     Returns:
         "label" int32 [N], "weight" float32 [N] (0 for an image that could not be
@@ -116,6 +118,7 @@ def over_source(
         with_boxes=with_boxes,
         mesh=mesh,
         bar=bar,
+        before_batch=before_batch,
     ):
         outputs = rows.outputs
         outputs = outputs if isinstance(outputs, dict) else {"output": outputs}
@@ -134,6 +137,7 @@ def example_rows(
     with_boxes: bool = False,
     mesh: Mesh | None = None,
     bar: tqdm | None = None,
+    before_batch: Callable[[], object] = lambda: None,
 ) -> Iterator[Rows]:
     """Runs a head over this host's share of a source; yields a batch's rows at a time.
 
@@ -157,6 +161,7 @@ def example_rows(
 
     with naming_settings(f"a batch of images at Q={view.scale}", advice()):
         for batch in batches:
+            before_batch()
             given = len(batch["index"])
             known = {
                 name: rows[batch["index"]] for name, rows in (extras or {}).items()
