@@ -45,6 +45,7 @@ class Setting:
     Args:
         help: one line that says what it is, with its unit.
         resumable: a run that goes on may change it, for its steps stay as they were.
+        own: each of several hosts may have a value of its own.
         choices: the values of a string setting; () for any, or those of `table`.
         table: "module:NAME" of the mapping whose keys are the values.
         prefix: what other values than the keys of `table` begin with; "" for none.
@@ -55,6 +56,7 @@ class Setting:
 
     help: str
     resumable: bool = False
+    own: bool = False
     choices: tuple[str, ...] = ()
     table: str = ""
     prefix: str = ""
@@ -250,6 +252,7 @@ class DataConfig(Section):
         "~/.cache/vgg_jax",
         "folder of the prepared data set; for the data set folder, of the pictures",
         resumable=True,
+        own=True,
     )
     crop: int = setting(
         224, "side of a training crop, in pixels", low=1, high=MAX_SCALE
@@ -325,6 +328,7 @@ class DataConfig(Section):
         low=0,
         high=MAX_PROCESSES,
         resumable=True,
+        own=True,
     )
     num_threads: int = setting(
         4,
@@ -333,6 +337,7 @@ class DataConfig(Section):
         low=0,
         high=MAX_THREADS,
         resumable=True,
+        own=True,
     )
 
     def conflicts(self) -> Iterator[str]:
@@ -431,7 +436,7 @@ class OptimizerConfig(Section):
     trained_layers: tuple[str, ...] = setting(
         (),
         'layers that are trained, such as ("fc6", "fc7", "fc8"); the others stay as '
-        "they were; () trains all",
+        "they were, with their batch statistics, and cost no gradient; () trains all",
     )
 
 
@@ -470,7 +475,8 @@ class EvaluationConfig(Section):
     )
     batch_size: int = setting(
         64,
-        "images, or crops, that the network is given at once",
+        "crops that the network is given at once, or whole images of as many pixels in "
+        "all; each device gets at least one",
         low=1,
         high=MAX_BATCH,
         resumable=True,
@@ -513,7 +519,8 @@ class Config(Section):
     )
     accumulate_steps: int = setting(
         1,
-        "parts of a batch one after another: less memory",
+        "parts of a batch one after another: less memory; batch normalization takes "
+        "the statistics of each part, so that a run with it must keep the number",
         low=1,
         high=MAX_BATCH,
         resumable=True,
@@ -609,6 +616,13 @@ def settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Setting, Any]
             yield from settings(value, f"{prefix}{field.name}.")
         else:
             yield prefix + field.name, field.metadata["setting"], value
+
+
+def shared_settings(config: Any) -> dict[str, Any]:
+    """Returns the settings, by name, that all hosts of a run must have alike."""
+    return {
+        name: value for name, declared, value in settings(config) if not declared.own
+    }
 
 
 def validate(config: Any, prefix: str = "") -> None:

@@ -106,8 +106,8 @@ def predict(classifier: Classifier, image: np.ndarray, *, top: int = 5) -> Predi
     the whole picture, near the scale of training.
 
     Raises:
-        ValueError: the picture is another kind of array, or a scale is too small for
-            the network.
+        ValueError: the picture is another kind of array, a scale is too small for the
+            network, or the network's scores are not finite.
     """
     network = Network.from_model(classifier.model, classifier.normalization)
     posteriors = np.asarray(
@@ -115,6 +115,11 @@ def predict(classifier: Classifier, image: np.ndarray, *, top: int = 5) -> Predi
             network, image, classifier.scales, averaging=classifier.averaging
         )
     )
+    if not np.isfinite(posteriors).all():
+        raise ValueError(
+            "the network's scores of this picture are not finite numbers; its weights "
+            "are damaged or its training diverged: use another checkpoint"
+        )
     labels = np.argsort(-posteriors, kind="stable")[:top]
     return Prediction(
         classes=tuple(classifier.class_names[label] for label in labels),

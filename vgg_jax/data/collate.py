@@ -40,11 +40,23 @@ class Decoder:
     max_pixels: int  # see `transforms.decode`
 
     def __call__(self, index: int, short_side: int) -> Row:
-        """Decodes example `index`, which will be rescaled to `short_side`."""
-        label = 0  # of a record that cannot be read
+        """Decodes example `index`, which will be rescaled to `short_side`.
+
+        Raises:
+            ValueError: its label is not that of a class.
+        """
         try:
             example = self.source[index]
-            label = example["label"]
+        except CorruptImage as error:
+            return Row(index, 0, None, str(error))  # its label is in what is damaged
+        classes = len(self.source.class_names)
+        if not 0 <= example["label"] < classes:
+            raise ValueError(
+                f"expected a label from 0 to {classes - 1}, as there are {classes} "
+                f"classes, got {example['label']} in {example['name']}; correct it, or "
+                "prepare the data again"
+            )
+        try:
             image = transforms.decode(
                 example["image"],
                 self.channels,
@@ -53,7 +65,7 @@ class Decoder:
                 max_pixels=self.max_pixels,
             )
         except CorruptImage as error:
-            return Row(index, label, None, str(error))
+            return Row(index, example["label"], None, str(error))
         box = np.array(example["box"]) if "box" in example else None
         return Row(index, example["label"], image, box=box)
 
