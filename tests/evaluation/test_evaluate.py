@@ -315,6 +315,19 @@ def test_an_evaluation_that_was_stopped_goes_on(
     assert passes == [("dense", 32), ("dense", 48), ("dense", 64)]
 
 
+def test_hosts_run_a_pass_that_one_of_them_has_not_kept(
+    workdirs: list[Path],
+    config: Config,
+    passes: list,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config.data.on_corrupt_image = "skip"
+    before = results_of(workdirs[:1], config, ("center",))
+    monkeypatch.setattr(run.distributed, "gather", lambda has_it: [has_it, False])
+    assert results_of(workdirs[:1], config, ("center",)) == before
+    assert passes == [("center", 48)] * 2
+
+
 def test_a_damaged_file_is_made_again(
     workdirs: list[Path],
     config: Config,

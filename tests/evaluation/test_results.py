@@ -3,16 +3,19 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from vgg_jax.evaluation.predictions import Predictions
 from vgg_jax.evaluation.results import (
+    VERSION,
     Result,
     TrainedNetwork,
     format_table,
     make_result,
+    read_results,
     write_results,
 )
 
@@ -124,3 +127,18 @@ def test_a_file_that_is_not_ours_is_left_alone(tmp_path: Path, text: str) -> Non
     with pytest.raises(ValueError, match=r"eval\.json.* move it away"):
         write_results(path, [make()])
     assert path.read_text() == text
+
+
+@pytest.mark.parametrize("key", ["networks", "protocol", "scales", "images", "skipped"])
+@pytest.mark.parametrize("value", [None, 3, "x", [{}], [None]])
+def test_a_damaged_row_is_told_from_ours(tmp_path: Path, key: str, value: Any) -> None:
+    path = tmp_path / "eval.json"
+    write_results(path, [make()])
+    assert len(read_results(path)) == 1
+    row = json.loads(path.read_text())["results"][0]
+    for damaged in ({**row, key: value}, {k: v for k, v in row.items() if k != key}):
+        if (key, value) in [("protocol", "x"), ("images", 3), ("skipped", "x")]:
+            continue  # as good as the true one
+        path.write_text(json.dumps({"version": VERSION, "results": [damaged]}))
+        with pytest.raises(ValueError, match=r"eval\.json.* move it away"):
+            read_results(path)

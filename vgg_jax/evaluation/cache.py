@@ -14,7 +14,7 @@ import numpy as np
 from etils.epath import Path
 
 from vgg_jax.config import Config, DataConfig, differences
-from vgg_jax.data.base import Source
+from vgg_jax.data.base import Source, sample_digest
 from vgg_jax.data.zca import whitening_digest
 from vgg_jax.evaluation.predictions import Predictions
 from vgg_jax.evaluation.protocols import Pass
@@ -24,9 +24,6 @@ from vgg_jax.training.steps import split
 
 # To be raised when the same inputs begin to give other posteriors.
 VERSION = 2
-
-# Images that are looked at to tell one set from another.
-SAMPLE = 32
 
 Inputs = dict[str, Any]  # as JSON can hold them
 
@@ -58,23 +55,14 @@ def data_folder(config: DataConfig) -> str:
 
 
 def data_inputs(config: DataConfig, split: str, source: Source) -> Inputs:
-    """Describes a set of images: its folder, size and classes, and a digest of some.
-
-    The digest is of `SAMPLE` images; a picture that was changed in place is noticed
-    only if it is one of these.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for i in np.linspace(0, len(source) - 1, min(SAMPLE, len(source))):
-        example = source[int(i)]
-        digest.update(f"{example['label']} {len(example['image'])} ".encode())
-        digest.update(example["image"])
+    """Describes a set of images: its folder, size, classes and `sample_digest`."""
     return {
         "dataset": config.dataset,
         "data_dir": data_folder(config),
         "split": split,
         "images": len(source),
         "class_names": list(source.class_names),
-        "sample": digest.hexdigest(),
+        "sample": sample_digest(source),
         "on_corrupt_image": config.on_corrupt_image,
     }
 
@@ -128,6 +116,11 @@ def load(path: Path, inputs: Inputs) -> Predictions:
 
 
 def _validate_arrays(predictions: Predictions, images: int, classes: int) -> None:
+    """Checks shapes, types and ranges of posteriors that were kept.
+
+    Raises:
+        Unusable: they cannot be those of so many images and classes.
+    """
     expected = {
         "posteriors": ((images, classes), np.float32),
         "labels": ((images,), np.int32),
@@ -140,5 +133,12 @@ def _validate_arrays(predictions: Predictions, images: int, classes: int) -> Non
                 f"it is damaged (expected {name} {np.dtype(dtype)} {list(shape)}, got "
                 f"{array.dtype} {list(array.shape)})"
             )
-    if not np.isfinite(predictions.posteriors).all():
-        raise Unusable("it is damaged (its posteriors are not all finite)")
+    labels, weights = predictions.labels, predictions.weights
+    is_right = {
+        "posteriors": np.isfinite(predictions.posteriors).all(),
+        "labels": ((labels >= 0) & (labels < classes)).all(),
+        "weights": np.isin(weights, (0, 1)).all(),
+    }
+    for name, is_so in is_right.items():
+        if not is_so:
+            raise Unusable(f"it is damaged (its {name} are out of range)")

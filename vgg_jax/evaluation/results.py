@@ -193,9 +193,9 @@ def read_results(path: Path) -> list[dict[str, Any]]:
         return []
     try:
         record = read_json(path)
-        if record["version"] == VERSION:
+        if record["version"] == VERSION and all(map(_is_row, record["results"])):
             return record["results"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise ValueError(
         f"expected {path} to hold results in layout {VERSION}, as this program writes "
@@ -222,6 +222,18 @@ def _as_json(result: Result) -> dict[str, Any]:
         "per_class": [dataclasses.asdict(row) for row in result.per_class],
     }
     return json.loads(json.dumps(row))  # as it is read back: tuples are lists
+
+
+def _is_row(row: dict[str, Any]) -> bool:
+    """Returns whether a value is a row of eval.json; raises what leads elsewhere."""
+    named = [row["protocol"], row["averaging"], *row["skipped"]]
+    named += [network[key] for network in row["networks"] for key in ("run", "model")]
+    numbers = [row["images"], *row["scales"], *row["top1_interval"]]
+    numbers += [row["top1_error"], row["top5_error"], *row["top5_interval"]]
+    for network in row["networks"]:
+        low, high = network["train_scale"]
+        numbers += [network["step"], low, high]
+    return all(isinstance(name, str) for name in named) and min(numbers) >= 0
 
 
 def _key(row: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import signal
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,19 +11,22 @@ import numpy as np
 from etils.epath import Path
 
 from vgg_jax import distributed
-from vgg_jax.config import Config
+from vgg_jax.config import Config, shared_settings
 from vgg_jax.data import transforms
+from vgg_jax.data.base import sample_digest
 from vgg_jax.data.color import load_axes
 from vgg_jax.data.pipeline import train_batches
-from vgg_jax.data.sources import open_source
+from vgg_jax.data.sources import open_source, open_training
 from vgg_jax.data.zca import whitening_digest
-from vgg_jax.distributed import make_mesh, shard_batch
+from vgg_jax.distributed import make_mesh, shard_batch, warn
 from vgg_jax.files import parse_path
 from vgg_jax.inference.passes import View, over_source
+from vgg_jax.interrupt import Interrupt, StopRequested
+from vgg_jax.memory import naming_settings, training_advice
 from vgg_jax.training.checkpoint import Checkpoints, saved_steps
 from vgg_jax.training.diagnosis import StallDetector, diagnosis
 from vgg_jax.training.init_from import take_weights, validate_source
-from vgg_jax.training.interrupt import Interrupt
+from vgg_jax.training.lock import WorkdirLock
 from vgg_jax.training.metrics import (
     RunLog,
     TrainingDiverged,
@@ -61,9 +63,15 @@ def train(config: Config, workdir: Path | str) -> signal.Signals | None:
 
     Raises:
         WorkdirMismatch: the folder holds a run with other settings.
+        WorkdirHeld: another training writes into the folder.
+        WorkdirLost: the folder was removed while the run trained.
         TrainingDiverged: the message names the last good checkpoint.
         SaveError: a checkpoint could not be written.
-        ValueError: settings that do not fit one another, or images that cannot be read.
+        OutOfMemory: the message names settings that make the step smaller.
+        ValueError: settings that do not fit one another, images that cannot be read, or
+            hosts that do not agree.
+        KeyboardInterrupt: a signal came before the first step, when there was nothing
+            to save, or a second Ctrl-C.
     """
     return Trainer(config, workdir).run()
 
@@ -74,6 +82,11 @@ class Trainer:
     def __init__(self, config: Config, workdir: Path | str):
         self.workdir = workdir = parse_path(workdir)
         self.mesh = make_mesh()
+        begun = max(saved_steps(workdir), default=0)
+        distributed.agree(
+            shared_settings(config)
+            | {"workdir": workdir.name, "step to go on from": begun}
+        )
         # What can be refused without data is: they may have to be prepared first.
         validate_settings(config, self.mesh.size)
         refuse_other_run(workdir, config)
@@ -83,8 +96,7 @@ class Trainer:
         if config.init_from is not None and not saved_steps(workdir):
             validate_source(config, workdir)
         self.program = build_program(config, self.mesh)
-        self.training = open_source(config.data, "train")
-        self.validation = open_source(config.data, "validation")
+        self.training, self.validation = open_training(config.data)
         self.config = with_num_classes(config, len(self.training.class_names))
         self.task = task_for(config)
         self.metric = f"validation_{config.optimizer.metric}"
@@ -97,17 +109,49 @@ class Trainer:
 
     def run(self) -> signal.Signals | None:
         """Runs the loop until the end or a signal, which it returns as `train` does."""
-        timetable = self.timetable
-        start = max(saved_steps(self.workdir), default=0)
         with (
+            WorkdirLock(self.workdir) as lock,
             Checkpoints(self.workdir, self.metric, read_only=False) as checkpoints,
             Interrupt() as interrupt,
             _naming_last_checkpoint(checkpoints),
+        ):
+            state, plateau = self._start(checkpoints)
+            return self._loop(state, plateau, checkpoints, interrupt, lock)
+
+    def _loop(
+        self,
+        state: TrainState,
+        plateau: Plateau,
+        checkpoints: Checkpoints,
+        interrupt: Interrupt,
+        lock: WorkdirLock,
+    ) -> signal.Signals | None:
+        """Trains from a state on; returns what `run` does."""
+        timetable = self.timetable
+        start = int(state.step)
+        with (
+            naming_settings(
+                "a training step", training_advice(self.config, self.mesh.size)
+            ),
             RunLog(self.workdir, timetable, self.task.errors, start) as log,
             contextlib.closing(self._batches(start)) as batches,
         ):
-            state, plateau = self._start(checkpoints)
             step, stopped = start, None
+
+            def validate_and_save() -> signal.Signals | None:
+                """Returns the signal that stopped the validation, if one did."""
+                errors, stopped = self._validate(state, step, interrupt)
+                if errors is not None:
+                    log.write_validation(step, errors)
+                    if timetable.updates_plateau(step):
+                        plateau.update(errors[self.metric], self.config.optimizer)
+                lock.confirm()
+                checkpoints.save(state, plateau, errors)
+                return stopped
+
+            # A signal keeps the validation after a step for the next start.
+            if timetable.validates(step) and not checkpoints.is_validated(step):
+                stopped = validate_and_save()
             while stopped is None and not self._is_at_end(step, plateau):
                 batch = shard_batch(self.mesh, next(batches))
                 rate = learning_rate_at(step, timetable, plateau, self.config.optimizer)
@@ -115,21 +159,22 @@ class Trainer:
                 state = dataclasses.replace(state, opt_state=opt_state)
                 state, sums = self.program.train_step(state, batch, self._dropout_key)
                 step += 1
+                interrupt.postpone()  # from here on there is a step to save
                 log.add(step, sums)
-                stopped = interrupt.after(step)  # asked once: it can come at any moment
+                stopped = interrupt.requested()  # once: it can come at any moment
                 saves = timetable.saves(step) or stopped is not None
                 if saves or timetable.logs(step):
+                    lock.confirm()
                     self._log(log, step, rate, state, batch)
-                errors = None
-                if timetable.validates(step):
-                    errors = self._validate(state, step)
-                    log.write_validation(step, errors)
-                if errors and timetable.updates_plateau(step):
-                    plateau.update(errors[self.metric], self.config.optimizer)
+                if timetable.validates(step) and stopped is None:
+                    stopped = validate_and_save()
+                elif saves:
+                    lock.confirm()
+                    checkpoints.save(state, plateau, None)
                 if saves:
-                    checkpoints.save(state, plateau, errors)
                     log.restart_clock(step)  # the speed is that of training alone
             checkpoints.wait()
+            lock.confirm()
             self._conclude(checkpoints, step, stopped)
         return stopped
 
@@ -138,7 +183,7 @@ class Trainer:
         try:
             open_source(self.config.data, "test")
         except (OSError, ValueError) as error:
-            _warn(f"nothing for eval.py to test on: {error}")
+            warn(f"nothing for eval.py to test on: {error}")
         is_shifted = self.config.data.color_shift > 0
         axes = load_axes(self.config.data).tolist() if is_shifted else None
         facts = {
@@ -147,6 +192,13 @@ class Trainer:
             "axes of the color shift": axes,
             "whitening": whitening_digest(self.config.data),
         }
+        distributed.agree(
+            facts
+            | {
+                "classes": self.training.class_names,
+                "images": sample_digest(self.training),
+            }
+        )
         if saved_steps(self.workdir):
             check_class_names(self.workdir, self.training.class_names)
             check_data_facts(self.workdir, facts)
@@ -155,14 +207,15 @@ class Trainer:
         write_data_facts(self.workdir, facts)
 
     def _start(self, checkpoints: Checkpoints) -> tuple[TrainState, Plateau]:
-        """Makes a new state, or restores the latest one that was saved."""
-        latest = checkpoints.latest_step
-        if latest is None:
+        """Makes a new state, or restores the newest intact one that was saved."""
+        restored = checkpoints.restore_newest(self.program.state)
+        if restored is None:
             state, plateau = self.program.init(self._init_key), Plateau()
             if self.config.init_from is not None:
                 state = take_weights(state, self.config, self.workdir)
         else:
-            state, plateau = checkpoints.restore(self.program.state, latest)
+            state, plateau = restored
+        step = int(state.step)
         parameters = sum(p.size for p in jax.tree.leaves(state.params))
         device = self.mesh.devices.flat[0]
         print(
@@ -170,11 +223,11 @@ class Trainer:
             f"{len(self.training):,} images to train on, "
             f"{len(self.validation):,} to validate; "
             f"{self.mesh.size} x {device.device_kind}; "
-            + (f"step {latest:,}" if latest else "from the start")
+            + (f"step {step:,}" if step else "from the start")
             + f" to {self.timetable.total_steps:,}",
             flush=True,
         )
-        if not self._is_at_end(latest or 0, plateau):
+        if not self._is_at_end(step, plateau):
             mark_finished(self.workdir, False)
         return state, plateau
 
@@ -188,25 +241,35 @@ class Trainer:
         steps, values = log.unlogged_steps, log.summarize(step, rate)
         if self.stall_detector.update(steps, values["train_loss"]):
             values["stuck"] = 1.0
-            _warn(diagnosis(self.config, self.stall_detector, state, batch))
+            warn(diagnosis(self.config, self.stall_detector, state, batch))
         log.write_training(step, values)
 
-    def _validate(self, state: TrainState, step: int) -> dict[str, float]:
-        """Measures loss and errors on center crops of the validation images."""
+    def _validate(
+        self, state: TrainState, step: int, interrupt: Interrupt
+    ) -> tuple[dict[str, float] | None, signal.Signals | None]:
+        """Measures loss and errors on center crops of the validation images.
+
+        Returns:
+            What was measured, or else the signal that came before the end.
+        """
         head = ExampleMetrics(self.task.objective, self.task.with_boxes)
         view = View(self.config.evaluation.center_scale, transforms.center)
-        rows = over_source(
-            self.program.network(state),
-            head,
-            self.validation,
-            self.config,
-            view,
-            with_boxes=self.task.with_boxes,
-            mesh=self.mesh,
-        )
+        try:
+            rows = over_source(
+                self.program.network(state),
+                head,
+                self.validation,
+                self.config,
+                view,
+                with_boxes=self.task.with_boxes,
+                mesh=self.mesh,
+                before_batch=interrupt.stop_if_requested,
+            )
+        except StopRequested as stop:
+            return None, stop.signal
         names = ("loss", *self.task.errors, "weight")
         sums = {name: rows[name].sum(dtype=np.float64) for name in names}
-        return summarize_validation(sums, step)
+        return summarize_validation(sums, step), None
 
     def _batches(self, step: int) -> Any:
         """Gives the training batches that follow the first `step`, without end."""
@@ -237,11 +300,6 @@ class Trainer:
             f"finished at step {step}; lowest validation error at step "
             f"{checkpoints.best_step}, in {self.workdir}"
         )
-
-
-def _warn(text: str) -> None:
-    if distributed.is_first():
-        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
