@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+import train
 from vgg_jax import cli, distributed
 
 ROOT = Path(__file__).parents[1]
@@ -63,11 +64,14 @@ def command(script: str, pictures: Path, workdir: Path, *more: str) -> list[str]
 
 
 def start(
-    count: int, arguments: list[str], own: tuple[list[str], ...] = ()
+    count: int,
+    arguments: list[str],
+    own: tuple[list[str], ...] = (),
+    index: str = distributed.COORDINATOR[2],
 ) -> Processes:
     """The script as so many hosts, with `DEVICES` devices in all.
 
-    `own` are further arguments of each host.
+    `own` are further arguments of each host, `index` the variable with its number.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -80,12 +84,13 @@ def start(
         # Host 0 alone finds its programs there, and gloo gives the others 30 seconds.
         common["JAX_COMPILATION_CACHE_DIR"] = ""
     processes = []
-    for index in range(count):
-        address = (f"127.0.0.1:{port}", str(count), str(index))
-        several = dict(zip(distributed.COORDINATOR, address, strict=True))
+    for host in range(count):
+        address = (f"127.0.0.1:{port}", str(count), str(host))
+        names = (*distributed.COORDINATOR[:2], index)
+        several = dict(zip(names, address, strict=True))
         processes.append(
             subprocess.Popen(
-                [*arguments, *(own[index] if own else ())],
+                [*arguments, *(own[host] if own else ())],
                 cwd=ROOT,
                 env=common | (several if count > 1 else {}),
                 stdout=subprocess.PIPE,
@@ -144,25 +149,63 @@ def test_one_machine_alone_meets_nobody(monkeypatch: pytest.MonkeyPatch) -> None
     assert distributed.is_first() and not distributed.several()
 
 
-@pytest.mark.parametrize(
-    "variables",
-    [
-        {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_STEP_NODELIST": "a[1-2]"},
-        {"OMPI_COMM_WORLD_SIZE": "2"},
-    ],
-)
-def test_tasks_of_a_launcher_are_several(variables: dict[str, str]) -> None:
-    assert distributed._launched_as_several(variables)
-    alone = {n: "1" if v == "2" else v for n, v in variables.items()}
-    assert not distributed._launched_as_several(alone)
-
-
 def test_half_an_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in distributed.COORDINATOR:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.1:1234")
     with pytest.raises(ValueError, match="set JAX_NUM_PROCESSES and JAX_PROCESS_ID"):
         distributed.join()
+
+
+def test_hosts_that_have_met_do_not_meet_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As in a worker of Ray, whose JaxTrainer calls `initialize` before the training.
+    monkeypatch.setattr(distributed.jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(
+        distributed.jax.distributed, "initialize", None
+    )  # not to be called
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.1:1234")
+    distributed.join()
+
+
+def test_a_tpu_that_met_nobody_is_no_pod_of_several(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in distributed.COORDINATOR:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(distributed, "_is_tpu_vm", lambda: True)
+    monkeypatch.setattr(
+        distributed.jax.distributed, "initialize", lambda **timeouts: None
+    )
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
+    distributed.join()
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
+    with pytest.raises(ValueError, match=r"as number 1 .* met no other"):
+        distributed.join()
+
+
+def test_two_pods_meet_by_what_the_job_tells_them() -> None:
+    code = "from vgg_jax import distributed; distributed.join()"
+    processes = start(2, [sys.executable, "-c", code], index="JOB_COMPLETION_INDEX")
+    first, second = finish(processes)
+    assert "host 0 of 2" in first and "host 1 of 2" in second
+
+
+def test_pods_that_cannot_meet_are_refused(
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in distributed.COORDINATOR:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
+    monkeypatch.chdir(ROOT)
+    _, _, *flags = command("train.py", pictures, tmp_path / "run")
+    assert train.main(flags) == cli.FAILED
+    told = capsys.readouterr().err
+    assert told.startswith("error: Kubernetes started this process as one of several")
+    assert told.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_hosts_train_as_one(pictures: Path, tmp_path: Path) -> None:

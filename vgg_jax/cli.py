@@ -31,7 +31,7 @@ from etils import epath
 
 from vgg_jax import config_file, distributed, heartbeat
 from vgg_jax.compilation import prepare_jax
-from vgg_jax.config import Config, settings
+from vgg_jax.config import MAX_SCALE, Config, settings
 from vgg_jax.config_file import UsageError
 from vgg_jax.console import did_you_mean
 from vgg_jax.files import explain_os_error, parse_path
@@ -39,8 +39,6 @@ from vgg_jax.interrupt import STOPPED, Interrupt
 
 DONE, FAILED, USAGE = 0, 1, 2
 RETRY = heartbeat.RETRY
-
-MAX_SCALE = 10_000  # pixels: a larger one, such as 256384, is a slip of the pen
 
 
 class Parser(argparse.ArgumentParser):
@@ -299,11 +297,11 @@ def command(
     except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr, flush=True)
         code = STOPPED + (stop.args[0] if stop.args else signal.SIGINT)
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
         if values.traceback:
             traceback.print_exc()
         code = USAGE if isinstance(error, UsageError) else FAILED
-        message = str(error)
+        message = str(error) or "expected more memory than there is"
         if isinstance(error, OSError):
             message = explain_os_error(error, [*parser.paths(values)])
         if (reason := distributed.reason_of_loss(error)) is not None:

@@ -29,11 +29,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vgg_jax import heartbeat
+from vgg_jax.launcher import COORDINATOR, find_place, refuse_lonely
 from vgg_jax.stop_vote import FOR_EVER, StopVote
 
 DATA = "data"  # the mesh's axis
-
-COORDINATOR = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 # The environment variable that says for how many seconds the hosts wait for one another
 # at the start, and its default. It stands beside `COORDINATOR` in the environment, for
@@ -60,18 +59,17 @@ class LostHost(RuntimeError):
 def join() -> None:
     """Meets the other hosts, if this one belongs to several.
 
-    It must be called before JAX has started. JAX knows the hosts of a Cloud TPU pod and
-    the tasks of Slurm and of Open MPI. Others are told by the environment variables
-    `COORDINATOR`: where host 0 is (HOST:PORT), how many hosts there are, and which one
-    this is, from 0. Where `jax.distributed.initialize` was called before, by Ray for
-    one, the hosts have met. Only host 0 goes on printing.
+    It must be called before JAX has started. JAX knows the hosts of a Cloud TPU pod;
+    `launcher.find_place` reads the variables of other launchers, and those of JAX where
+    there is none. Where `jax.distributed.initialize` was called before, by Ray for one,
+    the hosts have met. Only host 0 goes on printing.
 
     Raises:
-        ValueError: some of the variables `COORDINATOR` are set and some are not, the
-            address is one that other machines cannot reach, or `MEETING` is no number.
+        ValueError: this is one process of several, and nothing says how they meet; the
+            address is one that other machines cannot reach; or `MEETING` is no number.
         LostHost: the other hosts did not come.
     """
-    if not jax.distributed.is_initialized() and not _meet():
+    if not jax.distributed.is_initialized() and not (_meet_on_tpu() or _meet()):
         return
     if several():
         _start_watch()
@@ -81,41 +79,67 @@ def join() -> None:
 
 
 def _meet() -> bool:
-    """Lets JAX meet the other hosts; returns whether there is anybody to meet."""
-    given = [os.environ.get(name) for name in COORDINATOR]
-    if any(given) and not all(given):
-        missing = " and ".join(
-            name for name, value in zip(COORDINATOR, given, strict=True) if not value
-        )
-        raise ValueError(f"expected {', '.join(COORDINATOR)} together; set {missing}")
-    if not (any(given) or _launched_as_several(os.environ) or _is_tpu_vm()):
+    """Meets the other processes of a launcher; returns whether there are others."""
+    place = find_place()
+    if place is None:
         return False
-    address, count, index = given
-    if address is not None:
-        _refuse_loopback(address, os.environ)
+    if place.address is not None:
+        _refuse_loopback(place.address, os.environ)
+    _initialize(
+        _meeting_seconds(os.environ),
+        str(place.index),
+        coordinator_address=place.address,
+        num_processes=place.count,
+        process_id=place.index,
+        cluster_detection_method=None if place.is_asked_by_jax else "deactivate",
+    )
+    return True
+
+
+def _meet_on_tpu() -> bool:
+    """Meets the other hosts of a TPU slice, unless the environment says who they are.
+
+    Raises:
+        ValueError: a launcher started several, and JAX met none of them.
+    """
+    if any(name in os.environ for name in COORDINATOR) or not _is_tpu_vm():
+        return False
     seconds = _meeting_seconds(os.environ)
+    try:
+        _initialize(seconds, "?")
+    except ValueError:
+        return False  # a TPU of one host, which nobody coordinates
+    if jax.process_count() == 1:
+        refuse_lonely()
+    return True
+
+
+def _initialize(seconds: int, host: str, **place: Any) -> None:
+    """Has JAX meet the other hosts.
+
+    Args:
+        seconds: for how long it waits for them.
+        host: the number of this one, for messages.
+        place: arguments of `jax.distributed.initialize`.
+
+    Raises:
+        ValueError: JAX does not know how they meet.
+        LostHost: the other hosts did not come.
+    """
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        host = index or os.environ.get("SLURM_PROCID", "?")
         with _give_up_after(seconds, host):
             jax.distributed.initialize(
-                address,
-                int(count) if count else None,
-                int(index) if index else None,
+                **place,
                 initialization_timeout=seconds + 60,  # it aborts; see `_give_up_after`
                 heartbeat_timeout_seconds=JAX_HEARTBEAT_SECONDS,
                 shutdown_timeout_seconds=heartbeat.SECONDS,
             )
-    except ValueError:
-        if any(given) or _launched_as_several(os.environ):
-            raise
-        return False  # a TPU of one host, which nobody coordinates
     except RuntimeError as error:
         raise LostHost(f"cannot meet the other hosts: {error}") from error
     if threading.current_thread() is threading.main_thread():
         # JAX has taken it, for a vote of its own in place of `StopVote`.
         signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
-    return True
 
 
 def _meeting_seconds(environment: Mapping[str, str]) -> int:
@@ -348,13 +372,6 @@ def abandon(code: int) -> None:
         os._exit(code)
 
 
-def _launched_as_several(environment: Mapping[str, str]) -> bool:
-    """Whether `srun` or `mpirun` started more than one task."""
-    in_step = {"SLURM_STEP_NODELIST", "SLURM_PROCID"} <= environment.keys()
-    tasks = environment.get("SLURM_NTASKS", "1") if in_step else "1"
-    return max(int(tasks), int(environment.get("OMPI_COMM_WORLD_SIZE", "1"))) > 1
-
-
 def _is_tpu_vm() -> bool:
     """Whether this machine has TPU chips and the library for them."""
     chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
@@ -362,11 +379,18 @@ def _is_tpu_vm() -> bool:
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Makes a one-axis mesh of these devices, by default of all that all hosts have."""
-    devices = jax.devices() if devices is None else list(devices)
-    return jax.make_mesh(
-        (len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices
-    )
+    """Makes a one-axis mesh of these devices, by default of all that all hosts have.
+
+    The devices are in the order of their hosts, so that a host has neighboring rows of
+    each batch, and an image's place in it does not depend on how the machine is wired.
+    Unlike `jax.make_mesh` this searches no topology and so refuses none, neither GPUs
+    of several nodes nor one chip of each host of a TPU slice. Nothing is slower for it:
+    every collective is over all devices, whose rings XLA lays along the links by itself
+    (docs/tpu_check.md).
+    """
+    devices = jax.devices() if devices is None else devices
+    in_order = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.asarray(in_order), (DATA,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
