@@ -80,6 +80,9 @@ def start(
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count}",
     }
+    if count > 1:
+        # Host 0 alone finds its programs there, and gloo gives the others 30 seconds.
+        common["JAX_COMPILATION_CACHE_DIR"] = ""
     processes = []
     for host in range(count):
         address = (f"127.0.0.1:{port}", str(count), str(host))
