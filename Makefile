@@ -37,13 +37,13 @@ test-all:  ## the same with the slow tests
 	@scripts/check lint
 	@scripts/check test -m "slow or not slow"
 
-lint:  ## ruff, mypy, and import-linter, which holds the floors of docs/architecture.md
+lint:  ## ruff, mypy, shellcheck, and import-linter, which holds the floors of docs/architecture.md
 	@scripts/check lint
 
 benchmark-cpu: environment  ## speed on this CPU beside PyTorch's; CASES="vgg16_batch4" for one
 	@scripts/environment .venv-torch requirements-benchmark.txt
-	PYTHONPATH=. .venv/bin/python benchmarks/cpu.py --torch .venv-torch/bin/python $(CASES)
-	.venv/bin/python benchmarks/start.py
+	.venv/bin/python -m benchmarks.cpu --torch $(CURDIR)/.venv-torch/bin/python $(CASES)
+	.venv/bin/python -m benchmarks.start
 
 clean:  ## remove the environments and caches, not the data and the runs
 	rm -rf .home .venv* .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

@@ -225,7 +225,7 @@ def test_a_mistake_in_a_configuration_file_is_one_line(
         ("init_from = 3", "expected init_from of str | None, got 3"),
         ("batch_sise = 3", "no setting batch_sise: did you mean 'batch_size'"),
         ("data.crops = 3", "no setting data.crops: did you mean 'crop'"),
-        ("batch_size = 0", "expected batch_size in [1, inf), got 0"),
+        ("batch_size = 0", "expected batch_size in [1, 1048576], got 0"),
     ],
 )
 def test_a_wrong_setting_of_a_file_is_named(

@@ -26,15 +26,13 @@ from etils import epath
 
 from vgg_jax import config_file, distributed
 from vgg_jax.compilation import prepare_jax
-from vgg_jax.config import Config, settings
+from vgg_jax.config import MAX_SCALE, Config, settings
 from vgg_jax.config_file import UsageError
 from vgg_jax.console import did_you_mean
 from vgg_jax.files import explain_os_error, parse_path
 
 DONE, FAILED, USAGE = 0, 1, 2
 STOPPED = 128  # and the signal's number
-
-MAX_SCALE = 10_000  # pixels: a larger one, such as 256384, is a slip of the pen
 
 LOST_HOST = (
     "lost another host, whose own output says why; the same command on all of them "
@@ -292,10 +290,10 @@ def command(
             # Orbax leaves it behind where a checkpoint is damaged.
             warnings.filterwarnings("ignore", "coroutine .*_background_load")
         return main(values)
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
         if values.traceback:
             traceback.print_exc()
-        message = str(error)
+        message = str(error) or "expected more memory than there is"
         if isinstance(error, OSError):
             message = explain_os_error(error, [*parser.paths(values)])
         if distributed.several() and isinstance(error, jax.errors.JaxRuntimeError):

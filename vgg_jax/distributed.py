@@ -125,11 +125,18 @@ def _is_tpu_vm() -> bool:
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Makes a one-axis mesh of these devices, by default of all that all hosts have."""
-    devices = jax.devices() if devices is None else list(devices)
-    return jax.make_mesh(
-        (len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices
-    )
+    """Makes a one-axis mesh of these devices, by default of all that all hosts have.
+
+    The devices are in the order of their hosts, so that a host has neighboring rows of
+    each batch, and an image's place in it does not depend on how the machine is wired.
+    Unlike `jax.make_mesh` this searches no topology and so refuses none, neither GPUs
+    of several nodes nor one chip of each host of a TPU slice. Nothing is slower for it:
+    every collective is over all devices, whose rings XLA lays along the links by itself
+    (docs/tpu_check.md).
+    """
+    devices = jax.devices() if devices is None else devices
+    in_order = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.asarray(in_order), (DATA,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -196,6 +197,24 @@ def test_what_is_refused(workdirs: list[Path], config: Config) -> None:
     with pytest.raises(ValueError, match="same one twice"):
         results_of([workdirs[0], workdirs[0]], config)
     assert not (workdirs[0] / "eval.json").exists()
+
+
+def test_scores_that_are_not_finite_stop_the_evaluation(
+    workdirs: list[Path], config: Config
+) -> None:
+    config.data.on_corrupt_image = "skip"
+    model = run.restore_model(workdirs[0])[0]
+    bias = np.asarray(model.fc8.bias)
+    expected = (
+        r"^one, center at Q = 48: the scores of picture0\.png are not finite numbers, "
+        r"nor are those of 10 other images"
+    )
+    for value in (np.nan, np.inf, -np.inf):
+        model.fc8.bias[...] = jnp.asarray(bias).at[3].set(value)
+        with pytest.raises(ValueError, match=expected) as error:
+            results_of(workdirs[:1], config, ("center",))
+        assert "\n" not in str(error.value)
+    assert not list(workdirs[0].iterdir())
 
 
 def test_an_eval_json_of_something_else_is_refused_before_the_work(

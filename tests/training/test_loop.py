@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from vgg_jax.config import Config, LocalizationConfig
 from vgg_jax.data.color import computed_path
 from vgg_jax.distributed import make_mesh, replicated
+from vgg_jax.memory import OutOfMemory
 from vgg_jax.training import loop
 from vgg_jax.training.checkpoint import METADATA, Checkpoints, saved_steps
 from vgg_jax.training.lock import WorkdirHeld, WorkdirLost
@@ -129,6 +130,7 @@ def linear_program(config: Config, mesh: Mesh) -> Program:
         images = batch["image"].reshape(-1, 32 * 32) / 255
         return images @ params["fc8"]["kernel"] + params["fc8"]["bias"], batch_stats
 
+    forward.trained_layers = ()  # type: ignore
     state = jax.eval_shape(init, jax.random.key(0))
     shardings = jax.tree.map(lambda _: replicated(mesh), state)
     train_step = jit_train_step(forward, optimizer, 1, shardings)  # type: ignore
@@ -296,6 +298,23 @@ def test_a_run_goes_on_from_the_newest_intact_checkpoint(
         ends.append((jax.device_get(restored), [json.loads(r)["step"] for r in rows]))
     chex.assert_trees_all_equal(ends[0][0][0], ends[1][0][0])
     assert ends[0][0][1] == ends[1][0][1] and ends[0][1] == ends[1][1]
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_step_that_does_not_fit_names_the_settings(
+    tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @jax.jit
+    def enormous_step(state: Any, batch: Any, key: Any) -> Any:
+        return state, {"loss": jnp.zeros(2**45)}
+
+    config = tiny_config()
+    program = linear_program(config, make_mesh(jax.devices()[:1]))
+    program = dataclasses.replace(program, train_step=enormous_step)
+    monkeypatch.setattr(loop, "build_program", lambda config, mesh: program)
+    settings = r"remat=True; accumulate_steps=2, or more; batch_size=4, or smaller"
+    with pytest.raises(OutOfMemory, match=rf"training step does not fit.*{settings}"):
+        train(config, tmp_path)
 
 
 def test_the_number_of_classes_can_be_left_to_the_data(

@@ -23,7 +23,7 @@ from vgg_jax.models import ConvNet
 from vgg_jax.training.steps import split
 
 # To be raised when the same inputs begin to give other posteriors.
-VERSION = 1
+VERSION = 2
 
 # Images that are looked at to tell one set from another.
 SAMPLE = 32
@@ -52,6 +52,11 @@ def network_inputs(model: ConvNet, step: int) -> Inputs:
     return {"step": step, "network": digest.hexdigest()}
 
 
+def data_folder(config: DataConfig) -> str:
+    """Returns the folder of a data set, as a whole path."""
+    return str(resolve(parse_path(config.data_dir).expanduser()))
+
+
 def data_inputs(config: DataConfig, split: str, source: Source) -> Inputs:
     """Describes a set of images: its folder, size and classes, and a digest of some.
 
@@ -65,7 +70,7 @@ def data_inputs(config: DataConfig, split: str, source: Source) -> Inputs:
         digest.update(example["image"])
     return {
         "dataset": config.dataset,
-        "data_dir": str(resolve(parse_path(config.data_dir).expanduser())),
+        "data_dir": data_folder(config),
         "split": split,
         "images": len(source),
         "class_names": list(source.class_names),

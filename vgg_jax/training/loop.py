@@ -14,11 +14,12 @@ from vgg_jax.config import Config
 from vgg_jax.data import transforms
 from vgg_jax.data.color import load_axes
 from vgg_jax.data.pipeline import train_batches
-from vgg_jax.data.sources import open_source
+from vgg_jax.data.sources import open_source, open_training
 from vgg_jax.data.zca import whitening_digest
 from vgg_jax.distributed import make_mesh, shard_batch, warn
 from vgg_jax.files import parse_path
 from vgg_jax.inference.passes import View, over_source
+from vgg_jax.memory import naming_settings, training_advice
 from vgg_jax.training.checkpoint import Checkpoints, saved_steps
 from vgg_jax.training.diagnosis import StallDetector, diagnosis
 from vgg_jax.training.init_from import take_weights, validate_source
@@ -64,6 +65,7 @@ def train(config: Config, workdir: Path | str) -> signal.Signals | None:
         WorkdirLost: the folder was removed while the run trained.
         TrainingDiverged: the message names the last good checkpoint.
         SaveError: a checkpoint could not be written.
+        OutOfMemory: the message names settings that make the step smaller.
         ValueError: settings that do not fit one another, or images that cannot be read.
     """
     return Trainer(config, workdir).run()
@@ -84,8 +86,7 @@ class Trainer:
         if config.init_from is not None and not saved_steps(workdir):
             validate_source(config, workdir)
         self.program = build_program(config, self.mesh)
-        self.training = open_source(config.data, "train")
-        self.validation = open_source(config.data, "validation")
+        self.training, self.validation = open_training(config.data)
         self.config = with_num_classes(config, len(self.training.class_names))
         self.task = task_for(config)
         self.metric = f"validation_{config.optimizer.metric}"
@@ -119,6 +120,9 @@ class Trainer:
         timetable = self.timetable
         start = int(state.step)
         with (
+            naming_settings(
+                "a training step", training_advice(self.config, self.mesh.size)
+            ),
             RunLog(self.workdir, timetable, self.task.errors, start) as log,
             contextlib.closing(self._batches(start)) as batches,
         ):
