@@ -23,17 +23,20 @@ from typing import Any, NoReturn
 import jax
 from etils import epath
 
-from vgg_jax import config_file, distributed
+from vgg_jax import buckets, config_file, distributed
 from vgg_jax.compilation import prepare_jax
 from vgg_jax.config import Config, settings
 from vgg_jax.config_file import UsageError
 from vgg_jax.console import did_you_mean
-from vgg_jax.files import explain_os_error, parse_path
+from vgg_jax.files import explain_error, parse_path
 
 DONE, FAILED, USAGE = 0, 1, 2
 STOPPED = 128  # and the signal's number
 
 MAX_SCALE = 10_000  # pixels: a larger one, such as 256384, is a slip of the pen
+
+# Errors whose message says all; any other one is a mistake of this program.
+EXPECTED_ERRORS = (ValueError, OSError, RuntimeError, ImportError)
 
 LOST_HOST = (
     "lost another host, whose own output says why; the same command on all of them "
@@ -289,12 +292,12 @@ def command(
         if not values.traceback:
             logging.getLogger("absl").addFilter(_is_no_orbax_traceback)
         return main(values)
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
+    except Exception as error:
+        if not isinstance(error, (*EXPECTED_ERRORS, *buckets.errors())):
+            raise
         if values.traceback:
             traceback.print_exc()
-        message = str(error)
-        if isinstance(error, OSError):
-            message = explain_os_error(error, [*parser.paths(values)])
+        message = explain_error(error, [*parser.paths(values)])
         if distributed.several() and isinstance(error, jax.errors.JaxRuntimeError):
             message = f"{LOST_HOST}\nerror: {message}"
         where = f"host {jax.process_index()}: " if distributed.several() else ""

@@ -202,6 +202,11 @@ class DataConfig(Section):
         "folder of the prepared data set; for the data set folder, of the pictures",
         resumable=True,
     )
+    cache_dir: str = setting(
+        "~/.cache/vgg_jax",
+        "local folder for a copy of a data_dir in a bucket, gs://",
+        resumable=True,
+    )
     crop: int = setting(224, "side of a training crop, in pixels", low=1)
     scale_min: int = setting(
         256, "smallest training scale S, the short side in pixels (section 3.1)", low=1

@@ -127,6 +127,7 @@ class Trainer:
                 if errors and timetable.updates_plateau(step):
                     plateau.update(errors[self.metric], self.config.optimizer)
                 if saves:
+                    log.flush()
                     checkpoints.save(state, plateau, errors)
                     log.restart_clock(step)  # the speed is that of training alone
             checkpoints.wait()
