@@ -108,7 +108,7 @@ def while_saving(after: int) -> Stop:
 
 
 def while_saving_in_bucket(bucket: Bucket, after: int) -> Stop:
-    """While a checkpoint past `after` is being sent: a part is there, its end is not."""
+    """While a checkpoint past `after` is sent: a part is there, its end is not."""
 
     def is_half(step: str, names: list[str]) -> bool:
         done = any(name.endswith(f"/{step}/commit_success.txt") for name in names)

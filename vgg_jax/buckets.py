@@ -104,6 +104,45 @@ def _place(message: str) -> str | None:
     return f"{SCHEME}{match[1]}" + (f"/{name}" if name else "")
 
 
+class EventFile:
+    """A file of TensorBoard in a bucket, which is sent whole at every `flush`.
+
+    TensorBoard shows what is in metrics.jsonl too, so that a bucket that refuses it
+    stops no run: it is a warning.
+    """
+
+    def __init__(self, path: str):
+        self._path = path
+        self._data = bytearray()
+
+    def write(self, data: bytes) -> None:
+        """Adds bytes to the file."""
+        self._data += data
+
+    def flush(self) -> None:
+        """Sends the file as it is now."""
+        try:
+            file_system().pipe_file(self._path, bytes(self._data))
+        except (OSError, *errors()) as error:
+            reason = explain(error) or error
+            print(f"warning: {self._path} is not written: {reason}", file=sys.stderr)
+
+    def close(self) -> None:
+        """Sends the whole file."""
+        self.flush()
+
+
+class EventFiles:
+    """Opens `EventFile`s, in the way that tensorboardX wants it."""
+
+    def open(self, path: str) -> EventFile:
+        """Opens a file to write."""
+        return EventFile(path)
+
+    def directory_check(self, path: str) -> None:
+        """Does nothing, for a bucket has no folders to be made."""
+
+
 class Lease:
     """The right to something that one process has at a time, kept as an object.
 

@@ -157,8 +157,12 @@ def load_arrays(
             return {name: stored[name] for name in names}
     except FileNotFoundError:
         raise
+    except OSError as error:
+        if buckets.explain(error):
+            raise
+        raise damaged(path, error, writer) from error
     except (
-        *(AttributeError, EOFError, IndexError, KeyError, OSError),
+        *(AttributeError, EOFError, IndexError, KeyError),
         *(RuntimeError, TypeError, ValueError, zipfile.BadZipFile, zlib.error),
     ) as error:
         raise damaged(path, error, writer) from error

@@ -9,13 +9,15 @@ import pytest
 from etils import epath
 
 from tests.bucket import Bucket
+from tests.runs import save_run
 from tests.training.conftest import TinyConfig
 from vgg_jax.evaluation.evaluate import run_evaluation
 from vgg_jax.files import parse_path
 from vgg_jax.report.__main__ import main as report
 from vgg_jax.report.artifacts import write_artifacts
-from vgg_jax.training.checkpoint import SaveError, saved_steps
+from vgg_jax.training.checkpoint import SaveError, restore_model, saved_steps
 from vgg_jax.training.loop import train
+from vgg_jax.training.metrics import MetricWriter
 
 pytestmark = pytest.mark.usefixtures("one_device")
 RUN = "gs://runs/a/vgg11"
@@ -30,6 +32,43 @@ def metrics(workdir: epath.Path | Path) -> list[dict[str, float]]:
     return rows
 
 
+def test_what_a_run_leaves_in_a_bucket_is_read_from_there(
+    bucket: Bucket, tiny_config: TinyConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir, config = parse_path(RUN), tiny_config()
+    save_run(workdir, config)
+    with MetricWriter(workdir, 0) as writer:
+        writer.write(1, {"train_loss": 2.0, "epoch": 1.0})
+        writer.write(2, {"train_loss": 1.0, "epoch": 1.0})
+    with MetricWriter(workdir, 1) as writer:  # the run goes on from step 1
+        writer.write(2, {"train_loss": 1.5, "epoch": 1.0})
+    assert [row["train_loss"] for row in metrics(workdir)] == [2.0, 1.5]
+    # The remains of a save that a kill cut short count for nothing.
+    parse_path(f"{RUN}/checkpoints/12/params/manifest.ocdbt").write_text("half")
+    assert saved_steps(workdir) == [0]
+    model, stored, step = restore_model(RUN)
+    assert stored == config and step == 0 and model.num_classes == 3
+    assert report(["--workdir", RUN]) == 0
+    written = {name.removeprefix("a/vgg11/") for name in bucket.names("a/vgg11/")}
+    assert {"config.json", "metrics.jsonl", "report.html"} <= written
+    assert sum(name.startswith("tensorboard/events") for name in written) == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bucket_that_refuses_tensorboard_stops_no_run(
+    bucket: Bucket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bucket.refuses = lambda _, path: (
+        HTTPStatus.FORBIDDEN if "tensorboard" in path else None
+    )
+    with MetricWriter(parse_path(RUN), 0) as writer:
+        for step in range(50):  # more than the queue of its thread holds
+            writer.write(step, {"train_loss": 1.0, "epoch": 1.0})
+    assert len(metrics(parse_path(RUN))) == 50
+    assert "is not written: gs://runs/a/vgg11/tensorboard" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_that_on_a_disk(
     bucket: Bucket,
     tiny_config: TinyConfig,
@@ -66,13 +105,14 @@ def test_a_run_in_a_bucket_is_that_on_a_disk(
     assert any(name.startswith("tensorboard/events") for name in written)
 
 
-def test_a_run_that_may_not_write_checkpoints_ends_in_a_line(
+def test_a_save_that_a_bucket_refuses_is_said_in_a_line(
     bucket: Bucket, tiny_config: TinyConfig
 ) -> None:
     bucket.refuses = lambda method, path: (
         HTTPStatus.FORBIDDEN if method != "GET" and "checkpoints" in path else None
     )
     with pytest.raises(SaveError) as error:
-        train(tiny_config(), RUN)
+        save_run(parse_path(RUN), tiny_config())
     assert "cannot save in gs://runs/a/vgg11/checkpoints" in str(error.value)
-    assert len(str(error.value).splitlines()) == 1
+    assert "roles/storage.objectUser" in str(error.value)
+    assert "disk" not in str(error.value) and "\n" not in str(error.value)

@@ -12,6 +12,7 @@ from etils.epath import Path
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
+from vgg_jax import buckets
 from vgg_jax.config import Config
 from vgg_jax.distributed import make_mesh, replicated
 from vgg_jax.files import is_in_bucket, parse_path, resolve
@@ -146,10 +147,13 @@ class Checkpoints:
             yield
         except Exception as error:  # Orbax has no class of its own for a full disk
             saved = saved_steps(self._workdir)
+            last = f"step {saved[-1]}" if saved else "none yet"
+            refusal = buckets.explain(error)
+            remedy = "Mend that" if refusal else "Is the disk full? Make room"
             raise SaveError(
-                f"cannot save in {self._checkpointer.directory}: {error}. Last good "
-                f"checkpoint: {f'step {saved[-1]}' if saved else 'none yet'}. Is the "
-                "disk full? Make room; the same command then goes on from there"
+                f"cannot save in {self._checkpointer.directory}: {refusal or error}. "
+                f"Last good checkpoint: {last}. {remedy}; the same command then goes "
+                "on from there"
             ) from error
 
     def _load(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:

@@ -10,10 +10,11 @@ import jax
 import numpy as np
 from etils.epath import Path
 from tensorboardX import SummaryWriter
+from tensorboardX.record_writer import register_writer_factory
 
-from vgg_jax import distributed
+from vgg_jax import buckets, distributed
 from vgg_jax.console import format_seconds
-from vgg_jax.files import LineLog
+from vgg_jax.files import LineLog, is_in_bucket
 from vgg_jax.training.objectives import Sums, means
 from vgg_jax.training.schedule import Timetable
 
@@ -93,6 +94,8 @@ class MetricWriter:
             return
         path = workdir / "metrics.jsonl"
         self._lines = LineLog(path, _lines_up_to(step, path) if path.exists() else ())
+        if is_in_bucket(workdir):
+            register_writer_factory("gs", buckets.EventFiles())
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def __enter__(self) -> "MetricWriter":
