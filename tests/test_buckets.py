@@ -162,10 +162,30 @@ def test_a_lease_of_a_dead_process_of_this_machine_is_free(
     for pid, is_free in ((owner["pid"], False), (2**22 + 1, True)):
         parse_path("gs://runs/run/lock").write_text(json.dumps(owner | {"pid": pid}))
         assert (lease.owner() is None) == is_free
-    parse_path("gs://runs/run/lock").write_text(
-        json.dumps(owner | {"pid": 2**22 + 1, "host": "elsewhere"})
-    )
-    assert lease.owner() == f"process {2**22 + 1} on host elsewhere"
+
+
+@pytest.mark.parametrize("is_alive", [True, False])
+def test_a_process_elsewhere_shows_that_it_lives(
+    is_alive: bool,
+    lease: buckets.Lease,
+    bucket: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert lease.acquire() is None
+    elsewhere = buckets._this_process() | {"host": "elsewhere"}
+    monkeypatch.setattr(buckets, "_this_process", lambda: elsewhere)
+
+    def seconds_pass(_: float) -> None:
+        if is_alive:
+            lease._renew()
+        else:
+            held = bucket.storage.objects["runs"]["run/lock"]
+            held["updated"] = "2020-01-01T00:00:00.000000Z"
+
+    monkeypatch.setattr(buckets.time, "sleep", seconds_pass)
+    owner = buckets.Lease("gs://runs/run/lock").owner()
+    assert (owner is not None) == is_alive
+    assert bucket.names() == (["run/lock"] if is_alive else [])
 
 
 @pytest.mark.parametrize(

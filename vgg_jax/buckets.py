@@ -68,7 +68,7 @@ def errors() -> tuple[type[Exception], ...]:
     )
 
 
-def explain(error: Exception) -> str | None:
+def explain(error: BaseException) -> str | None:
     """Says in a line what a bucket refused, and what to do; None for other errors."""
     # Not the message alone: other errors quote one.
     if isinstance(error, OSError) and error.errno is None:
@@ -121,9 +121,10 @@ class EventFile:
 
     def flush(self) -> None:
         """Sends the file as it is now."""
+        refusals: tuple[type[Exception], ...] = (OSError, *errors())
         try:
             file_system().pipe_file(self._path, bytes(self._data))
-        except (OSError, *errors()) as error:
+        except refusals as error:
             reason = explain(error) or error
             print(f"warning: {self._path} is not written: {reason}", file=sys.stderr)
 
@@ -160,6 +161,7 @@ class Lease:
         self._store = file_system()
         self._generation: str | None = None
         self._renewed = 0.0
+        self._has_said = False
         self._is_over = threading.Event()
 
     def acquire(self) -> str | None:
@@ -179,22 +181,36 @@ class Lease:
         return None
 
     def owner(self) -> str | None:
-        """Names the process that has the lease; a lease that is over is taken away."""
-        try:
-            metadata, now = self._metadata()
-            text = self._store.cat_file(self._path)
-        except FileNotFoundError:
-            return None
-        renewed = datetime.datetime.fromisoformat(metadata["updated"])
-        is_over, name = (now - renewed).total_seconds() > LEASE_SECONDS, "a process"
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            owner = json.loads(text)
-            name = f"process {owner['pid']} on host {owner['host']}"
-            is_over = is_over or _is_dead(owner)
-        if not is_over:
-            return name
-        self._delete(metadata["generation"])
-        return None
+        """Names the process that has the lease; a lease that is over is taken away.
+
+        A process of another machine, which may be dead, shows that it is not by the
+        next renewal; this waits for that, or for the end of the lease.
+        """
+        first_state = None
+        while True:
+            try:
+                metadata, now = self._metadata()
+                text = self._store.cat_file(self._path)
+            except FileNotFoundError:
+                return None
+            try:
+                owner = json.loads(text)
+                name = f"process {owner['pid']} on host {owner['host']}"
+            except (ValueError, KeyError, TypeError):
+                owner, name = {}, "another process"
+            is_alive = _is_alive(owner)
+            renewed = datetime.datetime.fromisoformat(metadata["updated"])
+            if is_alive is False or (now - renewed).total_seconds() > LEASE_SECONDS:
+                self._delete(metadata["generation"])
+                return None
+            state = metadata["generation"], metadata["metageneration"]
+            first_state = first_state or state
+            if is_alive or state != first_state:
+                return name
+            if state == first_state and not self._has_said:
+                print(f"waiting for a sign of {name}", file=sys.stderr, flush=True)
+                self._has_said = True
+            time.sleep(LEASE_SECONDS / RENEWALS / 5)
 
     def is_held(self) -> bool:
         """Returns whether this process still has the lease."""
@@ -253,14 +269,14 @@ def _this_process() -> dict[str, Any]:
     }
 
 
-def _is_dead(owner: dict[str, Any]) -> bool:
-    """Returns whether a process was one of this machine and has ended."""
+def _is_alive(owner: dict[str, Any]) -> bool | None:
+    """Returns whether a process is running; None for one of another machine."""
     if owner | {"pid": os.getpid()} != _this_process():
-        return False
+        return None
     try:
         os.kill(owner["pid"], 0)
     except ProcessLookupError:
-        return True
+        return False
     except PermissionError:
         pass
-    return False
+    return True

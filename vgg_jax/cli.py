@@ -17,6 +17,7 @@ import pathlib
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -291,6 +292,8 @@ def command(
         prepare_jax()
         if not values.traceback:
             logging.getLogger("absl").addFilter(_is_no_orbax_traceback)
+            # Orbax leaves it behind where a checkpoint is damaged.
+            warnings.filterwarnings("ignore", "coroutine .*_background_load")
         return main(values)
     except Exception as error:
         if not isinstance(error, (*EXPECTED_ERRORS, *buckets.errors())):

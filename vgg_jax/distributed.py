@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -70,6 +71,28 @@ def is_first() -> bool:
 def on_first(text: str) -> str | None:
     """The name of a progress bar: the text on the first host, None on others."""
     return text if is_first() else None
+
+
+def warn(text: str) -> None:
+    """Prints a warning on stderr, on the first host alone."""
+    if is_first():
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def on_any(is_so: bool) -> bool:
+    """Returns whether something is so on any host; all hosts must ask together."""
+    if not several():
+        return is_so
+    return bool(multihost_utils.process_allgather(np.array(is_so)).any())
+
+
+def from_first(numbers: Sequence[int]) -> list[int]:
+    """Returns the numbers that the first host gives; all hosts must ask together."""
+    if not several():
+        return list(numbers)
+    count = multihost_utils.broadcast_one_to_all(np.int32(len(numbers)))
+    own = np.resize(np.array([*numbers, 0], np.int32), int(count))
+    return multihost_utils.broadcast_one_to_all(own).tolist()
 
 
 def several() -> bool:

@@ -8,6 +8,7 @@ not at all, and read without running code.
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -27,6 +28,7 @@ from vgg_jax import buckets
 Path = pathlib.Path | epath.Path
 
 PARTIAL = ".partial"  # the end of the name of a file that is being written
+DIGEST = "blake2b"  # the name, in a file, of the digest of all else that it holds
 
 
 def parse_path(text: str | os.PathLike[str]) -> epath.Path:
@@ -110,6 +112,18 @@ def replacing(path: Path) -> Iterator[Path]:
     os.replace(partial, path)
 
 
+def text_digest(text: str) -> str:
+    """Returns a digest of a text, 32 hexadecimal digits."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def array_digest(array: np.ndarray) -> str:
+    """Returns a digest of an array's type, shape and values, 32 hexadecimal digits."""
+    digest = hashlib.blake2b(repr((array.dtype.str, array.shape)).encode())
+    digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:32]
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file, whole or not at all."""
     with replacing(path) as partial:
@@ -117,27 +131,46 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a value as JSON, whole or not at all."""
+    """Writes a value as JSON, whole or not at all; an object gets its digest too."""
+    if isinstance(value, Mapping):
+        value = {**value, DIGEST: _json_digest(value)}
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Reads what a JSON file holds.
+    """Reads what a JSON file holds; a digest in it is compared and left out.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not JSON; the message names it.
+        ValueError: the file is not JSON, or not what was written; the message names it.
     """
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged: it is not JSON ({error})") from error
+    if isinstance(value, dict) and DIGEST in value:
+        digest = value.pop(DIGEST)
+        if digest != _json_digest(value):
+            raise ValueError(
+                f"{path} is damaged: it has changed since it was written (if you "
+                f"changed it, remove the line with {DIGEST!r})"
+            )
+    return value
+
+
+def _json_digest(value: Mapping[Any, Any]) -> str:
+    """Returns the digest of an object of JSON, whatever the order of its names."""
+    as_read = json.loads(json.dumps(value))
+    return text_digest(json.dumps(as_read, sort_keys=True))
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Writes named arrays as npz, whole or not at all."""
+    """Writes named arrays and their digests as npz, whole or not at all."""
+    stored: dict[str, Any] = {n: np.asarray(array) for n, array in arrays.items()}
+    digests = {name: array_digest(array) for name, array in stored.items()}
+    stored[DIGEST] = np.array(json.dumps(digests))
     with replacing(path) as partial, open(partial, "wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **stored)
 
 
 def load_arrays(
@@ -154,7 +187,12 @@ def load_arrays(
             path.open("rb") as file,
             np.load(cast(BinaryIO, file), allow_pickle=False) as stored,
         ):
-            return {name: stored[name] for name in names}
+            arrays = {name: stored[name] for name in names}
+            digests = json.loads(str(stored[DIGEST])) if DIGEST in stored else {}
+        for name in names if digests else ():
+            if array_digest(arrays[name]) != digests[name]:
+                raise ValueError(f"{name} has changed since it was written")
+        return arrays
     except FileNotFoundError:
         raise
     except OSError as error:

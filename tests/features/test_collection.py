@@ -5,12 +5,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 from flax import nnx
 
 from tests.models import drawn
 from vgg_jax.config import Config, DataConfig, EvaluationConfig, VGGConfig
 from vgg_jax.data.base import Example, Source, Subset
-from vgg_jax.features.collection import collect_activations
+from vgg_jax.features.collection import Collection, collect_activations
 
 
 class Pictures:
@@ -60,3 +61,15 @@ def test_what_is_kept_is_found_by_its_picture(tmp_path: Path) -> None:
         )
         found = values("two", Pictures(), changed)
         assert not np.allclose(found, at_once, rtol=1e-2)
+
+
+def test_damaged_descriptors_are_computed_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "relu7_q32.npz"
+    for damage in (np.array([np.nan, 1.0]), np.array(2.0)):
+        collection = Collection(path, {"version": 1})
+        collection.update([(b"x" * 16, damage)])
+        collection.save()
+        assert b"x" * 16 not in Collection(path, {"version": 1})
+        assert f"{path} is damaged" in capsys.readouterr().out

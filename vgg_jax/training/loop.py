@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import signal
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,20 +10,20 @@ import jax
 import numpy as np
 from etils.epath import Path
 
-from vgg_jax import distributed
 from vgg_jax.config import Config
 from vgg_jax.data import transforms
 from vgg_jax.data.color import load_axes
 from vgg_jax.data.pipeline import train_batches
 from vgg_jax.data.sources import open_source
 from vgg_jax.data.zca import whitening_digest
-from vgg_jax.distributed import make_mesh, shard_batch
+from vgg_jax.distributed import make_mesh, shard_batch, warn
 from vgg_jax.files import parse_path
 from vgg_jax.inference.passes import View, over_source
 from vgg_jax.training.checkpoint import Checkpoints, saved_steps
 from vgg_jax.training.diagnosis import StallDetector, diagnosis
 from vgg_jax.training.init_from import take_weights, validate_source
 from vgg_jax.training.interrupt import Interrupt
+from vgg_jax.training.lock import WorkdirLock
 from vgg_jax.training.metrics import (
     RunLog,
     TrainingDiverged,
@@ -61,6 +60,8 @@ def train(config: Config, workdir: Path | str) -> signal.Signals | None:
 
     Raises:
         WorkdirMismatch: the folder holds a run with other settings.
+        WorkdirHeld: another training writes into the folder.
+        WorkdirLost: the folder was removed while the run trained.
         TrainingDiverged: the message names the last good checkpoint.
         SaveError: a checkpoint could not be written.
         ValueError: settings that do not fit one another, or images that cannot be read.
@@ -97,16 +98,30 @@ class Trainer:
 
     def run(self) -> signal.Signals | None:
         """Runs the loop until the end or a signal, which it returns as `train` does."""
-        timetable = self.timetable
-        start = max(saved_steps(self.workdir), default=0)
         with (
+            WorkdirLock(self.workdir) as lock,
             Checkpoints(self.workdir, self.metric, read_only=False) as checkpoints,
             Interrupt() as interrupt,
             _naming_last_checkpoint(checkpoints),
+        ):
+            state, plateau = self._start(checkpoints)
+            return self._loop(state, plateau, checkpoints, interrupt, lock)
+
+    def _loop(
+        self,
+        state: TrainState,
+        plateau: Plateau,
+        checkpoints: Checkpoints,
+        interrupt: Interrupt,
+        lock: WorkdirLock,
+    ) -> signal.Signals | None:
+        """Trains from a state on; returns what `run` does."""
+        timetable = self.timetable
+        start = int(state.step)
+        with (
             RunLog(self.workdir, timetable, self.task.errors, start) as log,
             contextlib.closing(self._batches(start)) as batches,
         ):
-            state, plateau = self._start(checkpoints)
             step, stopped = start, None
             while stopped is None and not self._is_at_end(step, plateau):
                 batch = shard_batch(self.mesh, next(batches))
@@ -119,6 +134,7 @@ class Trainer:
                 stopped = interrupt.after(step)  # asked once: it can come at any moment
                 saves = timetable.saves(step) or stopped is not None
                 if saves or timetable.logs(step):
+                    lock.confirm()
                     self._log(log, step, rate, state, batch)
                 errors = None
                 if timetable.validates(step):
@@ -127,10 +143,12 @@ class Trainer:
                 if errors and timetable.updates_plateau(step):
                     plateau.update(errors[self.metric], self.config.optimizer)
                 if saves:
+                    lock.confirm()
                     log.flush()
                     checkpoints.save(state, plateau, errors)
                     log.restart_clock(step)  # the speed is that of training alone
             checkpoints.wait()
+            lock.confirm()
             self._conclude(checkpoints, step, stopped)
         return stopped
 
@@ -139,7 +157,7 @@ class Trainer:
         try:
             open_source(self.config.data, "test")
         except (OSError, ValueError) as error:
-            _warn(f"nothing for eval.py to test on: {error}")
+            warn(f"nothing for eval.py to test on: {error}")
         is_shifted = self.config.data.color_shift > 0
         axes = load_axes(self.config.data).tolist() if is_shifted else None
         facts = {
@@ -156,14 +174,15 @@ class Trainer:
         write_data_facts(self.workdir, facts)
 
     def _start(self, checkpoints: Checkpoints) -> tuple[TrainState, Plateau]:
-        """Makes a new state, or restores the latest one that was saved."""
-        latest = checkpoints.latest_step
-        if latest is None:
+        """Makes a new state, or restores the newest intact one that was saved."""
+        restored = checkpoints.restore_newest(self.program.state)
+        if restored is None:
             state, plateau = self.program.init(self._init_key), Plateau()
             if self.config.init_from is not None:
                 state = take_weights(state, self.config, self.workdir)
         else:
-            state, plateau = checkpoints.restore(self.program.state, latest)
+            state, plateau = restored
+        step = int(state.step)
         parameters = sum(p.size for p in jax.tree.leaves(state.params))
         device = self.mesh.devices.flat[0]
         print(
@@ -171,11 +190,11 @@ class Trainer:
             f"{len(self.training):,} images to train on, "
             f"{len(self.validation):,} to validate; "
             f"{self.mesh.size} x {device.device_kind}; "
-            + (f"step {latest:,}" if latest else "from the start")
+            + (f"step {step:,}" if step else "from the start")
             + f" to {self.timetable.total_steps:,}",
             flush=True,
         )
-        if not self._is_at_end(latest or 0, plateau):
+        if not self._is_at_end(step, plateau):
             mark_finished(self.workdir, False)
         return state, plateau
 
@@ -189,7 +208,7 @@ class Trainer:
         steps, values = log.unlogged_steps, log.summarize(step, rate)
         if self.stall_detector.update(steps, values["train_loss"]):
             values["stuck"] = 1.0
-            _warn(diagnosis(self.config, self.stall_detector, state, batch))
+            warn(diagnosis(self.config, self.stall_detector, state, batch))
         log.write_training(step, values)
 
     def _validate(self, state: TrainState, step: int) -> dict[str, float]:
@@ -238,11 +257,6 @@ class Trainer:
             f"finished at step {step}; lowest validation error at step "
             f"{checkpoints.best_step}, in {self.workdir}"
         )
-
-
-def _warn(text: str) -> None:
-    if distributed.is_first():
-        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

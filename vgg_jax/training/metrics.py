@@ -251,10 +251,22 @@ class RunLog:
 
 
 def _lines_up_to(step: int, path: Path) -> list[str]:
-    """Reads the whole lines of a metrics.jsonl that are of `step` or an earlier one."""
+    """Reads the whole lines of a metrics.jsonl that are of `step` or an earlier one.
+
+    Raises:
+        ValueError: a line is not the metrics of a step; the message names it.
+    """
     kept = []
-    for line in path.read_text().splitlines(keepends=True):
-        # A line cut short is the last thing a killed run wrote.
-        if line.endswith("\n") and json.loads(line)["step"] <= step:
-            kept.append(line)
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        if not line.endswith(b"\n"):  # cut short, the last thing a killed run wrote
+            break
+        try:
+            is_kept = json.loads(line)["step"] <= step
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} is damaged in line {number} ({error}); remove that line"
+            ) from error
+        if is_kept:
+            kept.append(line.decode())
     return kept

@@ -10,6 +10,7 @@ from etils.epath import Path
 from vgg_jax import distributed
 from vgg_jax.config import Config, differences, from_dict, settings, to_dict
 from vgg_jax.files import read_json, validate_writable, write_json
+from vgg_jax.training.lock import WorkdirLock, refuse_held
 from vgg_jax.training.schedule import schedule_for
 
 CONFIG = "config.json"
@@ -30,11 +31,13 @@ def refuse_other_run(workdir: Path, config: Config) -> None:
     be any.
 
     Raises:
+        WorkdirHeld: another training writes into it; the message names the process.
         WorkdirMismatch: it holds a run with other settings; the message lists them.
         ValueError: its config.json is damaged.
         OSError: the folder cannot be made or written to.
     """
     validate_writable(workdir)
+    refuse_held(workdir)
     if not (workdir / CONFIG).exists():
         return
     stored = read_config(workdir)
@@ -70,6 +73,7 @@ def claim(workdir: Path, config: Config) -> None:
     """Makes the folder this configuration's; the first host writes.
 
     Raises:
+        WorkdirHeld: another training writes into it; the message names the process.
         WorkdirMismatch: it holds a run with other settings; the message lists them.
         ValueError: its config.json is damaged.
         OSError: the folder cannot be made or written to.
@@ -77,7 +81,8 @@ def claim(workdir: Path, config: Config) -> None:
     refuse_other_run(workdir, config)
     workdir.mkdir(parents=True, exist_ok=True)
     if distributed.is_first():
-        write_json(workdir / CONFIG, to_dict(config))
+        with WorkdirLock(workdir):
+            write_json(workdir / CONFIG, to_dict(config))
 
 
 def read_config(workdir: Path) -> Config:
