@@ -16,7 +16,7 @@ ifneq ($(shell test -d "$$HOME" && test -w "$$HOME" && echo writable),writable)
 export HOME := $(CURDIR)/.home
 endif
 
-.PHONY: help train environment test test-all lint benchmark-cpu clean
+.PHONY: help train environment test test-all test-slurm test-ray lint benchmark-cpu clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -37,13 +37,20 @@ test-all:  ## the same with the slow tests
 	@scripts/check lint
 	@scripts/check test -m "slow or not slow"
 
-lint:  ## ruff, mypy, and import-linter, which holds the floors of docs/architecture.md
+test-slurm: environment  ## a job under Slurm, which this installs (root), stopped in every way
+	JAX_PLATFORMS=cpu .venv/bin/python -m tests.slurm
+
+test-ray:  ## two workers of Ray, in an environment of its own, one of them killed
+	@scripts/environment .venv-ray requirements-ray.txt
+	JAX_PLATFORMS=cpu .venv-ray/bin/python -m tests.ray
+
+lint:  ## ruff, mypy, shellcheck, and import-linter, which holds the floors of docs/architecture.md
 	@scripts/check lint
 
 benchmark-cpu: environment  ## speed on this CPU beside PyTorch's; CASES="vgg16_batch4" for one
 	@scripts/environment .venv-torch requirements-benchmark.txt
-	PYTHONPATH=. .venv/bin/python benchmarks/cpu.py --torch .venv-torch/bin/python $(CASES)
-	.venv/bin/python benchmarks/start.py
+	.venv/bin/python -m benchmarks.cpu --torch $(CURDIR)/.venv-torch/bin/python $(CASES)
+	.venv/bin/python -m benchmarks.start
 
 clean:  ## remove the environments and caches, not the data and the runs
 	rm -rf .home .venv* .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

@@ -1,11 +1,13 @@
 """The scripts as a user runs them: train, stop, go on, evaluate; and bad input."""
 
+import contextlib
 import json
 import os
 import runpy
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import cv2
 import pytest
 
 from tests.shapes import draw_shapes
+from vgg_jax.interrupt import GRACE_SECONDS
 
 Call = Callable[[list[str]], subprocess.CompletedProcess[str]]
 
@@ -45,6 +48,7 @@ def command(script: str, pictures: Path, workdir: Path, *more: str) -> list[str]
         "--config.evaluation.batch_size=16",
         "--config.batch_size=8",
         "--config.num_epochs=4",
+        "--config.validate_every_epochs=2",
         "--config.checkpoint_every_steps=5",
         "--config.log_every_steps=1",
         *more,
@@ -92,30 +96,92 @@ def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
-@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
-    kill: signal.Signals, pictures: Path, whole: Path, tmp_path: Path
-) -> None:
-    arguments = command("train.py", pictures, tmp_path)
+def stop(arguments: list[str], step: int, number: signal.Signals) -> tuple[int, str]:
+    """Starts the script, and at this step sends a signal to all of its processes.
+
+    kill -9 goes to the main process alone, as from one who is out of memory. Returns
+    the exit code and what was printed after that.
+    """
     process = subprocess.Popen(
-        arguments, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+        arguments,
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith("step 8/"):
-            process.send_signal(kill)
+        if line.startswith(f"step {step}/"):
+            assert len(living(process.pid)) > 1  # there is a worker
+            if number == signal.SIGKILL:
+                process.kill()
+            else:
+                os.killpg(process.pid, number)
             break
     rest = process.stdout.read()
     code = process.wait()
-    if kill == signal.SIGKILL:
-        assert code == -signal.SIGKILL
-    else:
-        assert code == 128 + kill, rest
+    for _ in range(200):
+        if not living(process.pid):
+            return code, rest
+        time.sleep(0.1)
+    raise AssertionError(f"{living(process.pid)} outlive the main process")
+
+
+def living(group: int) -> list[str]:
+    """The processes of a group; one that has ended may still be listed as a zombie."""
+    stats = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            stats.append(path.read_text())
+    fields = [(stat, stat.rpartition(")")[2].split()) for stat in stats]
+    return [
+        stat
+        for stat, (state, _, its_group, *_) in fields
+        if state != "Z" and int(its_group) == group
+    ]
+
+
+def test_a_stopped_and_killed_run_goes_on_as_if_nothing_had_happened(
+    pictures: Path, whole: Path, tmp_path: Path
+) -> None:
+    arguments = command("train.py", pictures, tmp_path, "--config.data.num_workers=1")
+    for step, number in [(4, signal.SIGINT), (9, signal.SIGTERM)]:
+        code, rest = stop(arguments, step, number)
+        assert code == 128 + number, rest
         assert "the same command goes on from there" in rest
+    code, _ = stop(arguments, 17, signal.SIGKILL)
+    assert code == -signal.SIGKILL
     done = run(arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "from the start" not in done.stdout
     assert history(tmp_path) == history(whole)
+
+
+def test_an_evaluation_ends_at_once_and_keeps_what_it_finished(
+    pictures: Path, whole: Path
+) -> None:
+    arguments = command("eval.py", pictures, whole, "--protocol=center")
+    process = subprocess.Popen(
+        [*arguments, "--protocol=dense", "--scales=32", "--config.data.num_workers=1"],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    kept = whole / "predictions"
+    while not list(kept.glob("center*.npz")) and process.poll() is None:
+        time.sleep(0.01)
+    began = time.monotonic()
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.stderr is not None
+    errors = process.stderr.read()
+    assert process.wait() == 128 + signal.SIGTERM, errors
+    assert "\nstopped\n" in errors and "Traceback" not in errors
+    assert time.monotonic() - began < GRACE_SECONDS + 5
+    assert [path.name for path in kept.iterdir()] == ["center_q32_score_map.npz"]
 
 
 def test_a_run_leaves_its_files(whole: Path) -> None:

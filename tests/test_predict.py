@@ -30,6 +30,7 @@ def classifier(model: ConvNet, config: Config) -> Classifier:
         normalization=Normalization(config.data.mean, config.data.std),
         scales=(32, 48),
         averaging="score_map",
+        max_pixels=5000,
     )
 
 

@@ -19,6 +19,8 @@ import time
 import urllib.parse
 from typing import Any
 
+from etils import epath
+
 SCHEME = "gs://"
 
 # A lease that is not renewed for so many seconds is over, as its process must be dead.
@@ -123,7 +125,7 @@ class EventFile:
         """Sends the file as it is now."""
         refusals: tuple[type[Exception], ...] = (OSError, *errors())
         try:
-            file_system().pipe_file(self._path, bytes(self._data))
+            epath.Path(self._path).write_bytes(bytes(self._data))
         except refusals as error:
             reason = explain(error) or error
             print(f"warning: {self._path} is not written: {reason}", file=sys.stderr)

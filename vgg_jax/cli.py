@@ -6,7 +6,12 @@ Exit codes of every script and `python -m` command:
     1            an error of the data, the files or the machine, or of settings that do
                  not fit them; one line on stderr says what to do
     2            a command line that cannot be followed
-    128 + N      stopped by signal N: 130 by Ctrl-C
+    75           another host was lost or did not come: the same command on all of them
+                 goes on
+    128 + N      stopped by signal N, 130 by Ctrl-C and 143 by SIGTERM: the same command
+                 goes on
+
+docs/training.md says which of them a scheduler should answer with another start.
 """
 
 import argparse
@@ -24,25 +29,19 @@ from typing import Any, NoReturn
 import jax
 from etils import epath
 
-from vgg_jax import buckets, config_file, distributed
+from vgg_jax import buckets, config_file, distributed, heartbeat
 from vgg_jax.compilation import prepare_jax
-from vgg_jax.config import Config, settings
+from vgg_jax.config import MAX_SCALE, Config, settings
 from vgg_jax.config_file import UsageError
 from vgg_jax.console import did_you_mean
 from vgg_jax.files import explain_error, parse_path
+from vgg_jax.interrupt import STOPPED, Interrupt
 
 DONE, FAILED, USAGE = 0, 1, 2
-STOPPED = 128  # and the signal's number
-
-MAX_SCALE = 10_000  # pixels: a larger one, such as 256384, is a slip of the pen
+RETRY = heartbeat.RETRY
 
 # Errors whose message says all; any other one is a mistake of this program.
-EXPECTED_ERRORS = (ValueError, OSError, RuntimeError, ImportError)
-
-LOST_HOST = (
-    "lost another host, whose own output says why; the same command on all of them "
-    "goes on from the last checkpoint"
-)
+EXPECTED_ERRORS = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
 
 
 class Parser(argparse.ArgumentParser):
@@ -288,29 +287,32 @@ def command(
     """
     values = argparse.Namespace(traceback=False)
     try:
-        values = parser.read(arguments)
-        prepare_jax()
-        if not values.traceback:
-            logging.getLogger("absl").addFilter(_is_no_orbax_traceback)
-            # Orbax leaves it behind where a checkpoint is damaged.
-            warnings.filterwarnings("ignore", "coroutine .*_background_load")
-        return main(values)
+        with Interrupt(ends_process=True):
+            values = parser.read(arguments)
+            prepare_jax()
+            if not values.traceback:
+                logging.getLogger("absl").addFilter(_is_no_orbax_traceback)
+                # Orbax leaves it behind where a checkpoint is damaged.
+                warnings.filterwarnings("ignore", "coroutine .*_background_load")
+            code = main(values)
+            distributed.part()
+        return code
+    except KeyboardInterrupt as stop:
+        print("stopped", file=sys.stderr, flush=True)
+        code = STOPPED + (stop.args[0] if stop.args else signal.SIGINT)
     except Exception as error:
         if not isinstance(error, (*EXPECTED_ERRORS, *buckets.errors())):
             raise
         if values.traceback:
             traceback.print_exc()
+        code = USAGE if isinstance(error, UsageError) else FAILED
         message = explain_error(error, [*parser.paths(values)])
-        if distributed.several() and isinstance(error, jax.errors.JaxRuntimeError):
-            message = f"{LOST_HOST}\nerror: {message}"
+        message = message or "expected more memory than there is"
+        if (reason := distributed.reason_of_loss(error)) is not None:
+            code, message = RETRY, reason
         where = f"host {jax.process_index()}: " if distributed.several() else ""
         print(f"{where}error: {message}", file=sys.stderr, flush=True)
-        code = USAGE if isinstance(error, UsageError) else FAILED
-        distributed.abandon(code)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr, flush=True)
-        code = STOPPED + signal.SIGINT
-        distributed.abandon(code)
+    distributed.abandon(code)
     return code
 
 

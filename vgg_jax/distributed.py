@@ -4,63 +4,328 @@ Each host runs the same script. One mesh has all devices, and its axis "data" sh
 rows of a batch out over them.
 """
 
+import contextlib
+import functools
 import glob
+import hashlib
+import importlib.metadata
 import importlib.util
+import ipaddress
+import itertools
+import json
 import os
+import signal
+import socket
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax._src.distributed import global_state as jax_hosts
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vgg_jax import heartbeat
+from vgg_jax.launcher import COORDINATOR, find_place, refuse_lonely
+from vgg_jax.stop_vote import FOR_EVER, StopVote
+
 DATA = "data"  # the mesh's axis
 
-COORDINATOR = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+# The environment variable that says for how many seconds the hosts wait for one another
+# at the start, and its default. It stands beside `COORDINATOR` in the environment, for
+# it belongs to the cluster, not to a run, and is needed before anything else is read.
+MEETING = "VGG_JAX_MEETING_SECONDS"
+MEETING_SECONDS = 1800
 
-# A host that is silent for so long is taken for dead, and all the others end.
-HEARTBEAT_SECONDS = 30
+# JAX's own watch over the hosts aborts with a stack trace. It is the second net, behind
+# that of `heartbeat`.
+JAX_HEARTBEAT_SECONDS = heartbeat.SECONDS + 20
+
+# What JAX's errors begin with that have nothing to do with other hosts.
+OWN_ERRORS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
+
+_watch: heartbeat.Heartbeat | None = None  # over the other hosts, if there are any
+_stop_vote: StopVote | None = None  # likewise
+_gatherings = itertools.count()
+
+
+class LostHost(RuntimeError):
+    """Another host is gone or did not come: to start all of them again may help."""
 
 
 def join() -> None:
     """Meets the other hosts, if this one belongs to several.
 
-    It must be called before JAX has started. JAX knows the hosts of a Cloud TPU pod and
-    the tasks of Slurm and of Open MPI. Others are told by the environment variables
-    `COORDINATOR`: where host 0 is (HOST:PORT), how many hosts there are, and which one
-    this is, from 0. Only host 0 goes on printing.
+    It must be called before JAX has started. JAX knows the hosts of a Cloud TPU pod;
+    `launcher.find_place` reads the variables of other launchers, and those of JAX where
+    there is none. Where `jax.distributed.initialize` was called before, by Ray for one,
+    the hosts have met. Only host 0 goes on printing.
 
     Raises:
-        ValueError: some of the variables `COORDINATOR` are set and some are not.
-        RuntimeError: the other hosts did not come.
+        ValueError: this is one process of several, and nothing says how they meet; the
+            address is one that other machines cannot reach; or `MEETING` is no number.
+        LostHost: the other hosts did not come.
     """
-    given = [os.environ.get(name) for name in COORDINATOR]
-    if any(given) and not all(given):
-        missing = " and ".join(
-            name for name, value in zip(COORDINATOR, given, strict=True) if not value
-        )
-        raise ValueError(f"expected {', '.join(COORDINATOR)} together; set {missing}")
-    if not (any(given) or _launched_as_several(os.environ) or _is_tpu_vm()):
+    if not jax.distributed.is_initialized() and not (_meet_on_tpu() or _meet()):
         return
-    address, count, index = given
-    try:
-        jax.distributed.initialize(
-            address,
-            int(count) if count else None,
-            int(index) if index else None,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
-        )
-    except ValueError:
-        if any(given) or _launched_as_several(os.environ):
-            raise
-        return  # a TPU of one host, which nobody coordinates
+    if several():
+        _start_watch()
     print(f"host {jax.process_index()} of {jax.process_count()}", flush=True)
     if not is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 open to the end
+
+
+def _meet() -> bool:
+    """Meets the other processes of a launcher; returns whether there are others."""
+    place = find_place()
+    if place is None:
+        return False
+    if place.address is not None:
+        _refuse_loopback(place.address, os.environ)
+    _initialize(
+        _meeting_seconds(os.environ),
+        str(place.index),
+        coordinator_address=place.address,
+        num_processes=place.count,
+        process_id=place.index,
+        cluster_detection_method=None if place.is_asked_by_jax else "deactivate",
+    )
+    return True
+
+
+def _meet_on_tpu() -> bool:
+    """Meets the other hosts of a TPU slice, unless the environment says who they are.
+
+    Raises:
+        ValueError: a launcher started several, and JAX met none of them.
+    """
+    if any(name in os.environ for name in COORDINATOR) or not _is_tpu_vm():
+        return False
+    seconds = _meeting_seconds(os.environ)
+    try:
+        _initialize(seconds, "?")
+    except ValueError:
+        return False  # a TPU of one host, which nobody coordinates
+    if jax.process_count() == 1:
+        refuse_lonely()
+    return True
+
+
+def _initialize(seconds: int, host: str, **place: Any) -> None:
+    """Has JAX meet the other hosts.
+
+    Args:
+        seconds: for how long it waits for them.
+        host: the number of this one, for messages.
+        place: arguments of `jax.distributed.initialize`.
+
+    Raises:
+        ValueError: JAX does not know how they meet.
+        LostHost: the other hosts did not come.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with _give_up_after(seconds, host):
+            jax.distributed.initialize(
+                **place,
+                initialization_timeout=seconds + 60,  # it aborts; see `_give_up_after`
+                heartbeat_timeout_seconds=JAX_HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=heartbeat.SECONDS,
+            )
+    except RuntimeError as error:
+        raise LostHost(f"cannot meet the other hosts: {error}") from error
+    if threading.current_thread() is threading.main_thread():
+        # JAX has taken it, for a vote of its own in place of `StopVote`.
+        signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
+
+
+def _meeting_seconds(environment: Mapping[str, str]) -> int:
+    """Reads for how long the hosts wait for one another.
+
+    Raises:
+        ValueError: it is not a whole number of at least 1.
+    """
+    text = environment.get(MEETING, str(MEETING_SECONDS))
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"expected {MEETING} of at least 1 second, got {text!r}")
+    return int(text)
+
+
+@contextlib.contextmanager
+def _give_up_after(seconds: int, host: str) -> Iterator[None]:
+    """Ends the process with a line unless the block ends within this time.
+
+    The block waits inside JAX, which nothing but the end of the process interrupts.
+    """
+    message = (
+        f"waited {seconds} s for the other hosts, and not all of them came. Start the "
+        f"command on all; {MEETING} says how long they wait"
+    )
+    timer = threading.Timer(seconds, heartbeat.end, (host, message))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _refuse_loopback(address: str, environment: Mapping[str, str]) -> None:
+    """Refuses a coordinator on the loopback where a launcher uses several machines.
+
+    Raises:
+        ValueError: no other machine could reach it.
+    """
+    machines = int(environment.get("SLURM_NNODES", "1"))
+    tasks = int(environment.get("OMPI_COMM_WORLD_SIZE", "1"))
+    on_this = int(environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", str(tasks)))
+    if (machines > 1 or on_this < tasks) and _is_loopback(address):
+        raise ValueError(
+            f"expected in {COORDINATOR[0]} an address of host 0 that other machines "
+            f"reach, got {address}, which is each machine's own; leave the "
+            f"variables {', '.join(COORDINATOR)} out, or give host 0's address"
+        )
+
+
+def _is_loopback(address: str) -> bool:
+    """Returns whether HOST:PORT stands for the machine that asks."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
+    except (OSError, ValueError):
+        return host == "::1"
+
+
+def _start_watch() -> None:
+    """Starts to tell the other hosts that this one lives or is to stop, once."""
+    global _watch, _stop_vote
+    if _watch is None:
+        place = (jax_hosts.client, jax_hosts.process_id, jax_hosts.num_processes)
+        _stop_vote = StopVote(*place)
+        _stop_vote.start()
+        _watch = heartbeat.Heartbeat(*place, str(jax_hosts.coordinator_address))
+        _watch.start()
+
+
+def _client() -> Any:
+    """Returns JAX's client of the store that the hosts share."""
+    return jax_hosts.client
+
+
+def gather(value: Any) -> list[Any]:
+    """Returns the value that each host gives, in their order.
+
+    All hosts must call it equally often. It waits for as long as all of them live.
+
+    Args:
+        value: what JSON can hold.
+    """
+    if not several():
+        return [value]
+    client, key = _client(), f"vgg_jax/gather/{next(_gatherings)}"
+    client.key_value_set(f"{key}/{jax_hosts.process_id}", json.dumps(value))
+    return [
+        json.loads(client.blocking_key_value_get(f"{key}/{host}", FOR_EVER))
+        for host in range(jax_hosts.num_processes)
+    ]
+
+
+def agree(facts: Mapping[str, Any]) -> None:
+    """Compares facts with those of the other hosts, and the version of the code.
+
+    Args:
+        facts: names and values, on which all that the hosts compute together depends.
+
+    Raises:
+        ValueError: they differ; the message has the facts, the hosts and their values.
+    """
+    if not several():
+        return
+    facts = {**facts, **code_version()}
+    by_host = gather({name: str(value) for name, value in facts.items()})
+    differing = []
+    for name in sorted(set().union(*by_host)):
+        hosts: dict[str, list[str]] = {}  # those of each value
+        for host, theirs in enumerate(by_host):
+            value = theirs.get(name, "nothing")
+            hosts.setdefault(value, []).append(str(host))
+        if len(hosts) > 1:
+            differing.append(
+                f"  {name}: "
+                + "; ".join(
+                    f"{_shortened(value)} on host {', '.join(those)}"
+                    for value, those in hosts.items()
+                )
+            )
+    if differing:
+        raise ValueError(
+            "the hosts do not agree:\n"
+            + "\n".join(differing)
+            + "\ngive all of them the same command, code and data"
+        )
+
+
+def _shortened(text: str) -> str:
+    """Returns a text as it is, or the beginning of a long one and a digest."""
+    if len(text) <= 60:
+        return text
+    return (
+        f"{text[:40]}... ({hashlib.blake2b(text.encode(), digest_size=4).hexdigest()})"
+    )
+
+
+@functools.cache
+def code_version() -> dict[str, str]:
+    """Returns the versions of JAX and of this package, with a digest of its source."""
+    digest = hashlib.blake2b(digest_size=8)
+    package = Path(__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\n".encode() + path.read_bytes())
+    return {
+        "version of jax": jax.__version__,
+        "version of jaxlib": importlib.metadata.version("jaxlib"),
+        "source of vgg_jax": digest.hexdigest(),
+    }
+
+
+def part() -> None:
+    """Waits until all hosts have done their work; the first has more of it."""
+    gather(None)
+
+
+def reason_of_loss(error: BaseException) -> str | None:
+    """Returns a line for an error that came from the loss of a host; else None."""
+    if isinstance(error, LostHost):
+        return str(error)
+    cause: BaseException | None = error
+    while cause is not None and several():
+        text = str(cause).partition("\n")[0]
+        if isinstance(cause, jax.errors.JaxRuntimeError) and not text.startswith(
+            OWN_ERRORS
+        ):
+            return heartbeat.lost(text)
+        cause = cause.__cause__
+    return None
+
+
+def stop_all(number: int) -> None:
+    """Tells all hosts to stop at one point for a signal; see `pass_stop_point`."""
+    _start_watch()
+    assert _stop_vote is not None
+    _stop_vote.request(number)
+
+
+def pass_stop_point() -> int | None:
+    """Returns the signal for which all hosts stop here, or None.
+
+    They must call it equally often.
+    """
+    _start_watch()
+    assert _stop_vote is not None
+    return _stop_vote.pass_point()
 
 
 def is_first() -> bool:
@@ -81,18 +346,12 @@ def warn(text: str) -> None:
 
 def on_any(is_so: bool) -> bool:
     """Returns whether something is so on any host; all hosts must ask together."""
-    if not several():
-        return is_so
-    return bool(multihost_utils.process_allgather(np.array(is_so)).any())
+    return any(gather(is_so))
 
 
 def from_first(numbers: Sequence[int]) -> list[int]:
     """Returns the numbers that the first host gives; all hosts must ask together."""
-    if not several():
-        return list(numbers)
-    count = multihost_utils.broadcast_one_to_all(np.int32(len(numbers)))
-    own = np.resize(np.array([*numbers, 0], np.int32), int(count))
-    return multihost_utils.broadcast_one_to_all(own).tolist()
+    return gather(list(numbers))[0]
 
 
 def several() -> bool:
@@ -108,14 +367,9 @@ def abandon(code: int) -> None:
     if several():
         sys.stdout.flush()
         sys.stderr.flush()
+        if _watch is not None:
+            _watch.leave()
         os._exit(code)
-
-
-def _launched_as_several(environment: Mapping[str, str]) -> bool:
-    """Whether `srun` or `mpirun` started more than one task."""
-    in_step = {"SLURM_STEP_NODELIST", "SLURM_PROCID"} <= environment.keys()
-    tasks = environment.get("SLURM_NTASKS", "1") if in_step else "1"
-    return max(int(tasks), int(environment.get("OMPI_COMM_WORLD_SIZE", "1"))) > 1
 
 
 def _is_tpu_vm() -> bool:
@@ -125,11 +379,18 @@ def _is_tpu_vm() -> bool:
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Makes a one-axis mesh of these devices, by default of all that all hosts have."""
-    devices = jax.devices() if devices is None else list(devices)
-    return jax.make_mesh(
-        (len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices
-    )
+    """Makes a one-axis mesh of these devices, by default of all that all hosts have.
+
+    The devices are in the order of their hosts, so that a host has neighboring rows of
+    each batch, and an image's place in it does not depend on how the machine is wired.
+    Unlike `jax.make_mesh` this searches no topology and so refuses none, neither GPUs
+    of several nodes nor one chip of each host of a TPU slice. Nothing is slower for it:
+    every collective is over all devices, whose rings XLA lays along the links by itself
+    (docs/tpu_check.md).
+    """
+    devices = jax.devices() if devices is None else devices
+    in_order = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.asarray(in_order), (DATA,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -146,7 +146,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         value = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: it is not JSON ({error})") from error
     if isinstance(value, dict) and DIGEST in value:
         digest = value.pop(DIGEST)

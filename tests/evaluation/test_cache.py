@@ -93,7 +93,12 @@ def test_arrays_of_another_kind(path: Path, predictions: Predictions) -> None:
 def test_numbers_that_no_evaluation_gives_are_damage(
     path: Path, predictions: Predictions
 ) -> None:
-    for name, value in (("posteriors", np.nan), ("labels", 2), ("weights", 0.5)):
+    for name, value in (
+        ("posteriors", np.nan),
+        ("posteriors", -np.inf),
+        ("labels", 2),
+        ("weights", 0.5),
+    ):
         wrong = getattr(predictions, name).copy()
         wrong.flat[0] = value
         cache.save(path, INPUTS, dataclasses.replace(predictions, **{name: wrong}))

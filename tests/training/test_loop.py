@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from vgg_jax import training
 from vgg_jax.config import Config, LocalizationConfig
 from vgg_jax.data.color import computed_path
 from vgg_jax.distributed import make_mesh, replicated
+from vgg_jax.inference.passes import over_source
+from vgg_jax.memory import OutOfMemory
 from vgg_jax.training import loop
 from vgg_jax.training.checkpoint import METADATA, Checkpoints, saved_steps
 from vgg_jax.training.lock import WorkdirHeld, WorkdirLost
@@ -45,6 +49,22 @@ def test_a_network_broken_by_the_last_step_has_not_finished(
     with pytest.raises(TrainingDiverged, match=r"loss after step 1.*none yet"):
         train(config, tmp_path)
     assert not is_finished(tmp_path)
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_thread_can_import_the_training_and_run_it(
+    tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So it is in a worker of Ray.
+    config = tiny_config()
+    config.num_epochs = 0.01
+    with ThreadPoolExecutor() as threads:
+        stopped = threads.submit(training.train, config, str(tmp_path / "run"))
+        assert stopped.result() is None
+    assert is_finished(tmp_path / "run")
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
+    with pytest.raises(ValueError, match="Kubernetes started this process as one of"):
+        training.train(config, tmp_path / "other")
 
 
 def test_a_missing_test_part_is_told_before_training(
@@ -129,6 +149,7 @@ def linear_program(config: Config, mesh: Mesh) -> Program:
         images = batch["image"].reshape(-1, 32 * 32) / 255
         return images @ params["fc8"]["kernel"] + params["fc8"]["bias"], batch_stats
 
+    forward.trained_layers = ()  # type: ignore
     state = jax.eval_shape(init, jax.random.key(0))
     shardings = jax.tree.map(lambda _: replicated(mesh), state)
     train_step = jit_train_step(forward, optimizer, 1, shardings)  # type: ignore
@@ -181,17 +202,30 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
         if step == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
+    def stop_in_validation(*arguments: Any, **keywords: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return over_source(*arguments, **keywords)
+
     assert train(config, tmp_path / "whole") is None
     with monkeypatch.context() as patch:
         patch.setattr(MetricWriter, "write", stop_at_step_5)
         assert train(config, tmp_path / "stopped") is signal.SIGINT
+        patch.setattr(loop, "over_source", stop_in_validation)
+        assert train(config, tmp_path / "stopped") is signal.SIGTERM
+        assert saved_steps(tmp_path / "stopped") == [9]
+        # The next start has that validation to do, and nothing yet to save.
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "stopped")
+        assert saved_steps(tmp_path / "stopped") == [9]
     assert train(config, tmp_path / "stopped") is None
+    assert saved_steps(tmp_path / "stopped") == saved_steps(tmp_path / "whole")
     assert program.train_step._cache_size() == 1  # the rate changes without a recompile
 
-    ends = []
+    ends, errors = [], []
     for name in ("whole", "stopped"):
         rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         last = json.loads(rows[-2])
+        errors.append([row for row in rows if "validation_loss" in row])
         metric = "validation_top1_error"
         with Checkpoints(tmp_path / name, metric, read_only=True) as checkpoints:
             latest = checkpoints.latest_step
@@ -199,6 +233,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
             state, plateau = checkpoints.restore(program.state, latest)
         assert learning_rate(state.opt_state) == np.float32(last["learning_rate"])
         ends.append((jax.device_get(state), plateau, last["learning_rate"]))
+    assert errors[0] == errors[1] and len(errors[0]) == 4
     chex.assert_trees_all_equal(ends[0][0], ends[1][0])
     assert ends[0][1:] == ends[1][1:]
     assert ends[0][2] != 1e-3  # the schedule has changed it
@@ -268,9 +303,9 @@ def test_a_run_goes_on_from_the_newest_intact_checkpoint(
 ) -> None:
     """What is trained again is what was trained before; so are the metrics."""
 
-    def worse_and_worse(self: Trainer, state: TrainState, step: int) -> dict:
+    def worse_and_worse(self: Trainer, state: TrainState, step: int, _: Any) -> Any:
         names = ("loss", "top1_error", "top5_error")
-        return {f"validation_{name}": step / 100 for name in names}
+        return {f"validation_{name}": step / 100 for name in names}, None
 
     monkeypatch.setattr(Trainer, "_validate", worse_and_worse)
     ends = []
@@ -296,6 +331,23 @@ def test_a_run_goes_on_from_the_newest_intact_checkpoint(
         ends.append((jax.device_get(restored), [json.loads(r)["step"] for r in rows]))
     chex.assert_trees_all_equal(ends[0][0][0], ends[1][0][0])
     assert ends[0][0][1] == ends[1][0][1] and ends[0][1] == ends[1][1]
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_step_that_does_not_fit_names_the_settings(
+    tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @jax.jit
+    def enormous_step(state: Any, batch: Any, key: Any) -> Any:
+        return state, {"loss": jnp.zeros(2**45)}
+
+    config = tiny_config()
+    program = linear_program(config, make_mesh(jax.devices()[:1]))
+    program = dataclasses.replace(program, train_step=enormous_step)
+    monkeypatch.setattr(loop, "build_program", lambda config, mesh: program)
+    settings = r"remat=True; accumulate_steps=2, or more; batch_size=4, or smaller"
+    with pytest.raises(OutOfMemory, match=rf"training step does not fit.*{settings}"):
+        train(config, tmp_path)
 
 
 def test_the_number_of_classes_can_be_left_to_the_data(

@@ -80,6 +80,27 @@ def test_the_length_of_a_cosine_is_part_of_its_run(tmp_path: Path) -> None:
         assert f"the {schedule} schedule depends on num_epochs" in str(error.value)
 
 
+def test_the_parts_of_a_batch_belong_to_a_run_with_batch_normalization(
+    tmp_path: Path,
+) -> None:
+    for model in (
+        VGGConfig(name="vgg11", num_classes=7),
+        VGGConfig(name="vgg11_bn", num_classes=7),
+        VGGConfig(name="vgg11", num_classes=7, batch_norm=True),
+    ):
+        workdir = tmp_path / f"{model.name} {model.batch_norm}"
+        claim(workdir, config(model=model))
+        parts = config(model=model, accumulate_steps=2)
+        if model.name == "vgg11" and not model.batch_norm:
+            refuse_other_run(workdir, parts)
+            continue
+        with pytest.raises(WorkdirMismatch) as error:
+            refuse_other_run(workdir, parts)
+        assert "accumulate_steps: 1 there, 2 now" in str(error.value)
+        assert "takes the statistics of each part" in str(error.value)
+        refuse_other_run(workdir, config(model=model, remat=True))
+
+
 def test_a_number_of_classes_left_to_the_data_is_the_stored_one(tmp_path: Path) -> None:
     claim(tmp_path, config(model=VGGConfig(name="vgg11", num_classes=7)))
     refuse_other_run(tmp_path, config(model=VGGConfig(name="vgg11", num_classes=None)))
@@ -102,6 +123,10 @@ def test_no_run_says_what_to_type(tmp_path: Path) -> None:
         "{}",
         '{"model": 1, "data": 2}',
         '{"model": {"name": "vgg11", "color": 1}, "data": {"dataset": "folder"}}',
+        '{"model": {"name": "vgg11"}, "data": {"dataset": "folder"}, "num_epochs": -1}',
+        '{"model": {"name": "vgg11"}, "data": {"dataset": "folder", "crop": 1%s}}'
+        % ("0" * 400),
+        pytest.param("[" * 100_000, id="nested"),
     ],
 )
 def test_a_damaged_configuration_is_named(damage: str, tmp_path: Path) -> None:

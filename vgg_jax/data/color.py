@@ -49,11 +49,17 @@ def load_axes(config: DataConfig) -> np.ndarray:
             f"no {path}, which color_pca='computed' needs; type `python -m "
             "vgg_jax.tools.color_pca --config CONFIG` with the flags of this run"
         )
-    axes = np.asarray(read_json(path)["axes"])
-    if axes.shape != (channels, channels):
+    try:
+        axes = np.asarray(read_json(path)["axes"], np.float64)
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(
-            f"expected {channels} axes of {channels} channels in {path}, found "
-            f"{axes.shape}; remove it and compute it again"
+            f"cannot read {path} as axes of the color shift ({error}); remove it and "
+            "compute it again"
+        ) from error
+    if axes.shape != (channels, channels) or not np.isfinite(axes).all():
+        raise ValueError(
+            f"expected {channels} axes of {channels} finite numbers in {path}, found "
+            f"{axes.tolist()}; remove it and compute it again"
         )
     return axes
 

@@ -20,7 +20,15 @@ from vgg_jax.data.prepare.imagenet_tars import IMAGENET
 from vgg_jax.data.prepare.writer import Preparation
 from vgg_jax.data.records import open_prepared, open_tfds
 
-__all__ = ["SOURCES", "DataSet", "Example", "Source", "Subset", "open_source"]
+__all__ = [
+    "SOURCES",
+    "DataSet",
+    "Example",
+    "Source",
+    "Subset",
+    "open_source",
+    "open_training",
+]
 
 SPLITS = ("train", "validation", "test")
 TFDS = "tfds:"  # what the name of a set that TFDS prepared begins with
@@ -83,19 +91,38 @@ def open_source(config: DataConfig, split: str) -> Source:
     data_set = find_data_set(config.dataset)
     if split == "train" and config.color_shift:
         load_axes(config)
-    if split == "test" or data_set.has_validation:
+    is_whole = split == "test" or data_set.has_validation
+    if is_whole or (split == "train" and config.validation_fraction == 0):
         return data_set.open(config, split)
-    fraction = config.validation_fraction
-    if split == "validation" and fraction == 0:
+    train, validation = _split_training(config, data_set)
+    return train if split == "train" else validation
+
+
+def open_training(config: DataConfig) -> tuple[Source, Source]:
+    """Opens the examples to train on, and those to validate with.
+
+    They are those of `open_source`, but share what is open or in memory.
+
+    Raises:
+        ValueError, FileNotFoundError: see `open_source`.
+    """
+    data_set = find_data_set(config.dataset)
+    if data_set.has_validation:
+        return open_source(config, "train"), open_source(config, "validation")
+    validate(config)
+    if config.color_shift:
+        load_axes(config)
+    return _split_training(config, data_set)
+
+
+def _split_training(config: DataConfig, data_set: DataSet) -> tuple[Subset, Subset]:
+    """Splits the training set of a data set into training and validation."""
+    if config.validation_fraction == 0:
         raise ValueError(
             "validation_fraction is 0, so there is no validation split; expected a "
             "small fraction such as 0.01"
         )
-    source = data_set.open(config, "train")
-    if fraction == 0:
-        return source
-    train, validation = split_validation(source, fraction)
-    return train if split == "train" else validation
+    return split_validation(data_set.open(config, "train"), config.validation_fraction)
 
 
 def find_data_set(name: str) -> DataSet:

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from etils.epath import Path
 
 from vgg_jax import distributed
-from vgg_jax.config import Config
+from vgg_jax.config import Config, shared_settings
 from vgg_jax.console import short_names
 from vgg_jax.data.sources import Source, open_source
 from vgg_jax.evaluation import cache, protocols
-from vgg_jax.evaluation.predictions import Predictions, fuse
+from vgg_jax.evaluation.predictions import NotFiniteError, Predictions, fuse
 from vgg_jax.evaluation.results import (
     Result,
     TrainedNetwork,
@@ -118,6 +118,10 @@ def run_evaluation(
         raise ValueError("expected at least one workdir, got none")
     planned_rows(config, names, scales)  # a wrong name is known before a slow restore
     paths = [resolve(parse_path(workdir)) for workdir in workdirs]
+    distributed.agree(
+        shared_settings(config)
+        | {"workdirs": [path.name for path in paths], "protocols": names, "Q": scales}
+    )
     candidates = []
     for path, name in zip(paths, short_names(paths), strict=True):
         model, trained_with, step = restore_model(path)
@@ -236,6 +240,8 @@ def evaluate_candidates(
                 protocol=row[0][0],
                 scales=list(dict.fromkeys(q for _, scales in row for q in scales)),
                 averaging=networks[0].config.evaluation.averaging,
+                dataset=first.config.data.dataset,
+                data_dir=cache.data_folder(first.config.data),
                 class_names=source.class_names,
                 skipped=[source[int(i)]["name"] for i in predictions.skipped],
             )
@@ -275,6 +281,9 @@ def _evaluate_rows(
     """Yields the predictions of each row; a pass that several rows share runs once."""
     network = cache.network_inputs(candidate.model, candidate.trained.step)
     data = cache.data_inputs(candidate.config.data, "test", source)
+    own = {"data_dir"}  # hosts may keep the same images in different places
+    facts = {name: value for name, value in data.items() if name not in own}
+    distributed.agree(network | facts | {"rows": rows})
     done: dict[protocols.Pass, Predictions] = {}
     for protocol, scales in rows:
         passes = protocols.passes_of(protocol, scales)
@@ -292,22 +301,29 @@ def _kept_or_run(
     name = f"{candidate.trained.run}  {one_pass.protocol}  Q={one_pass.scale}"
     averaging = candidate.config.evaluation.averaging
     path = cache.cache_path(candidate.workdir, one_pass, averaging)
+    kept = None
     try:
         kept = cache.load(path, inputs)
-        print(f"{name}  kept in {path}", file=sys.stderr)
-        return kept
     except FileNotFoundError:
         pass
     except cache.Unusable as reason:
         print(f"{path} is not used: {reason}", file=sys.stderr)
-    predictions = protocols.evaluate(
-        candidate.model,
-        source,
-        candidate.config,
-        protocol=one_pass.protocol,
-        scales=(one_pass.scale,),
-        progress=name if distributed.is_first() else None,
-    )
+    # A pass that one host ran while another had it would wait for that one for ever.
+    everyone_has_it = all(distributed.gather(kept is not None))
+    if kept is not None and everyone_has_it:
+        print(f"{name}  kept in {path}", file=sys.stderr)
+        return kept
+    try:
+        predictions = protocols.evaluate(
+            candidate.model,
+            source,
+            candidate.config,
+            protocol=one_pass.protocol,
+            scales=(one_pass.scale,),
+            progress=name if distributed.is_first() else None,
+        )
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{candidate.trained.run}, {error}") from error
     try:
         if distributed.is_first():
             cache.save(path, inputs, predictions)

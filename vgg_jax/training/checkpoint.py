@@ -17,7 +17,14 @@ from orbax.checkpoint import v1 as ocp
 from vgg_jax import buckets, distributed
 from vgg_jax.config import Config
 from vgg_jax.distributed import make_mesh, replicated, warn
-from vgg_jax.files import is_in_bucket, parse_path, read_json, resolve, text_digest
+from vgg_jax.files import (
+    is_in_bucket,
+    parse_path,
+    read_json,
+    resolve,
+    text_digest,
+    write_text,
+)
 from vgg_jax.models import ConvNet
 from vgg_jax.training.digest import digests
 from vgg_jax.training.program import abstract_model
@@ -153,10 +160,16 @@ class Checkpoints:
             return self.latest_step
         return min(errors, key=lambda step: (errors[step], -step))
 
+    def is_validated(self, step: int) -> bool:
+        """Returns whether the checkpoint of a step has errors; True without one."""
+        return step not in self._records or self._records[step].errors is not None
+
     def save(
         self, state: TrainState, plateau: Plateau, errors: Mapping[str, float] | None
     ) -> None:
         """Starts to save; `errors` are those of a validation at this step, if any.
+
+        A checkpoint of the same step, saved without them, is given them.
 
         Raises:
             SaveError: the disk refused it, or the save before it.
@@ -169,12 +182,15 @@ class Checkpoints:
             errors=None if errors is None else dict(errors),
             digests=digests(arrays),
         )
+        if record.step in self._records:
+            self._add_errors(record)
+            return
         with self._naming_last_good():
             response = ocp.save_checkpointables_async(
                 self._folder / str(record.step),
                 arrays,
                 # What has this name and is no checkpoint of the run is no loss.
-                overwrite=record.step not in self._records,
+                overwrite=True,
                 custom_metadata=record.to_metadata(),
             )
         self._saving = record, response
@@ -192,6 +208,19 @@ class Checkpoints:
             # Its result must be taken: until then it keeps a thread and descriptors.
             response.result()
         self._saving = None
+        self._keep(record)
+
+    def _add_errors(self, record: Record) -> None:
+        """Gives a whole checkpoint the errors of a validation that came later."""
+        with self._naming_last_good():
+            if self._is_writer:
+                path = self._folder / str(record.step) / METADATA
+                metadata = {"custom_metadata": record.to_metadata()}
+                write_text(path, json.dumps(read_json(path) | metadata))
+        self._keep(record)
+
+    def _keep(self, record: Record) -> None:
+        """Notes what was saved last, and takes what is neither that nor the best."""
         self._records[record.step] = record
         for step in self._records.keys() - {self.latest_step, self.best_step}:
             del self._records[step]

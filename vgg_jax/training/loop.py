@@ -10,19 +10,22 @@ import jax
 import numpy as np
 from etils.epath import Path
 
-from vgg_jax.config import Config
+from vgg_jax import distributed
+from vgg_jax.config import Config, shared_settings
 from vgg_jax.data import transforms
+from vgg_jax.data.base import sample_digest
 from vgg_jax.data.color import load_axes
 from vgg_jax.data.pipeline import train_batches
-from vgg_jax.data.sources import open_source
+from vgg_jax.data.sources import open_source, open_training
 from vgg_jax.data.zca import whitening_digest
 from vgg_jax.distributed import make_mesh, shard_batch, warn
 from vgg_jax.files import parse_path
 from vgg_jax.inference.passes import View, over_source
+from vgg_jax.interrupt import Interrupt, StopRequested
+from vgg_jax.memory import naming_settings, training_advice
 from vgg_jax.training.checkpoint import Checkpoints, saved_steps
 from vgg_jax.training.diagnosis import StallDetector, diagnosis
 from vgg_jax.training.init_from import take_weights, validate_source
-from vgg_jax.training.interrupt import Interrupt
 from vgg_jax.training.lock import WorkdirLock
 from vgg_jax.training.metrics import (
     RunLog,
@@ -64,7 +67,11 @@ def train(config: Config, workdir: Path | str) -> signal.Signals | None:
         WorkdirLost: the folder was removed while the run trained.
         TrainingDiverged: the message names the last good checkpoint.
         SaveError: a checkpoint could not be written.
-        ValueError: settings that do not fit one another, or images that cannot be read.
+        OutOfMemory: the message names settings that make the step smaller.
+        ValueError: settings that do not fit one another, images that cannot be read, or
+            hosts that do not agree.
+        KeyboardInterrupt: a signal came before the first step, when there was nothing
+            to save, or a second Ctrl-C.
     """
     return Trainer(config, workdir).run()
 
@@ -75,6 +82,11 @@ class Trainer:
     def __init__(self, config: Config, workdir: Path | str):
         self.workdir = workdir = parse_path(workdir)
         self.mesh = make_mesh()
+        begun = max(saved_steps(workdir), default=0)
+        distributed.agree(
+            shared_settings(config)
+            | {"workdir": workdir.name, "step to go on from": begun}
+        )
         # What can be refused without data is: they may have to be prepared first.
         validate_settings(config, self.mesh.size)
         refuse_other_run(workdir, config)
@@ -84,8 +96,7 @@ class Trainer:
         if config.init_from is not None and not saved_steps(workdir):
             validate_source(config, workdir)
         self.program = build_program(config, self.mesh)
-        self.training = open_source(config.data, "train")
-        self.validation = open_source(config.data, "validation")
+        self.training, self.validation = open_training(config.data)
         self.config = with_num_classes(config, len(self.training.class_names))
         self.task = task_for(config)
         self.metric = f"validation_{config.optimizer.metric}"
@@ -119,10 +130,32 @@ class Trainer:
         timetable = self.timetable
         start = int(state.step)
         with (
+            naming_settings(
+                "a training step", training_advice(self.config, self.mesh.size)
+            ),
             RunLog(self.workdir, timetable, self.task.errors, start) as log,
             contextlib.closing(self._batches(start)) as batches,
         ):
             step, stopped = start, None
+
+            def save(errors: dict[str, float] | None) -> None:
+                lock.confirm()
+                log.flush()  # what led to a checkpoint is kept before it
+                checkpoints.save(state, plateau, errors)
+
+            def validate_and_save() -> signal.Signals | None:
+                """Returns the signal that stopped the validation, if one did."""
+                errors, stopped = self._validate(state, step, interrupt)
+                if errors is not None:
+                    log.write_validation(step, errors)
+                    if timetable.updates_plateau(step):
+                        plateau.update(errors[self.metric], self.config.optimizer)
+                save(errors)
+                return stopped
+
+            # A signal keeps the validation after a step for the next start.
+            if timetable.validates(step) and not checkpoints.is_validated(step):
+                stopped = validate_and_save()
             while stopped is None and not self._is_at_end(step, plateau):
                 batch = shard_batch(self.mesh, next(batches))
                 rate = learning_rate_at(step, timetable, plateau, self.config.optimizer)
@@ -130,22 +163,18 @@ class Trainer:
                 state = dataclasses.replace(state, opt_state=opt_state)
                 state, sums = self.program.train_step(state, batch, self._dropout_key)
                 step += 1
+                interrupt.postpone()  # from here on there is a step to save
                 log.add(step, sums)
-                stopped = interrupt.after(step)  # asked once: it can come at any moment
+                stopped = interrupt.requested()  # once: it can come at any moment
                 saves = timetable.saves(step) or stopped is not None
                 if saves or timetable.logs(step):
                     lock.confirm()
                     self._log(log, step, rate, state, batch)
-                errors = None
-                if timetable.validates(step):
-                    errors = self._validate(state, step)
-                    log.write_validation(step, errors)
-                if errors and timetable.updates_plateau(step):
-                    plateau.update(errors[self.metric], self.config.optimizer)
+                if timetable.validates(step) and stopped is None:
+                    stopped = validate_and_save()
+                elif saves:
+                    save(None)
                 if saves:
-                    lock.confirm()
-                    log.flush()
-                    checkpoints.save(state, plateau, errors)
                     log.restart_clock(step)  # the speed is that of training alone
             checkpoints.wait()
             lock.confirm()
@@ -166,6 +195,13 @@ class Trainer:
             "axes of the color shift": axes,
             "whitening": whitening_digest(self.config.data),
         }
+        distributed.agree(
+            facts
+            | {
+                "classes": self.training.class_names,
+                "images": sample_digest(self.training),
+            }
+        )
         if saved_steps(self.workdir):
             check_class_names(self.workdir, self.training.class_names)
             check_data_facts(self.workdir, facts)
@@ -211,22 +247,32 @@ class Trainer:
             warn(diagnosis(self.config, self.stall_detector, state, batch))
         log.write_training(step, values)
 
-    def _validate(self, state: TrainState, step: int) -> dict[str, float]:
-        """Measures loss and errors on center crops of the validation images."""
+    def _validate(
+        self, state: TrainState, step: int, interrupt: Interrupt
+    ) -> tuple[dict[str, float] | None, signal.Signals | None]:
+        """Measures loss and errors on center crops of the validation images.
+
+        Returns:
+            What was measured, or else the signal that came before the end.
+        """
         head = ExampleMetrics(self.task.objective, self.task.with_boxes)
         view = View(self.config.evaluation.center_scale, transforms.center)
-        rows = over_source(
-            self.program.network(state),
-            head,
-            self.validation,
-            self.config,
-            view,
-            with_boxes=self.task.with_boxes,
-            mesh=self.mesh,
-        )
+        try:
+            rows = over_source(
+                self.program.network(state),
+                head,
+                self.validation,
+                self.config,
+                view,
+                with_boxes=self.task.with_boxes,
+                mesh=self.mesh,
+                before_batch=interrupt.stop_if_requested,
+            )
+        except StopRequested as stop:
+            return None, stop.signal
         names = ("loss", *self.task.errors, "weight")
         sums = {name: rows[name].sum(dtype=np.float64) for name in names}
-        return summarize_validation(sums, step)
+        return summarize_validation(sums, step), None
 
     def _batches(self, step: int) -> Any:
         """Gives the training batches that follow the first `step`, without end."""

@@ -8,9 +8,17 @@ from typing import Any
 from etils.epath import Path
 
 from vgg_jax import distributed
-from vgg_jax.config import Config, differences, from_dict, settings, to_dict
+from vgg_jax.config import (
+    Config,
+    differences,
+    from_dict,
+    settings,
+    to_dict,
+    validate,
+)
 from vgg_jax.files import read_json, validate_writable, write_json
 from vgg_jax.training.lock import WorkdirLock, refuse_held
+from vgg_jax.training.program import has_batch_norm
 from vgg_jax.training.schedule import schedule_for
 
 CONFIG = "config.json"
@@ -46,11 +54,16 @@ def refuse_other_run(workdir: Path, config: Config) -> None:
     schedule = config.optimizer.schedule
     if schedule_for(config.optimizer).depends_on_num_epochs:
         resumable.remove("num_epochs")
+    other_parts = config.accumulate_steps != stored.accumulate_steps
+    if other_parts and has_batch_norm(config):
+        resumable.remove("accumulate_steps")
     changed = [
         f"  {field}: {theirs!r} there, {ours!r} now"
         for field, ours, theirs in differences(to_dict(config), to_dict(stored))
         if field not in resumable
     ]
+    if any("accumulate_steps" in line for line in changed):
+        changed.append("  (batch normalization takes the statistics of each part)")
     if any("num_epochs" in line for line in changed):
         changed.append(f"  (the {schedule} schedule depends on num_epochs)")
     if changed:
@@ -99,7 +112,9 @@ def read_config(workdir: Path) -> Config:
             f"`python train.py --config configs/NAME.py --workdir {workdir}`"
         )
     try:
-        return from_dict(read_json(path))
+        config = from_dict(read_json(path))
+        validate(config)
+        return config
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"cannot read {path} as the settings of a run "

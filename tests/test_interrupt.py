@@ -1,0 +1,83 @@
+"""Signals as requests, and at once."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from vgg_jax.interrupt import SIGNALS, Interrupt
+
+
+@pytest.mark.parametrize("wanted", SIGNALS)
+def test_the_first_signal_is_a_request_the_second_ctrl_c_stops(
+    wanted: signal.Signals,
+) -> None:
+    before = [signal.getsignal(s) for s in SIGNALS]
+    with Interrupt() as interrupt:
+        interrupt.postpone()
+        assert interrupt.requested() is None
+        os.kill(os.getpid(), wanted)
+        assert interrupt.requested() is wanted
+        os.kill(os.getpid(), signal.SIGTERM)  # as `timeout` does, which sends two
+        assert interrupt.requested() is wanted
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stopped.value.args == (signal.SIGINT,)
+    assert [signal.getsignal(s) for s in SIGNALS] == before
+
+
+@pytest.mark.parametrize("wanted", SIGNALS)
+def test_a_signal_stops_at_once_while_there_is_nothing_to_save(
+    wanted: signal.Signals,
+) -> None:
+    with Interrupt():
+        with Interrupt() as inner, pytest.raises(KeyboardInterrupt) as stopped:
+            os.kill(os.getpid(), wanted)
+        assert inner.signal is None
+        os.kill(os.getpid(), wanted)  # once is enough: the first is being acted on
+    assert stopped.value.args == (wanted,)
+
+
+def test_outside_of_the_main_thread_nothing_is_taken() -> None:
+    """Ray's trainer calls `train` in such a thread."""
+    before, seen = [signal.getsignal(s) for s in SIGNALS], []
+
+    def work() -> None:
+        with Interrupt() as interrupt:
+            interrupt.postpone()
+            seen.append(interrupt.requested())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [None]
+    assert [signal.getsignal(s) for s in SIGNALS] == before
+
+
+@pytest.mark.parametrize("wanted", SIGNALS)
+def test_a_main_thread_that_does_not_end_is_ended(wanted: signal.Signals) -> None:
+    code = (
+        "import threading, time; from vgg_jax import interrupt\n"
+        "interrupt.GRACE_SECONDS = 0.2\n"
+        "with interrupt.Interrupt(ends_process=True):\n"
+        "    try:\n"
+        "        print('busy', flush=True)\n"
+        "        time.sleep(60)\n"
+        "    except KeyboardInterrupt:\n"
+        "        time.sleep(60)\n"  # it tidies up, and does not come to an end
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "busy\n"
+    process.send_signal(wanted)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 128 + wanted
+    assert errors == "stopped\n"
