@@ -254,6 +254,12 @@ class DataConfig(Section):
         resumable=True,
         own=True,
     )
+    cache_dir: str = setting(
+        "~/.cache/vgg_jax",
+        "local folder for a copy of a data_dir in a bucket, gs://",
+        resumable=True,
+        own=True,
+    )
     crop: int = setting(
         224, "side of a training crop, in pixels", low=1, high=MAX_SCALE
     )

@@ -1,6 +1,6 @@
 """This module reads and writes files, on a disk and in a bucket.
 
-It alone knows in what a bucket differs. A path is a local one or `gs://BUCKET/NAME`, an
+A path is a local one or `gs://BUCKET/NAME`, an
 `etils.epath.Path`; a local `pathlib.Path` will do as well. Files are written whole or
 not at all, and read without running code.
 """
@@ -9,25 +9,26 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import importlib.util
 import json
 import os
 import pathlib
 import re
 import tempfile
+import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, TextIO, cast
 
 import numpy as np
 from etils import epath
+
+from vgg_jax import buckets
 
 Path = pathlib.Path | epath.Path
 
 PARTIAL = ".partial"  # the end of the name of a file that is being written
 DIGEST = "blake2b"  # the name, in a file, of the digest of all else that it holds
-BUCKET = "gs://"  # what the name of a bucket of Google Cloud Storage begins with
 
 
 def parse_path(text: str | os.PathLike[str]) -> epath.Path:
@@ -39,22 +40,19 @@ def parse_path(text: str | os.PathLike[str]) -> epath.Path:
     """
     text = os.fspath(text)
     url = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text)
-    if url and not re.match(rf"{BUCKET}[^/]", text):
+    if url and not re.match(rf"{buckets.SCHEME}[^/]", text):
         raise ValueError(
-            f"expected a local path or {BUCKET}BUCKET/NAME, the only kind of bucket "
-            f"that checkpoints can be kept in, got {text}"
+            f"expected a local path or {buckets.SCHEME}BUCKET/NAME, the only kind of "
+            f"bucket that checkpoints can be kept in, got {text}"
         )
-    if url and importlib.util.find_spec("gcsfs") is None:
-        raise ImportError(
-            f"{text} needs gcsfs, which is not installed; type "
-            "`pip install -r requirements-gcs.txt`"
-        )
+    if url:
+        buckets.connect()
     return epath.Path(text)
 
 
 def is_in_bucket(path: Path) -> bool:
     """Returns whether a path is in a bucket, not on a disk."""
-    return os.fspath(path).startswith(BUCKET)
+    return os.fspath(path).startswith(buckets.SCHEME)
 
 
 def resolve(path: Path) -> epath.Path:
@@ -197,8 +195,12 @@ def load_arrays(
         return arrays
     except FileNotFoundError:
         raise
+    except OSError as error:
+        if buckets.explain(error):
+            raise
+        raise damaged(path, error, writer) from error
     except (
-        *(AttributeError, EOFError, IndexError, KeyError, OSError),
+        *(AttributeError, EOFError, IndexError, KeyError),
         *(RuntimeError, TypeError, ValueError, zipfile.BadZipFile, zlib.error),
     ) as error:
         raise damaged(path, error, writer) from error
@@ -210,6 +212,54 @@ def damaged(path: Path, error: Exception, writer: str = "eval.py") -> ValueError
         f"{path} is damaged or of another version ({type(error).__name__}: {error}); "
         f"delete it and run {writer}, which writes it anew"
     )
+
+
+class LineLog:
+    """A text file that grows by lines.
+
+    On a disk a line is there when `append` returns. A file in a bucket cannot grow: it
+    is written anew with all lines, at most every `SECONDS`, by `flush` and at the end.
+
+    Args:
+        path: the file.
+        lines: those that it begins with, in place of what is there.
+    """
+
+    SECONDS = 10.0
+
+    def __init__(self, path: Path, lines: Iterable[str] = ()):
+        self._path = path
+        self._lines = list(lines)
+        self._file: TextIO | None = None
+        self._is_written = True
+        if is_in_bucket(path):
+            self._written = time.monotonic()
+            return
+        write_text(path, "".join(self._lines))
+        self._file = open(path, "a")  # noqa: SIM115 it is closed at the end
+
+    def append(self, line: str) -> None:
+        """Adds a line, which ends in a newline."""
+        if self._file is not None:
+            self._file.write(line)
+            self._file.flush()
+            return
+        self._lines.append(line)
+        self._is_written = False
+        if time.monotonic() - self._written > self.SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sees to it that all lines are in the file."""
+        if not self._is_written:
+            write_text(self._path, "".join(self._lines))
+            self._written, self._is_written = time.monotonic(), True
+
+    def close(self) -> None:
+        """Writes what is not yet written."""
+        self.flush()
+        if self._file is not None:
+            self._file.close()
 
 
 @contextlib.contextmanager
@@ -239,6 +289,20 @@ REMEDIES = {
     errno.ENOSPC: "free some space, or give one on another disk",
     errno.EDQUOT: "free some space, or give one on another disk",
 }
+
+
+def explain_error(error: Exception, paths: Sequence[tuple[str, Path]]) -> str:
+    """Says in a line what went wrong, and what to do.
+
+    Args:
+        error: the error.
+        paths: the paths that the user gave, each with the name of its flag.
+    """
+    if message := buckets.explain(error):
+        return message
+    if isinstance(error, OSError):
+        return explain_os_error(error, paths)
+    return str(error)
 
 
 def explain_os_error(error: OSError, paths: Sequence[tuple[str, Path]]) -> str:

@@ -6,7 +6,6 @@ another way than these.
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 from vgg_jax.config import DataConfig, validate
 from vgg_jax.console import did_you_mean
@@ -14,6 +13,7 @@ from vgg_jax.data.base import Example, Source, Subset, split_validation
 from vgg_jax.data.canvases import open_fashion_mnist_boxes
 from vgg_jax.data.color import load_axes
 from vgg_jax.data.folder import open_folder
+from vgg_jax.data.mirror import local_data, local_prepared
 from vgg_jax.data.prepare.cifar_archives import CIFAR10, CIFAR100
 from vgg_jax.data.prepare.idx_files import FASHION_MNIST
 from vgg_jax.data.prepare.imagenet_tars import IMAGENET
@@ -54,13 +54,13 @@ def prepared(preparation: Preparation) -> DataSet:
     """Makes the row of `SOURCES` for a data set that the prepare command writes."""
 
     def open_split(config: DataConfig, split: str) -> Source:
-        return open_prepared(preparation, Path(config.data_dir).expanduser(), split)
+        return open_prepared(preparation, local_prepared(config, preparation), split)
 
     return DataSet(open_split, preparation=preparation)
 
 
 def _open_folder(config: DataConfig, split: str) -> Source:
-    return open_folder(config.data_dir, split, config.validation_fraction)
+    return open_folder(str(local_data(config)), split, config.validation_fraction)
 
 
 SOURCES = {
@@ -134,7 +134,9 @@ def find_data_set(name: str) -> DataSet:
     if name.startswith(TFDS):
         return DataSet(
             lambda config, split: open_tfds(
-                name.removeprefix(TFDS), Path(config.data_dir).expanduser(), split
+                name.removeprefix(TFDS),
+                local_data(config, name.removeprefix(TFDS).replace(":", "/")),
+                split,
             )
         )
     if name not in SOURCES:

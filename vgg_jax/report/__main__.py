@@ -95,6 +95,8 @@ def read_run(workdir: Path, name: str) -> Run:
             confusion=read_csv(confusion) if confusion.exists() else None,
         )
     except OSError as error:
+        if error.errno is None:  # its message says all
+            raise
         raise OSError(
             f"cannot read {error.filename} ({error.strerror}); make it a file that you "
             "may read, or move it away and run eval.py"

@@ -10,11 +10,12 @@ from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
+import tensorstore
 from etils.epath import Path
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
-from vgg_jax import distributed
+from vgg_jax import buckets, distributed
 from vgg_jax.config import Config
 from vgg_jax.distributed import make_mesh, replicated, warn
 from vgg_jax.files import (
@@ -31,6 +32,10 @@ from vgg_jax.training.program import abstract_model
 from vgg_jax.training.schedule import Plateau
 from vgg_jax.training.steps import TrainState, split
 from vgg_jax.training.workdir import read_config
+
+# Orbax asks TensorStore for its counters at every save, for its own log; each answer
+# stays in memory for good, some 35 kB a save.
+tensorstore.experimental_collect_matching_metrics = lambda *_: []
 
 METADATA = "_CHECKPOINT_METADATA"  # the last file of a checkpoint on a disk
 COMMITTED = "commit_success.txt"  # and in a bucket
@@ -381,6 +386,8 @@ class Checkpoints:
                 loaded = ocp.load_checkpointables(path, wanted)
         except Exception as error:  # Orbax hides the reason behind a "no entry" error
             cause = error.__cause__ or error
+            if refusal := buckets.explain(cause):
+                raise ValueError(f"cannot read checkpoint {path}: {refusal}") from error
             # TensorStore goes on with its whole specification.
             words = " ".join(str(cause).partition("[tensorstore_spec")[0].split())
             reason = f"{type(cause).__name__}: {words}"
@@ -411,10 +418,13 @@ class Checkpoints:
         except Exception as error:  # Orbax has no class of its own for a full disk
             self._saving = None
             saved = saved_steps(self._workdir)
+            last = f"step {saved[-1]}" if saved else "none yet"
+            refusal = buckets.explain(error)
+            remedy = "Mend that" if refusal else "Is the disk full? Make room"
             raise SaveError(
-                f"cannot save in {self._folder}: {error}. Last good "
-                f"checkpoint: {f'step {saved[-1]}' if saved else 'none yet'}. Is the "
-                "disk full? Make room; the same command then goes on from there"
+                f"cannot save in {self._folder}: {refusal or error}. Last good "
+                f"checkpoint: {last}. {remedy}; the same command then goes on from "
+                "there"
             ) from error
 
 
@@ -447,7 +457,7 @@ def _is_whole(path: Path) -> bool:
 
 def _remove(checkpoint: Path) -> None:
     """Takes a checkpoint away; what cannot be removed now is by the next start."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, *buckets.errors()):
         (checkpoint / METADATA).unlink()  # from here on it is no checkpoint
         checkpoint.rmtree()
 
@@ -458,7 +468,7 @@ def _remove_remains(folder: Path) -> None:
         name = re.fullmatch(r"[0-9]+([.]orbax-checkpoint-tmp.*)?", path.name)
         is_half = not _is_whole(path) and (path / "params").is_dir()
         if name and (name[1] or is_half):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, *buckets.errors()):
                 path.rmtree()
 
 

@@ -10,6 +10,7 @@ from typing import TextIO
 
 from etils.epath import Path
 
+from vgg_jax.buckets import Lease
 from vgg_jax.distributed import is_first, warn
 from vgg_jax.files import is_in_bucket
 
@@ -32,7 +33,7 @@ class WorkdirLock:
 
     The file `WORKDIR/lock` names the process. The operating system's lock on it ends
     with the process, however that ends, so that the next start takes the folder over.
-    A bucket has no such locks, and a folder there is not held.
+    In a bucket it is a `buckets.Lease`.
 
     Args:
         workdir: the folder, which is there.
@@ -42,6 +43,7 @@ class WorkdirLock:
         self._workdir = workdir
         self._path = workdir / LOCK
         self._file: TextIO | None = None
+        self._lease: Lease | None = None
 
     def __enter__(self) -> "WorkdirLock":
         """Takes the lock.
@@ -50,15 +52,23 @@ class WorkdirLock:
             WorkdirHeld: another training has it; the message names the process.
             OSError: the folder is not there or cannot be written to.
         """
-        if is_first() and not is_in_bucket(self._workdir):
+        if is_first() and is_in_bucket(self._workdir):
+            lease = Lease(self._path)
+            if owner := lease.acquire():
+                raise _held(owner, self._workdir)
+            self._lease = lease
+        elif is_first():
             self._file = _acquire(self._workdir)
-            owner = {"pid": os.getpid(), "host": socket.gethostname()}
+            process = {"pid": os.getpid(), "host": socket.gethostname()}
             self._file.truncate(0)
-            self._file.write(json.dumps(owner) + "\n")
+            self._file.write(json.dumps(process) + "\n")
             self._file.flush()
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
         if self._file is not None:
             if _is_at(self._file, self._path):
                 self._path.unlink()
@@ -71,7 +81,11 @@ class WorkdirLock:
         Raises:
             WorkdirLost: it is not; the message names it.
         """
-        if self._file is None or _is_at(self._file, self._path):
+        if self._lease is not None:
+            is_held = self._lease.is_held()
+        else:
+            is_held = self._file is None or _is_at(self._file, self._path)
+        if is_held:
             return
         state = "is gone" if not self._workdir.exists() else "has lost its file 'lock'"
         raise WorkdirLost(
@@ -87,8 +101,12 @@ def refuse_held(workdir: Path) -> None:
     Raises:
         WorkdirHeld: another one does; the message names the process.
     """
-    if is_first() and not is_in_bucket(workdir) and (workdir / LOCK).exists():
+    if not is_first() or not (workdir / LOCK).exists():
+        return
+    if not is_in_bucket(workdir):
         _acquire(workdir).close()
+    elif owner := Lease(workdir / LOCK).owner():
+        raise _held(owner, workdir)
 
 
 def _acquire(workdir: Path) -> TextIO:
@@ -111,7 +129,12 @@ def _acquire(workdir: Path) -> TextIO:
         if _is_at(file, path):  # its owner removes it at the end
             return file
         file.close()
-    raise WorkdirHeld(
+    raise _held(owner, workdir)
+
+
+def _held(owner: str, workdir: Path) -> WorkdirHeld:
+    """Makes the error to raise where another process has a folder."""
+    return WorkdirHeld(
         f"{owner} trains in {workdir}: stop it first, or give another --workdir"
     )
 

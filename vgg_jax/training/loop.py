@@ -138,6 +138,11 @@ class Trainer:
         ):
             step, stopped = start, None
 
+            def save(errors: dict[str, float] | None) -> None:
+                lock.confirm()
+                log.flush()  # what led to a checkpoint is kept before it
+                checkpoints.save(state, plateau, errors)
+
             def validate_and_save() -> signal.Signals | None:
                 """Returns the signal that stopped the validation, if one did."""
                 errors, stopped = self._validate(state, step, interrupt)
@@ -145,8 +150,7 @@ class Trainer:
                     log.write_validation(step, errors)
                     if timetable.updates_plateau(step):
                         plateau.update(errors[self.metric], self.config.optimizer)
-                lock.confirm()
-                checkpoints.save(state, plateau, errors)
+                save(errors)
                 return stopped
 
             # A signal keeps the validation after a step for the next start.
@@ -169,8 +173,7 @@ class Trainer:
                 if timetable.validates(step) and stopped is None:
                     stopped = validate_and_save()
                 elif saves:
-                    lock.confirm()
-                    checkpoints.save(state, plateau, None)
+                    save(None)
                 if saves:
                     log.restart_clock(step)  # the speed is that of training alone
             checkpoints.wait()
