@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 STEPS, SAVE_EVERY, VALIDATE_EVERY = 24, 4, 6
+PAUSE_STEP = 6  # of a first start with a fault
 
 
 def main() -> int:
@@ -66,6 +67,8 @@ def train(workdir: Path, fault: str, stops: list[int]) -> int:
             validation = {} if step % VALIDATE_EVERY else {"validation_loss": weights}
             file.write(json.dumps({"step": step, **validation}) + "\n")
         print(f"step {step}/{STEPS}", flush=True)
+        if fault and not saved and step == PAUSE_STEP:
+            time.sleep(1)  # the blow falls in this time, however slow the machine is
         if step % SAVE_EVERY == 0 or (stops and fault != "drops"):
             save(folder, step, weights)
         if stops:
