@@ -5,6 +5,8 @@
 CONFIG := configs/fashion_mnist_vgg.py
 WORKDIR = runs/$(basename $(notdir $(CONFIG)))
 REQUIREMENTS := requirements.txt
+HOURS := 0.25
+SEED := 0
 EVALUATE = eval.py --config $(CONFIG) --workdir $(WORKDIR) --protocol center --protocol dense
 
 # Text is UTF-8 whatever the locale, and progress reaches a log file as it happens.
@@ -16,7 +18,7 @@ ifneq ($(shell test -d "$$HOME" && test -w "$$HOME" && echo writable),writable)
 export HOME := $(CURDIR)/.home
 endif
 
-.PHONY: help train environment test test-all test-slurm test-ray lint benchmark-cpu clean
+.PHONY: help train environment test test-all test-slurm test-ray torture lint benchmark-cpu clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -44,13 +46,17 @@ test-ray:  ## two workers of Ray, in an environment of its own, one of them kill
 	@scripts/environment .venv-ray requirements-ray.txt
 	JAX_PLATFORMS=cpu .venv-ray/bin/python -m tests.ray
 
-lint:  ## ruff, mypy, and import-linter, which holds the floors of docs/architecture.md
+lint:  ## ruff, mypy, shellcheck, and import-linter, which holds the floors of docs/architecture.md
 	@scripts/check lint
+
+torture: environment  ## try to break runs for HOURS (0.25); ONLY="kills,disks" WRITE=docs/trust.md
+	.venv/bin/python -m tests.torture --hours $(HOURS) --seed $(SEED) \
+	    $(if $(ONLY),--only $(ONLY)) $(if $(WRITE),--write $(WRITE))
 
 benchmark-cpu: environment  ## speed on this CPU beside PyTorch's; CASES="vgg16_batch4" for one
 	@scripts/environment .venv-torch requirements-benchmark.txt
-	PYTHONPATH=. .venv/bin/python benchmarks/cpu.py --torch .venv-torch/bin/python $(CASES)
-	.venv/bin/python benchmarks/start.py
+	.venv/bin/python -m benchmarks.cpu --torch $(CURDIR)/.venv-torch/bin/python $(CASES)
+	.venv/bin/python -m benchmarks.start
 
 clean:  ## remove the environments and caches, not the data and the runs
 	rm -rf .home .venv* .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

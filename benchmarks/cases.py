@@ -1,5 +1,7 @@
 """Lists what is measured: a network, an image side and a batch size each."""
 
+import numpy as np
+
 from configs.fashion_mnist_vgg import get_config as fashion_mnist_vgg
 from vgg_jax.config import (
     Config,
@@ -9,6 +11,7 @@ from vgg_jax.config import (
     OptimizerConfig,
     VGGConfig,
 )
+from vgg_jax.training.program import Program
 
 
 def make_case(model: VGGConfig | NiNConfig, side: int, batch_size: int) -> Config:
@@ -33,6 +36,16 @@ def make_case(model: VGGConfig | NiNConfig, side: int, batch_size: int) -> Confi
 def small_vgg13(width: float) -> VGGConfig:
     """Returns Table 1, B for images of 32x32, with `width` times the channels."""
     return VGGConfig(name="vgg13", width=width, num_classes=10, fc_kernel=1)
+
+
+def random_batch(program: Program) -> dict[str, np.ndarray]:
+    """Makes a batch of noise for a program's training step."""
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.integers(0, 256, program.batch["image"].shape, np.uint8),
+        "label": rng.integers(0, 10, program.batch["label"].shape, np.int32),
+        "weight": np.ones(program.batch["weight"].shape, np.float32),
+    }
 
 
 CASES = {

@@ -1,6 +1,6 @@
 """Measures rates of the input pipeline, and what each of its tricks gains.
 
-python benchmarks/data.py
+python -m benchmarks.data
 
 Pictures are 500x375 and 1600x1200 JPEGs made of photographs that scikit-learn and
 matplotlib ship. Rates are images a second of one thread, where nothing else is said.
@@ -24,6 +24,8 @@ from vgg_jax.preprocessing import IMAGENET
 
 SECONDS = 2.0  # how long each measurement takes
 SHORT_SIDE, CROP, BATCH = 256, 224, 64
+SIZES = ((500, 375), (1600, 1200))  # of the pictures, width and height
+READERS = ((0, 1), (0, 2), (0, 4), (2, 1))  # processes, and threads of each
 
 
 class Jpegs:
@@ -115,7 +117,7 @@ def image_rates(files: list[bytes]) -> None:
 
 def pipeline_rates(files: list[bytes]) -> None:
     """Prints the rates of `train_batches` by threads and processes, on all cores."""
-    for workers, threads in ((0, 1), (0, 2), (0, 4), (2, 1)):
+    for workers, threads in READERS:
         config = DataConfig(
             dataset="imagenet2012",
             color_shift=0.1,
@@ -137,7 +139,7 @@ def normalization_rates() -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (BATCH, CROP, CROP, 3), np.uint8)
     shift = rng.normal(0, 7, (BATCH, 3)).astype(np.float32)
-    mean = np.float32(IMAGENET.mean)
+    mean = np.asarray(IMAGENET.mean, np.float32)
     on_device = jax.jit(lambda images, shift: IMAGENET(images, shift))
     without_shift = jax.jit(lambda images: IMAGENET(images))
 
@@ -181,12 +183,12 @@ def main() -> None:
     print(
         f"images/s, S = {SHORT_SIDE}, crop {CROP}; {cv2.getNumThreads()} OpenCV threads"
     )
-    for width, height in ((500, 375), (1600, 1200)):
+    for width, height in SIZES:
         files = make_jpegs(width, height)
         size = sum(map(len, files)) / len(files) / 1000
         print(f"{width}x{height}, {size:.0f} kB")
         image_rates(files)
-    pipeline_rates(make_jpegs(500, 375))
+    pipeline_rates(make_jpegs(*SIZES[0]))
     print(f"normalization, {jax.default_backend()}")
     normalization_rates()
 

@@ -1,6 +1,6 @@
 """Compares dense evaluation in buckets with one program for each shape.
 
-    PYTHONPATH=. python benchmarks/dense.py --photos DIR --data_dir ~/.cache/vgg_jax
+    python -m benchmarks.dense --photos DIR --data_dir ~/.cache/vgg_jax
 
 Times the protocol "dense" over the Fashion-MNIST test set, whose images have one size,
 and over 500 photographs of the sizes in `ilsvrc_sizes.csv`, cut from pictures in DIR
@@ -12,7 +12,9 @@ many programs as there are shapes. Prints one JSON object a line.
 import argparse
 import dataclasses
 import json
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -22,10 +24,12 @@ from flax import nnx
 from configs import fashion_mnist_vgg
 from vgg_jax import ConvNet, create_model
 from vgg_jax.config import Config, DataConfig, EvaluationConfig, VGGConfig
+from vgg_jax.data.base import Example
 from vgg_jax.data.sources import Source, open_source
 from vgg_jax.data.transforms import decode, rescale
 from vgg_jax.data.zca import preprocessing_of
 from vgg_jax.evaluation import protocols
+from vgg_jax.inference.dense import Shape, images_per_device
 from vgg_jax.inference.forward import Network, Posteriors, apply
 from vgg_jax.tools.bucket_cost import ILSVRC, read_sizes
 
@@ -37,12 +41,13 @@ class Photographs:
 
     def __init__(self, folder: Path, count: int):
         rng = np.random.default_rng(0)
-        pictures = [
-            cv2.imread(str(path))
-            for path in sorted(folder.rglob("*"))
-            if path.suffix in (".jpg", ".png")
-        ]
-        pictures = [p for p in pictures if p is not None and min(p.shape[:2]) >= 256]
+        pictures = []
+        for path in sorted(folder.rglob("*")):
+            picture = cv2.imread(str(path)) if path.suffix in (".jpg", ".png") else None
+            if picture is not None and min(picture.shape[:2]) >= 256:
+                pictures.append(picture)
+        if not pictures:
+            sys.exit(f"no picture of at least 256x256 pixels in {folder}")
         sizes = list(read_sizes(ILSVRC).elements())
         self._files = []
         for _ in range(count):
@@ -59,7 +64,7 @@ class Photographs:
     def __len__(self) -> int:
         return len(self._files)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int, /) -> Example:
         return {"image": self._files[index], "label": 0, "name": f"photograph {index}"}
 
 
@@ -72,15 +77,15 @@ def one_program_a_shape(
         rescale(decode(source[i]["image"], model.in_channels, short_side=scale), scale)
         for i in range(len(source))
     ]
-    members: dict[tuple[int, ...], list[int]] = {}
+    members: dict[Shape, list[int]] = {}
     for i, image in enumerate(images):
-        members.setdefault(image.shape, []).append(i)
+        members.setdefault(image.shape[:2], []).append(i)
     posteriors = np.zeros((len(source), len(source.class_names)), np.float32)
     for shape, indices in members.items():
-        size = min(config.evaluation.batch_size, len(indices))
+        size = min(images_per_device(config, 1, shape), len(indices))
         for start in range(0, len(indices), size):
             numbers = indices[start : start + size]
-            batch = np.zeros((size, *shape), np.uint8)
+            batch = np.zeros((size, *shape, model.in_channels), np.uint8)
             batch[: len(numbers)] = [images[i] for i in numbers]
             outputs = network.run(Posteriors(), batch)
             posteriors[numbers] = np.asarray(outputs)[: len(numbers)]
@@ -113,29 +118,31 @@ def compare_evaluators(
             "count": len(source),
             "scale": scale,
             "evaluator": evaluator.__name__,
-            "programs": apply._cache_size(),
+            "programs": apply._cache_size(),  # type: ignore[attr-defined]
             "with_compilation_s": round(seconds[0], 1),
             "steady_s": round(seconds[1], 1),
         }
         print(json.dumps(result), flush=True)
-        apply.clear_cache()
+        apply.clear_cache()  # type: ignore[attr-defined]
     difference = np.abs(posteriors[buckets] - posteriors[one_program_a_shape]).max()
     print(json.dumps({"images": name, "largest_difference": float(difference)}))
 
 
-def main() -> None:
+def main(command_line: Sequence[str] | None = None) -> None:
     """Runs what the command line asks for."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.dense",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--photos", type=Path, help="a folder of pictures")
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--network", default="vgg16")
     parser.add_argument("--width", type=float, default=1 / 16)
     parser.add_argument("--scale", type=int, default=256)
-    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--batch_size", type=int, default=8, help="as for eval.py")
     parser.add_argument("--data_dir", help="of Fashion-MNIST")
-    options = parser.parse_args()
+    options = parser.parse_args(command_line)
     if options.data_dir:
         config = fashion_mnist_vgg.get_config()
         config.data.data_dir = options.data_dir

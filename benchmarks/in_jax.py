@@ -1,30 +1,27 @@
-"""Times JAX for cpu.py: the program that train.py runs, for a name in cases.py."""
+"""Times JAX for cpu.py: the program that train.py runs for a configuration."""
 
+import json
 import sys
+from typing import Any
 
 import jax
-import numpy as np
-from cases import CASES
-from worker import serve
 
+from benchmarks.cases import random_batch
+from benchmarks.worker import serve
 from vgg_jax.compilation import prepare_jax
+from vgg_jax.config import from_dict
 from vgg_jax.distributed import make_mesh, shard_batch
 from vgg_jax.training.objectives import CLASSIFICATION, ExampleMetrics
 from vgg_jax.training.program import build_program
 
 
-def main(name: str, seconds: float) -> None:
-    """Answers requests for the times of a case's steps."""
+def main(config: dict[str, Any], seconds: float) -> None:
+    """Answers requests for the times of a configuration's steps."""
     jax.config.update("jax_platforms", "cpu")
     prepare_jax()
     mesh = make_mesh()
-    program = build_program(CASES[name], mesh)
-    rng = np.random.default_rng(0)
-    batch = {
-        "image": rng.integers(0, 256, program.batch["image"].shape, np.uint8),
-        "label": rng.integers(0, 10, program.batch["label"].shape, np.int32),
-        "weight": np.ones(program.batch["weight"].shape, np.float32),
-    }
+    program = build_program(from_dict(config), mesh)
+    batch = random_batch(program)
     head = ExampleMetrics(CLASSIFICATION.objective, with_boxes=False)
     key = jax.random.key(1)
     state = program.init(jax.random.key(0))
@@ -47,4 +44,4 @@ def main(name: str, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]))
+    main(**json.loads(sys.argv[1]))

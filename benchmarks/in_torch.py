@@ -3,12 +3,14 @@
 import json
 import os
 import sys
+from typing import Any
 
 import torch
 from torch import nn
-from worker import serve
 
-# Convolutions of a stage; every stage ends in a max pool.
+from benchmarks.worker import serve
+
+# How many convolutions each stage has; every stage ends in a max pool.
 VGG = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2,) * 5, "vgg16": (2, 2, 3, 3, 3)}
 CHANNELS = (64, 128, 256, 512, 512)
 
@@ -32,13 +34,16 @@ def vgg(
     fc_features: int,
     fc_kernel: int,
     ceil_mode: bool,
-    **_: object,
+    **others: object,
 ) -> nn.Sequential:
-    """Makes a VGG as torchvision does, of the options of vgg_jax.config.VGGConfig."""
-    name, _, norm = name.partition("_")
+    """Makes a VGG as torchvision does, of the options of vgg_jax.config.VGGConfig.
+
+    The `others` make no difference to its speed.
+    """
+    depth, _, norm = name.partition("_")
     layers: list[nn.Module] = []
     channels = in_channels
-    for count, features in zip(VGG[name], CHANNELS, strict=True):
+    for count, features in zip(VGG[depth], CHANNELS, strict=True):
         for _ in range(count):
             layers.append(nn.Conv2d(channels, round(features * width), 3, padding=1))
             channels = round(features * width)
@@ -86,7 +91,7 @@ def nin_tutorial(
     return nn.Sequential(*layers)
 
 
-def main(options: dict, side: int, batch_size: int, seconds: float) -> None:
+def main(options: dict[str, Any], side: int, batch_size: int, seconds: float) -> None:
     """Answers requests for the times of a network's steps."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     name = options.pop("name")

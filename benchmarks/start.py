@@ -1,6 +1,6 @@
 """Times train.py up to its first step, without and with compiled programs.
 
-python benchmarks/start.py [--config FILE]
+python -m benchmarks.start [--config FILE]
 """
 
 import argparse
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -16,10 +17,10 @@ ROOT = Path(__file__).parents[1]
 
 def seconds_to_first_step(config: str, workdir: Path, cache: Path) -> float:
     """Returns the seconds until train.py prints the line of its first step."""
-    command = [sys.executable, "train.py", "--config", config, "--workdir", workdir]
+    command = [sys.executable, "train.py", "--config", config]
     start = time.perf_counter()
     with subprocess.Popen(
-        [*command, "--config.log_every_steps=1"],
+        [*command, f"--workdir={workdir}", "--config.log_every_steps=1"],
         cwd=ROOT,
         env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)},
         stdout=subprocess.PIPE,
@@ -34,11 +35,14 @@ def seconds_to_first_step(config: str, workdir: Path, cache: Path) -> float:
     sys.exit("train.py took no step; its error is above")
 
 
-def main() -> None:
+def main(command_line: Sequence[str] | None = None) -> None:
     """Prints both times."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.start",
+        description="Times train.py to its first step.",
+    )
     parser.add_argument("--config", default="configs/fashion_mnist_vgg.py")
-    config = parser.parse_args().config
+    config = parser.parse_args(command_line).config
     with tempfile.TemporaryDirectory() as folder:
         # Not counted: data that must be fetched, files that the system has not read.
         seconds_to_first_step(config, Path(folder) / "warm", Path(folder) / "unused")

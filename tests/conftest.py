@@ -8,4 +8,4 @@ import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
 
-pytest_plugins = ["tests.data.fixtures", "tests.evaluation.fixtures"]
+pytest_plugins = ["tests.bucket", "tests.data.fixtures", "tests.evaluation.fixtures"]

@@ -7,6 +7,7 @@ import os
 import re
 import runpy
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 import train
-from vgg_jax import cli
+from vgg_jax import cli, distributed
 from vgg_jax.config import Config, Curriculum, settings
 from vgg_jax.config_file import parse_value
 from vgg_jax.files import explain_os_error
@@ -225,7 +226,7 @@ def test_a_mistake_in_a_configuration_file_is_one_line(
         ("init_from = 3", "expected init_from of str | None, got 3"),
         ("batch_sise = 3", "no setting batch_sise: did you mean 'batch_size'"),
         ("data.crops = 3", "no setting data.crops: did you mean 'crop'"),
-        ("batch_size = 0", "expected batch_size in [1, inf), got 0"),
+        ("batch_size = 0", "expected batch_size in [1, 1048576], got 0"),
     ],
 )
 def test_a_wrong_setting_of_a_file_is_named(
@@ -418,7 +419,9 @@ def test_the_code_is_that_of_main(capsys: Capture) -> None:
         (ImportError("install it"), 1, "error: install it"),
         (FileNotFoundError("no run"), 1, "error: no run"),
         (cli.UsageError("which?"), 2, "error: which?"),
+        (distributed.LostHost("nobody came"), 75, "error: nobody came"),
         (KeyboardInterrupt(), 130, "stopped"),
+        (KeyboardInterrupt(signal.SIGTERM), 143, "stopped"),
     ],
 )
 def test_an_error_is_one_line_and_its_code(

@@ -1,14 +1,19 @@
 """Settings that cannot be trained with are refused in a line that names them."""
 
+import argparse
 import copy
 import dataclasses
 import math
 import pickle
 import pkgutil
+import random
+import types
+import typing
 from typing import Any
 
 import pytest
 
+from vgg_jax import config_file
 from vgg_jax.config import (
     Config,
     DataConfig,
@@ -21,7 +26,12 @@ from vgg_jax.config import (
     settings,
     validate,
 )
-from vgg_jax.training.program import validate_batch_size, validate_kind
+from vgg_jax.training.program import (
+    validate_batch_size,
+    validate_kind,
+    validate_settings,
+)
+from vgg_jax.training.schedule import Timetable
 
 
 def config() -> Config:
@@ -55,6 +65,113 @@ def test_the_defaults_are_fine() -> None:
 def test_a_number_out_of_range_is_named(setting: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"expected {setting} in .*, got {value}"):
         validate(changed(setting, value))
+
+
+@pytest.mark.parametrize("setting", NUMBERS)
+@pytest.mark.parametrize(
+    "value",
+    [10**400, -(10**5000), 1e300, 1e-300, 2**63],
+    ids=["400 digits", "5000 digits", "1e300", "1e-300", "2**63"],
+)
+def test_a_number_that_nothing_can_compute_with_is_named(
+    setting: str, value: float
+) -> None:
+    with pytest.raises(ValueError, match=rf"expected {setting} ") as error:
+        validate(changed(setting, value))
+    assert len(str(error.value)) < 300
+
+
+# What a training would end in, in minutes: out of memory, of processes, or of patience.
+@pytest.mark.parametrize(
+    ("setting", "highest"),
+    [
+        ("batch_size", 2**20),
+        ("accumulate_steps", 2**20),
+        ("evaluation.batch_size", 2**20),
+        ("evaluation.center_scale", 10_000),
+        ("data.num_workers", 512),
+        ("data.num_threads", 256),
+        ("data.max_pixels", 2**30),
+        ("model.num_classes", 2**20),
+        ("model.fc_features", 2**20),
+        ("model.width", 100),
+    ],
+)
+def test_what_takes_memory_has_a_highest_value(setting: str, highest: int) -> None:
+    validate(changed(setting, highest))
+    with pytest.raises(ValueError, match=rf"expected {setting} in .*{highest}\], got"):
+        validate(changed(setting, highest + 1))
+
+
+def test_a_text_has_a_longest_length() -> None:
+    validate(changed("data.data_dir", "a" * 500))
+    for setting in ("data.data_dir", "init_from", "model.init"):
+        message = f"expected {setting} of at most 500 characters, got 501"
+        with pytest.raises(ValueError, match=message):
+            validate(changed(setting, "a" * 501))
+
+
+def test_scales_and_means_have_highest_values() -> None:
+    sizes = {"crop": 10_000, "scale_min": 10_000, "scale_max": 10_000}
+    validate(changed("data", DataConfig(dataset="folder", **sizes)).data)
+    for name in sizes:
+        with pytest.raises(ValueError, match=rf"expected data.{name} in \[1, 10000\]"):
+            validate(changed(f"data.{name}", 10_001))
+    for setting, value in (
+        ("data.mean", (0, 4294967296, 0)),
+        ("data.std", (1.0, 1e-40, 1.0)),
+        ("evaluation.scales", (256, 10**7)),
+    ):
+        with pytest.raises(ValueError, match=rf"expected {setting} in "):
+            validate(changed(setting, value))
+
+
+WHOLE = ("0", "1", "-1", "3", "31", "2147483648", "4294967296", "9" * 20, "9" * 400)
+REAL = (*WHOLE, "nan", "inf", "-inf", "1e-400", "1e308", "1e-320", "-0.0", "0.5")
+TEXTS = ("", "x", "..", "\0", "a" * 5000, "é", "tfds:", "tfds:x/y:1.0.0", "~nobody/x")
+
+
+def draw(kind: Any, declared: Setting, rng: random.Random) -> str:
+    """Draws the text of a flag: an extreme value, or one of another type."""
+    if isinstance(kind, types.UnionType):
+        (kind,) = (one for one in typing.get_args(kind) if one is not types.NoneType)
+    if typing.get_origin(kind) is tuple:
+        one = typing.get_args(kind)[0]
+        return ",".join(draw(one, declared, rng) for _ in range(rng.randrange(5)))
+    names = declared.choices
+    if declared.table:
+        names = tuple(pkgutil.resolve_name(declared.table))
+    values = {bool: ("true", "false", "x"), int: WHOLE, float: REAL}
+    if rng.random() < 0.1:
+        return rng.choice(REAL)
+    return rng.choice(values.get(kind) or names or TEXTS)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_settings_of_any_value_are_taken_or_refused_in_a_line(seed: int) -> None:
+    rng = random.Random(seed)
+    taken = 0
+    for _ in range(100):
+        run = config()
+        run.model.num_classes = 10
+        names = [(name, declared) for name, declared, _ in settings(run)]
+        chosen = rng.sample(names, rng.randint(1, 3))
+        texts = {n: draw(config_file._kind(run, n), d, rng) for n, d in chosen}
+        try:
+            values = {
+                f"config.{name}": config_file.parse_value(
+                    config_file._kind(run, name), text
+                )
+                for name, text in texts.items()
+            }
+            config_file.override(run, values)
+            validate_settings(run, 1)
+            Timetable.for_config(run, 60_000)
+            taken += 1
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            message = str(error)
+            assert len(message) < 800 and "\n" not in message, texts
+    assert 10 < taken < 60
 
 
 @pytest.mark.parametrize(
@@ -171,7 +288,8 @@ def test_pixels_are_not_divided_by(std: float) -> None:
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_every_number_is_finite(number: float) -> None:
-    with pytest.raises(ValueError, match=r"expected data\.mean finite, got \(1"):
+    message = r"expected data\.mean in \[0, 255\], .*, got \(1"
+    with pytest.raises(ValueError, match=message):
         validate(changed("data.mean", (1.0, 1.0, number)))
 
 

@@ -15,7 +15,9 @@ import chex
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
+from tests.bucket import Bucket
 from vgg_jax.config import DataConfig
 from vgg_jax.distributed import make_mesh
 from vgg_jax.training.checkpoint import Checkpoints, saved_steps
@@ -29,10 +31,10 @@ ENVIRONMENT = os.environ | {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
 }
-Stop = Callable[["subprocess.Popen[str]", Path], None]
+Stop = Callable[["subprocess.Popen[str]", Any], None]
 
 
-def command(workdir: Path) -> list[str]:
+def command(workdir: Path | epath.Path) -> list[str]:
     """60 steps; saved every 4, validated every 9, where the rate falls now and then."""
     data_dir = os.environ.get("VGG_JAX_TEST_DATA", DataConfig.data_dir)
     return [
@@ -54,7 +56,7 @@ def command(workdir: Path) -> list[str]:
     ]
 
 
-def finish(workdir: Path) -> None:
+def finish(workdir: Path | epath.Path) -> None:
     done = subprocess.run(
         command(workdir), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
     )
@@ -62,7 +64,7 @@ def finish(workdir: Path) -> None:
     assert is_finished(workdir)
 
 
-def kill(workdir: Path, stop: Stop) -> None:
+def kill(workdir: Path | epath.Path, stop: Stop) -> None:
     """Start the run, or go on with it, and kill -9 it when `stop` returns."""
     process = subprocess.Popen(
         command(workdir),
@@ -105,6 +107,24 @@ def while_saving(after: int) -> Stop:
     return stop
 
 
+def while_saving_in_bucket(bucket: Bucket, after: int) -> Stop:
+    """While a checkpoint past `after` is sent: a part is there, its end is not."""
+
+    def is_half(step: str, names: list[str]) -> bool:
+        done = any(name.endswith(f"/{step}/commit_success.txt") for name in names)
+        return step.isdecimal() and int(step) > after and not done
+
+    def stop(process: "subprocess.Popen[str]", workdir: Path) -> None:
+        while process.poll() is None:
+            names = bucket.names("whole/checkpoints/")
+            if any(is_half(name.split("/")[2], names) for name in names):
+                return
+            time.sleep(0.001)
+        raise AssertionError("the run ended before it was killed")
+
+    return stop
+
+
 def after_seconds(seconds: float) -> Stop:
     """So long after the first step."""
 
@@ -115,7 +135,7 @@ def after_seconds(seconds: float) -> Stop:
     return stop
 
 
-def results(workdir: Path) -> tuple[Any, Any, list[dict[str, float]]]:
+def results(workdir: Path | epath.Path) -> tuple[Any, Any, list[dict[str, float]]]:
     """The last state, its plateau, and the metrics that depend on no clock."""
     config = read_config(workdir)
     metric = f"validation_{config.optimizer.metric}"
@@ -151,7 +171,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
-def check_same(workdir: Path, whole: Path) -> None:
+def check_same(workdir: Path | epath.Path, whole: Path) -> None:
     ours, theirs = results(workdir), results(whole)
     chex.assert_trees_all_equal(ours[0], theirs[0])
     assert ours[1:] == theirs[1:]
@@ -168,6 +188,20 @@ def test_killed_while_saving_and_while_writing_metrics(
         file.write('{"step": 24, "train_lo')
     finish(tmp_path)
     check_same(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_killed_while_saving_in_a_bucket(
+    whole: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "ENVIRONMENT", ENVIRONMENT | bucket.environment)
+    workdir = epath.Path("gs://runs/whole")
+    kill(workdir, while_saving_in_bucket(bucket, after=20))
+    assert 12 <= saved_steps(workdir)[-1] <= 24
+    kill(workdir, while_saving_in_bucket(bucket, after=40))
+    kill(workdir, at_step(50))
+    finish(workdir)
+    check_same(workdir, whole)
 
 
 @pytest.mark.slow

@@ -22,24 +22,26 @@ import pathlib
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import jax
 from etils import epath
 
-from vgg_jax import config_file, distributed, heartbeat
+from vgg_jax import buckets, config_file, distributed, heartbeat
 from vgg_jax.compilation import prepare_jax
-from vgg_jax.config import Config, settings
+from vgg_jax.config import MAX_SCALE, Config, settings
 from vgg_jax.config_file import UsageError
 from vgg_jax.console import did_you_mean
-from vgg_jax.files import explain_os_error, parse_path
+from vgg_jax.files import explain_error, parse_path
 from vgg_jax.interrupt import STOPPED, Interrupt
 
 DONE, FAILED, USAGE = 0, 1, 2
 RETRY = heartbeat.RETRY
 
-MAX_SCALE = 10_000  # pixels: a larger one, such as 256384, is a slip of the pen
+# Errors whose message says all; any other one is a mistake of this program.
+EXPECTED_ERRORS = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
 
 
 class Parser(argparse.ArgumentParser):
@@ -290,19 +292,22 @@ def command(
             prepare_jax()
             if not values.traceback:
                 logging.getLogger("absl").addFilter(_is_no_orbax_traceback)
+                # Orbax leaves it behind where a checkpoint is damaged.
+                warnings.filterwarnings("ignore", "coroutine .*_background_load")
             code = main(values)
             distributed.part()
         return code
     except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr, flush=True)
         code = STOPPED + (stop.args[0] if stop.args else signal.SIGINT)
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
+    except Exception as error:
+        if not isinstance(error, (*EXPECTED_ERRORS, *buckets.errors())):
+            raise
         if values.traceback:
             traceback.print_exc()
         code = USAGE if isinstance(error, UsageError) else FAILED
-        message = str(error)
-        if isinstance(error, OSError):
-            message = explain_os_error(error, [*parser.paths(values)])
+        message = explain_error(error, [*parser.paths(values)])
+        message = message or "expected more memory than there is"
         if (reason := distributed.reason_of_loss(error)) is not None:
             code, message = RETRY, reason
         where = f"host {jax.process_index()}: " if distributed.several() else ""

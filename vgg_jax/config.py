@@ -7,7 +7,6 @@ in other modules, and `vgg_jax.config_file` looks them up.
 """
 
 import dataclasses
-import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,21 @@ from vgg_jax.console import did_you_mean
 
 # Mean RGB of the ILSVRC-2012 training set, 0-255, as published with the Oxford weights.
 IMAGENET_MEAN = (123.68, 116.779, 103.939)
+
+# Pixels of an image: Pillow, too, takes one with more for an attack.
+MAX_PIXELS = 178_956_970
+
+# Bounds of settings, far above what is of use: what is beyond them is a slip of the
+# pen, and would end in an error of memory or of a library.
+MAX_SCALE = 10_000  # pixels of a short side
+MAX_BATCH = 2**20  # images
+MAX_OUTPUTS = 2**20  # classes, and units of a layer
+MAX_PROCESSES = 512
+MAX_THREADS = 256  # of a process
+# Numbers of every setting are below the first in size, and zero or above the second.
+LARGEST, SMALLEST = 2**32, 1e-30
+MAX_TEXT = 500  # characters of a name or a path
+MAX_SHOWN = 100  # characters of a value in a message
 
 # Width over height of the shapes that whole images are padded to in dense evaluation:
 # the square, and the best six for all else in `tools/ilsvrc_sizes.csv`, rounded
@@ -67,7 +81,7 @@ class Setting:
 
     def allows(self, number: float) -> bool:
         """Whether a number is in the interval; one that is not finite never is."""
-        return math.isfinite(number) and not (
+        return is_usable(number) and not (
             (self.low is not None and number < self.low)
             or (self.above is not None and number <= self.above)
             or (self.high is not None and number > self.high)
@@ -91,11 +105,39 @@ class Setting:
         if all(isinstance(number, int | float) for number in numbers):
             if not all(map(self.allows, numbers)):
                 interval = f"in {self.interval}" if self.interval else "finite"
-                raise ValueError(f"expected {name} {interval}, got {value}")
-        elif self.choices and value is not None and value not in self.choices:
+                if not all(map(is_usable, numbers)):
+                    interval += f", and 0 or from {SMALLEST:g} to {LARGEST:,} in size"
+                raise ValueError(f"expected {name} {interval}, got {shown(value)}")
+            return
+        for word in numbers:
+            if isinstance(word, str) and len(word) > MAX_TEXT:
+                raise ValueError(
+                    f"expected {name} of at most {MAX_TEXT:,} characters, got "
+                    f"{len(word):,}"
+                )
+        if self.choices and value is not None and value not in self.choices:
             raise ValueError(
-                f"unknown {name} {value!r}: {did_you_mean(str(value), self.choices)}"
+                f"unknown {name} {shown(value)}: "
+                f"{did_you_mean(str(value), self.choices)}"
             )
+
+
+def is_usable(number: float) -> bool:
+    """Whether a number is neither too large nor too small to compute with."""
+    # Comparisons alone: a whole number can be too large for a float.
+    return number == 0 or SMALLEST <= abs(number) < LARGEST
+
+
+def shown(value: Any) -> str:
+    """Returns a value as messages show it, on one line that is not too long."""
+    if isinstance(value, tuple):
+        if len(value) == 1:
+            return f"({shown(value[0])},)"
+        return f"({', '.join(map(shown, value))})"
+    if isinstance(value, int) and abs(value) > 10**MAX_SHOWN:
+        return f"a whole number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def setting(default: Any, help: str, **declared: Any) -> Any:
@@ -138,12 +180,17 @@ class ModelConfig(Section):
 
     name: str = setting(..., "name of the network", table="vgg_jax.models:MODELS")
     num_classes: int | None = setting(
-        1000, "outputs of the network; None takes the number from the data", low=1
+        1000,
+        "outputs of the network; None takes the number from the data",
+        low=1,
+        high=MAX_OUTPUTS,
     )
     in_channels: int = setting(
         3, "channels of the images: 3 is RGB, 1 is gray", low=1, high=3
     )
-    width: float = setting(1.0, "multiplies every hidden layer's channels", above=0)
+    width: float = setting(
+        1.0, "multiplies every hidden layer's channels", above=0, high=100
+    )
     init: str = setting(
         "glorot",
         "how the first weights are drawn",
@@ -164,8 +211,10 @@ class VGGConfig(ModelConfig):
         0.5, "share of units that dropout drops after fc6 and fc7", low=0, below=1
     )
     head: str = setting("paper", "the classifier", choices=("paper", "global_pool"))
-    fc_features: int = setting(4096, "units of fc6 and fc7", low=1)
-    fc_kernel: int = setting(7, "side of the pool5 map that fc6 sees", low=1)
+    fc_features: int = setting(4096, "units of fc6 and fc7", low=1, high=MAX_OUTPUTS)
+    fc_kernel: int = setting(
+        7, "side of the pool5 map that fc6 sees", low=1, high=MAX_SCALE
+    )
     ceil_mode: bool = setting(False, "pools round up, as Caffe's do")
     batch_norm: bool | None = setting(
         None, "batch normalization before each ReLU; None as the name says"
@@ -205,18 +254,33 @@ class DataConfig(Section):
         resumable=True,
         own=True,
     )
-    crop: int = setting(224, "side of a training crop, in pixels", low=1)
+    cache_dir: str = setting(
+        "~/.cache/vgg_jax",
+        "local folder for a copy of a data_dir in a bucket, gs://",
+        resumable=True,
+        own=True,
+    )
+    crop: int = setting(
+        224, "side of a training crop, in pixels", low=1, high=MAX_SCALE
+    )
     scale_min: int = setting(
-        256, "smallest training scale S, the short side in pixels (section 3.1)", low=1
+        256,
+        "smallest training scale S, the short side in pixels (section 3.1)",
+        low=1,
+        high=MAX_SCALE,
     )
     scale_max: int = setting(
         256,
         "largest training scale S in pixels; each crop draws S from scale_min to "
         "scale_max (section 3.1)",
         low=1,
+        high=MAX_SCALE,
     )
     mean: tuple[float, ...] = setting(
-        IMAGENET_MEAN, "subtracted from pixels 0-255, one number a channel"
+        IMAGENET_MEAN,
+        "subtracted from pixels 0-255, one number a channel",
+        low=0,
+        high=255,
     )
     std: tuple[float, ...] = setting(
         (1.0, 1.0, 1.0),
@@ -228,6 +292,7 @@ class DataConfig(Section):
         0,
         "zeros around a preprocessed training crop; a random window of it is taken",
         low=0,
+        high=MAX_SCALE,
     )
     whiten: bool = setting(
         False,
@@ -255,10 +320,19 @@ class DataConfig(Section):
         choices=("raise", "skip"),
         resumable=True,
     )
+    max_pixels: int = setting(
+        MAX_PIXELS,
+        "pixels of an image, height times width; one whose header promises more cannot "
+        "be decoded",
+        low=1,
+        high=2**30,  # OpenCV's own
+        resumable=True,
+    )
     num_workers: int = setting(
         0,
         "processes that decode images; 0 decodes in threads of this one",
         low=0,
+        high=MAX_PROCESSES,
         resumable=True,
         own=True,
     )
@@ -267,6 +341,7 @@ class DataConfig(Section):
         "threads of each process that decodes, each with a batch read ahead; 0 reads "
         "nothing ahead",
         low=0,
+        high=MAX_THREADS,
         resumable=True,
         own=True,
     )
@@ -367,7 +442,7 @@ class OptimizerConfig(Section):
     trained_layers: tuple[str, ...] = setting(
         (),
         'layers that are trained, such as ("fc6", "fc7", "fc8"); the others stay as '
-        "they were; () trains all",
+        "they were, with their batch statistics, and cost no gradient; () trains all",
     )
 
 
@@ -380,11 +455,13 @@ class EvaluationConfig(Section):
         "test scale Q of validation and of the protocols center and tencrop, the short "
         "side in pixels",
         low=1,
+        high=MAX_SCALE,
     )
     scales: tuple[int, ...] = setting(
         (256, 384, 512),
         "test scales Q of the other protocols, short sides in pixels",
         low=1,
+        high=MAX_SCALE,
         nonempty=True,
         resumable=True,
     )
@@ -403,7 +480,12 @@ class EvaluationConfig(Section):
         resumable=True,
     )
     batch_size: int = setting(
-        64, "images, or crops, that the network is given at once", low=1, resumable=True
+        64,
+        "crops that the network is given at once, or whole images of as many pixels in "
+        "all; each device gets at least one",
+        low=1,
+        high=MAX_BATCH,
+        resumable=True,
     )
 
     def conflicts(self) -> Iterator[str]:
@@ -438,9 +520,16 @@ class Config(Section):
     optimizer: OptimizerConfig = section(OptimizerConfig, "the training method")
     evaluation: EvaluationConfig = section(EvaluationConfig, "the testing method")
     localization: LocalizationConfig | None = setting(None, "None classifies")
-    batch_size: int = setting(256, "images of a step, of all devices together", low=1)
+    batch_size: int = setting(
+        256, "images of a step, of all devices together", low=1, high=MAX_BATCH
+    )
     accumulate_steps: int = setting(
-        1, "parts of a batch one after another: less memory", low=1, resumable=True
+        1,
+        "parts of a batch one after another: less memory; batch normalization takes "
+        "the statistics of each part, so that a run with it must keep the number",
+        low=1,
+        high=MAX_BATCH,
+        resumable=True,
     )
     remat: bool = setting(
         False, "compute each stage again for its gradient: less memory", resumable=True
@@ -584,7 +673,9 @@ def validate_types(config: Any, prefix: str = "") -> None:
         kind = kinds[name]
         if not _is(value, kind):
             readable = kind.__name__ if isinstance(kind, type) else kind
-            raise ValueError(f"expected {prefix}{name} of {readable}, got {value!r}")
+            raise ValueError(
+                f"expected {prefix}{name} of {readable}, got {shown(value)}"
+            )
         if dataclasses.is_dataclass(value):
             validate_types(value, f"{prefix}{name}.")
 

@@ -23,6 +23,7 @@ from vgg_jax.config import (
     Curriculum,
     Setting,
     settings,
+    shown,
     validate,
     validate_types,
 )
@@ -210,7 +211,9 @@ def parse_value(kind: Any, text: str) -> Any:
         expected = words.get(kind) or getattr(kind, "__name__", str(kind))
         if typing.get_origin(kind) is tuple:
             expected = str(kind)
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
+        raise argparse.ArgumentTypeError(
+            f"expected {expected}, got {shown(text)}"
+        ) from None
 
 
 def override(config: Config | Curriculum, values: Mapping[str, Any]) -> None:
@@ -259,7 +262,7 @@ def _look_up(name: str, declared: Setting, value: Any) -> None:
     table = pkgutil.resolve_name(declared.table)
     if value not in table:
         known = [*table, *([f"{declared.prefix}NAME"] if declared.prefix else [])]
-        raise ValueError(f"unknown {name} {value!r}: {did_you_mean(value, known)}")
+        raise ValueError(f"unknown {name} {shown(value)}: {did_you_mean(value, known)}")
 
 
 def setting_reader(kind: type, name: str) -> Callable[[str], Any]:

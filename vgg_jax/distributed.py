@@ -5,7 +5,6 @@ rows of a batch out over them.
 """
 
 import contextlib
-import datetime
 import functools
 import glob
 import hashlib
@@ -26,12 +25,12 @@ from typing import Any
 import jax
 import numpy as np
 from jax._src.distributed import global_state as jax_hosts
-from jax.experimental.multihost_utils import reached_preemption_sync_point
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vgg_jax import heartbeat
 from vgg_jax.launcher import COORDINATOR, find_place, refuse_lonely
+from vgg_jax.stop_vote import FOR_EVER, StopVote
 
 DATA = "data"  # the mesh's axis
 
@@ -45,15 +44,12 @@ MEETING_SECONDS = 1800
 # that of `heartbeat`.
 JAX_HEARTBEAT_SECONDS = heartbeat.SECONDS + 20
 
-# The key whose being written tells JAX on every host that one of them is to be stopped.
-STOP_NOTICE = "RECEIVED_PREEMPTION_NOTICE"
-
 # What JAX's errors begin with that have nothing to do with other hosts.
 OWN_ERRORS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
 
 _watch: heartbeat.Heartbeat | None = None  # over the other hosts, if there are any
+_stop_vote: StopVote | None = None  # likewise
 _gatherings = itertools.count()
-_stop_points = itertools.count(1)
 
 
 class LostHost(RuntimeError):
@@ -142,7 +138,7 @@ def _initialize(seconds: int, host: str, **place: Any) -> None:
     except RuntimeError as error:
         raise LostHost(f"cannot meet the other hosts: {error}") from error
     if threading.current_thread() is threading.main_thread():
-        # JAX has taken it; it is told by `stop_all`.
+        # JAX has taken it, for a vote of its own in place of `StopVote`.
         signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
 
 
@@ -204,15 +200,13 @@ def _is_loopback(address: str) -> bool:
 
 
 def _start_watch() -> None:
-    """Starts to tell the other hosts that this one lives, once."""
-    global _watch
-    if _watch is None and jax_hosts.client is not None:
-        _watch = heartbeat.Heartbeat(
-            jax_hosts.client,
-            jax_hosts.process_id,
-            jax_hosts.num_processes,
-            str(jax_hosts.coordinator_address),
-        )
+    """Starts to tell the other hosts that this one lives or is to stop, once."""
+    global _watch, _stop_vote
+    if _watch is None:
+        place = (jax_hosts.client, jax_hosts.process_id, jax_hosts.num_processes)
+        _stop_vote = StopVote(*place)
+        _stop_vote.start()
+        _watch = heartbeat.Heartbeat(*place, str(jax_hosts.coordinator_address))
         _watch.start()
 
 
@@ -234,12 +228,9 @@ def gather(value: Any) -> list[Any]:
     client, key = _client(), f"vgg_jax/gather/{next(_gatherings)}"
     client.key_value_set(f"{key}/{jax_hosts.process_id}", json.dumps(value))
     return [
-        json.loads(client.blocking_key_value_get(f"{key}/{host}", _FOR_EVER))
+        json.loads(client.blocking_key_value_get(f"{key}/{host}", FOR_EVER))
         for host in range(jax_hosts.num_processes)
     ]
-
-
-_FOR_EVER = int(datetime.timedelta(days=7).total_seconds() * 1000)
 
 
 def agree(facts: Mapping[str, Any]) -> None:
@@ -320,16 +311,21 @@ def reason_of_loss(error: BaseException) -> str | None:
     return None
 
 
-def stop_all() -> None:
-    """Tells all hosts to stop at one point; `reached_stop_point` then knows it."""
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # one was told before
-        now = datetime.datetime.now(datetime.UTC).isoformat()
-        _client().key_value_set(STOP_NOTICE, now)
+def stop_all(number: int) -> None:
+    """Tells all hosts to stop at one point for a signal; see `pass_stop_point`."""
+    _start_watch()
+    assert _stop_vote is not None
+    _stop_vote.request(number)
 
 
-def reached_stop_point() -> bool:
-    """Returns whether all hosts are to stop here; they must call it equally often."""
-    return reached_preemption_sync_point(next(_stop_points))
+def pass_stop_point() -> int | None:
+    """Returns the signal for which all hosts stop here, or None.
+
+    They must call it equally often.
+    """
+    _start_watch()
+    assert _stop_vote is not None
+    return _stop_vote.pass_point()
 
 
 def is_first() -> bool:
@@ -340,6 +336,22 @@ def is_first() -> bool:
 def on_first(text: str) -> str | None:
     """The name of a progress bar: the text on the first host, None on others."""
     return text if is_first() else None
+
+
+def warn(text: str) -> None:
+    """Prints a warning on stderr, on the first host alone."""
+    if is_first():
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def on_any(is_so: bool) -> bool:
+    """Returns whether something is so on any host; all hosts must ask together."""
+    return any(gather(is_so))
+
+
+def from_first(numbers: Sequence[int]) -> list[int]:
+    """Returns the numbers that the first host gives; all hosts must ask together."""
+    return gather(list(numbers))[0]
 
 
 def several() -> bool:
@@ -367,11 +379,18 @@ def _is_tpu_vm() -> bool:
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Makes a one-axis mesh of these devices, by default of all that all hosts have."""
-    devices = jax.devices() if devices is None else list(devices)
-    return jax.make_mesh(
-        (len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices
-    )
+    """Makes a one-axis mesh of these devices, by default of all that all hosts have.
+
+    The devices are in the order of their hosts, so that a host has neighboring rows of
+    each batch, and an image's place in it does not depend on how the machine is wired.
+    Unlike `jax.make_mesh` this searches no topology and so refuses none, neither GPUs
+    of several nodes nor one chip of each host of a TPU slice. Nothing is slower for it:
+    every collective is over all devices, whose rings XLA lays along the links by itself
+    (docs/tpu_check.md).
+    """
+    devices = jax.devices() if devices is None else devices
+    in_order = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.asarray(in_order), (DATA,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,6 +1,6 @@
 """This module reads and writes files, on a disk and in a bucket.
 
-It alone knows in what a bucket differs. A path is a local one or `gs://BUCKET/NAME`, an
+A path is a local one or `gs://BUCKET/NAME`, an
 `etils.epath.Path`; a local `pathlib.Path` will do as well. Files are written whole or
 not at all, and read without running code.
 """
@@ -8,24 +8,27 @@ not at all, and read without running code.
 import contextlib
 import errno
 import fcntl
-import importlib.util
+import hashlib
 import json
 import os
 import pathlib
 import re
 import tempfile
+import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, TextIO, cast
 
 import numpy as np
 from etils import epath
 
+from vgg_jax import buckets
+
 Path = pathlib.Path | epath.Path
 
 PARTIAL = ".partial"  # the end of the name of a file that is being written
-BUCKET = "gs://"  # what the name of a bucket of Google Cloud Storage begins with
+DIGEST = "blake2b"  # the name, in a file, of the digest of all else that it holds
 
 
 def parse_path(text: str | os.PathLike[str]) -> epath.Path:
@@ -37,22 +40,19 @@ def parse_path(text: str | os.PathLike[str]) -> epath.Path:
     """
     text = os.fspath(text)
     url = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text)
-    if url and not re.match(rf"{BUCKET}[^/]", text):
+    if url and not re.match(rf"{buckets.SCHEME}[^/]", text):
         raise ValueError(
-            f"expected a local path or {BUCKET}BUCKET/NAME, the only kind of bucket "
-            f"that checkpoints can be kept in, got {text}"
+            f"expected a local path or {buckets.SCHEME}BUCKET/NAME, the only kind of "
+            f"bucket that checkpoints can be kept in, got {text}"
         )
-    if url and importlib.util.find_spec("gcsfs") is None:
-        raise ImportError(
-            f"{text} needs gcsfs, which is not installed; type "
-            "`pip install -r requirements-gcs.txt`"
-        )
+    if url:
+        buckets.connect()
     return epath.Path(text)
 
 
 def is_in_bucket(path: Path) -> bool:
     """Returns whether a path is in a bucket, not on a disk."""
-    return os.fspath(path).startswith(BUCKET)
+    return os.fspath(path).startswith(buckets.SCHEME)
 
 
 def resolve(path: Path) -> epath.Path:
@@ -112,6 +112,18 @@ def replacing(path: Path) -> Iterator[Path]:
     os.replace(partial, path)
 
 
+def text_digest(text: str) -> str:
+    """Returns a digest of a text, 32 hexadecimal digits."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def array_digest(array: np.ndarray) -> str:
+    """Returns a digest of an array's type, shape and values, 32 hexadecimal digits."""
+    digest = hashlib.blake2b(repr((array.dtype.str, array.shape)).encode())
+    digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:32]
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file, whole or not at all."""
     with replacing(path) as partial:
@@ -119,27 +131,46 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a value as JSON, whole or not at all."""
+    """Writes a value as JSON, whole or not at all; an object gets its digest too."""
+    if isinstance(value, Mapping):
+        value = {**value, DIGEST: _json_digest(value)}
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Reads what a JSON file holds.
+    """Reads what a JSON file holds; a digest in it is compared and left out.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not JSON; the message names it.
+        ValueError: the file is not JSON, or not what was written; the message names it.
     """
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        value = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: it is not JSON ({error})") from error
+    if isinstance(value, dict) and DIGEST in value:
+        digest = value.pop(DIGEST)
+        if digest != _json_digest(value):
+            raise ValueError(
+                f"{path} is damaged: it has changed since it was written (if you "
+                f"changed it, remove the line with {DIGEST!r})"
+            )
+    return value
+
+
+def _json_digest(value: Mapping[Any, Any]) -> str:
+    """Returns the digest of an object of JSON, whatever the order of its names."""
+    as_read = json.loads(json.dumps(value))
+    return text_digest(json.dumps(as_read, sort_keys=True))
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Writes named arrays as npz, whole or not at all."""
+    """Writes named arrays and their digests as npz, whole or not at all."""
+    stored: dict[str, Any] = {n: np.asarray(array) for n, array in arrays.items()}
+    digests = {name: array_digest(array) for name, array in stored.items()}
+    stored[DIGEST] = np.array(json.dumps(digests))
     with replacing(path) as partial, open(partial, "wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **stored)
 
 
 def load_arrays(
@@ -156,11 +187,20 @@ def load_arrays(
             path.open("rb") as file,
             np.load(cast(BinaryIO, file), allow_pickle=False) as stored,
         ):
-            return {name: stored[name] for name in names}
+            arrays = {name: stored[name] for name in names}
+            digests = json.loads(str(stored[DIGEST])) if DIGEST in stored else {}
+        for name in names if digests else ():
+            if array_digest(arrays[name]) != digests[name]:
+                raise ValueError(f"{name} has changed since it was written")
+        return arrays
     except FileNotFoundError:
         raise
+    except OSError as error:
+        if buckets.explain(error):
+            raise
+        raise damaged(path, error, writer) from error
     except (
-        *(AttributeError, EOFError, IndexError, KeyError, OSError),
+        *(AttributeError, EOFError, IndexError, KeyError),
         *(RuntimeError, TypeError, ValueError, zipfile.BadZipFile, zlib.error),
     ) as error:
         raise damaged(path, error, writer) from error
@@ -172,6 +212,54 @@ def damaged(path: Path, error: Exception, writer: str = "eval.py") -> ValueError
         f"{path} is damaged or of another version ({type(error).__name__}: {error}); "
         f"delete it and run {writer}, which writes it anew"
     )
+
+
+class LineLog:
+    """A text file that grows by lines.
+
+    On a disk a line is there when `append` returns. A file in a bucket cannot grow: it
+    is written anew with all lines, at most every `SECONDS`, by `flush` and at the end.
+
+    Args:
+        path: the file.
+        lines: those that it begins with, in place of what is there.
+    """
+
+    SECONDS = 10.0
+
+    def __init__(self, path: Path, lines: Iterable[str] = ()):
+        self._path = path
+        self._lines = list(lines)
+        self._file: TextIO | None = None
+        self._is_written = True
+        if is_in_bucket(path):
+            self._written = time.monotonic()
+            return
+        write_text(path, "".join(self._lines))
+        self._file = open(path, "a")  # noqa: SIM115 it is closed at the end
+
+    def append(self, line: str) -> None:
+        """Adds a line, which ends in a newline."""
+        if self._file is not None:
+            self._file.write(line)
+            self._file.flush()
+            return
+        self._lines.append(line)
+        self._is_written = False
+        if time.monotonic() - self._written > self.SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sees to it that all lines are in the file."""
+        if not self._is_written:
+            write_text(self._path, "".join(self._lines))
+            self._written, self._is_written = time.monotonic(), True
+
+    def close(self) -> None:
+        """Writes what is not yet written."""
+        self.flush()
+        if self._file is not None:
+            self._file.close()
 
 
 @contextlib.contextmanager
@@ -201,6 +289,20 @@ REMEDIES = {
     errno.ENOSPC: "free some space, or give one on another disk",
     errno.EDQUOT: "free some space, or give one on another disk",
 }
+
+
+def explain_error(error: Exception, paths: Sequence[tuple[str, Path]]) -> str:
+    """Says in a line what went wrong, and what to do.
+
+    Args:
+        error: the error.
+        paths: the paths that the user gave, each with the name of its flag.
+    """
+    if message := buckets.explain(error):
+        return message
+    if isinstance(error, OSError):
+        return explain_os_error(error, paths)
+    return str(error)
 
 
 def explain_os_error(error: OSError, paths: Sequence[tuple[str, Path]]) -> str:

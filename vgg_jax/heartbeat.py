@@ -6,6 +6,7 @@ the coordinator (host 0) every few seconds, and reads those of the others.
 """
 
 import atexit
+import contextlib
 import ctypes
 import itertools
 import os
@@ -67,18 +68,24 @@ class Heartbeat:
         """Beats and watches in threads of their own, until the process exits."""
         for work in (self._beat, self._watch):
             threading.Thread(target=work, daemon=True).start()
-        atexit.register(self._ending.set)  # hosts that are done may be silent
-        self._end_at_abort()
+        atexit.register(self.stop)  # hosts that are done may be silent
+        self.end_at_abort()
+
+    def stop(self) -> None:
+        """Ends the watch over the others; this host goes on to tell that it lives."""
+        self._ending.set()
 
     def leave(self) -> None:
         """Tells the other hosts that this one ends now; they then end too.
 
         The coordinator lives until they have had the time to read that.
         """
-        self._ending.set()
+        self.stop()
         own = f"{KEY}/{self.host}"
         tell = threading.Thread(
-            target=lambda: self.client.key_value_set(own, GONE, allow_overwrite=True),
+            target=self.client.key_value_set,
+            args=(own, GONE),
+            kwargs={"allow_overwrite": True},
             daemon=True,
         )
         tell.start()
@@ -90,31 +97,34 @@ class Heartbeat:
         """Writes this host's number and reads the others', for ever."""
         for beat in itertools.count():
             own = f"{KEY}/{self.host}"
-            try:
+            # Without an answer `_watch` ends the process once that has lasted too long.
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
                 self.client.key_value_set(own, str(beat), allow_overwrite=True)
                 for key, value in self.client.key_value_dir_get(KEY):
                     other = key.rpartition("/")[2]
                     if self._last[other][0] != value:
                         self._last[other] = (value, time.monotonic())
                 self._answered = time.monotonic()
-            except jax.errors.JaxRuntimeError:
-                pass  # `_watch` ends the process once this has lasted long enough
             time.sleep(INTERVAL)
 
     def _watch(self) -> None:
-        """Ends this process once another host has been silent for `SECONDS`."""
-        while not self._ending.wait(1):
-            now = time.monotonic()
-            silent = [n for n, (_, when) in self._last.items() if now - when > SECONDS]
-            if now - self._answered > SECONDS:
-                silent = ["0"]
-            if silent:
-                names = " and ".join(silent)
-                end(self.host, lost(f"host {names} is silent for {SECONDS} s"))
-            if gone := [n for n, (value, _) in self._last.items() if value == GONE]:
-                end(self.host, lost(f"host {' and '.join(gone)} ended"))
+        """Ends this process once another host is lost."""
+        while not self._ending.wait(0.2):
+            if (reason := self.loss(time.monotonic())) is not None:
+                end(self.host, lost(reason))
 
-    def _end_at_abort(self) -> None:
+    def loss(self, now: float) -> str | None:
+        """Says which host is lost at a time of `time.monotonic`; None if none is."""
+        if now - self._answered > SECONDS:
+            return f"host 0 does not answer for {SECONDS} s"
+        for other, (value, when) in self._last.items():
+            if value == GONE:
+                return f"host {other} ended"
+            if now - when > SECONDS:
+                return f"host {other} is silent for {SECONDS} s"
+        return None
+
+    def end_at_abort(self) -> None:
         """Ends JAX's abort at the loss of the coordinator as every loss ends.
 
         JAX aborts at once when the connection breaks. Any other abort goes on as one.

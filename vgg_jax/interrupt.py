@@ -72,7 +72,7 @@ class Interrupt:
         if not self._handlers:
             return
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)
         self._blocks.remove(self)
         if self._ends_process:
             if not isinstance(error, KeyboardInterrupt):  # else the watch goes on
@@ -87,16 +87,16 @@ class Interrupt:
     def requested(self) -> signal.Signals | None:
         """Returns the signal to stop for, or None.
 
-        On several hosts all must ask equally often, and all get a signal at the same
+        On several hosts all must ask equally often, and all get the signal at the same
         time, whichever of them it came to.
         """
         if not distributed.several():
             return self.signal
         if self.signal is not None and not self._told_hosts:
-            distributed.stop_all()
+            distributed.stop_all(self.signal)
             self._told_hosts = True
-        stops = distributed.reached_stop_point()
-        return (self.signal or signal.SIGTERM) if stops else None
+        number = distributed.pass_stop_point()
+        return None if number is None else signal.Signals(number)
 
     def stop_if_requested(self) -> None:
         """Raises StopRequested where `requested` returns a signal."""

@@ -8,8 +8,9 @@ import numpy as np
 from etils.epath import Path
 
 from vgg_jax.console import short_names
+from vgg_jax.data.base import CorruptImage
 from vgg_jax.data.sources import open_source
-from vgg_jax.data.transforms import CorruptImage, decode
+from vgg_jax.data.transforms import decode
 from vgg_jax.data.zca import preprocessing_of
 from vgg_jax.files import parse_path, resolve
 from vgg_jax.inference.dense import image_posteriors
@@ -33,6 +34,7 @@ class Classifier:
         normalization: what is done to pixels 0-255 before the network sees them.
         scales: short sides Q that posteriors are averaged over, in pixels.
         averaging: "score_map" or "posteriors"; see `dense_posteriors`.
+        max_pixels: of a picture; a file that promises more is not decoded.
     """
 
     model: ConvNet
@@ -41,6 +43,7 @@ class Classifier:
     normalization: Preprocessing
     scales: tuple[int, ...]
     averaging: str
+    max_pixels: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +95,7 @@ def load_run(workdir: Path | str) -> Classifier:
         normalization=preprocessing_of(config.data),
         scales=tuple(config.evaluation.scales),
         averaging=config.evaluation.averaging,
+        max_pixels=config.data.max_pixels,
     )
 
 
@@ -102,8 +106,8 @@ def predict(classifier: Classifier, image: np.ndarray, *, top: int = 5) -> Predi
     the whole picture, near the scale of training.
 
     Raises:
-        ValueError: the picture is another kind of array, or a scale is too small for
-            the network.
+        ValueError: the picture is another kind of array, a scale is too small for the
+            network, or the network's scores are not finite.
     """
     network = Network.from_model(classifier.model, classifier.normalization)
     posteriors = np.asarray(
@@ -111,6 +115,11 @@ def predict(classifier: Classifier, image: np.ndarray, *, top: int = 5) -> Predi
             network, image, classifier.scales, averaging=classifier.averaging
         )
     )
+    if not np.isfinite(posteriors).all():
+        raise ValueError(
+            "the network's scores of this picture are not finite numbers; its weights "
+            "are damaged or its training diverged: use another checkpoint"
+        )
     labels = np.argsort(-posteriors, kind="stable")[:top]
     return Prediction(
         classes=tuple(classifier.class_names[label] for label in labels),
@@ -144,7 +153,12 @@ def predict_files(
     unread = 0
     for path, name in zip(files, short_names(files), strict=True):
         try:
-            image = decode(path.read_bytes(), classifier.model.in_channels, str(path))
+            image = decode(
+                path.read_bytes(),
+                classifier.model.in_channels,
+                str(path),
+                max_pixels=classifier.max_pixels,
+            )
         except (OSError, CorruptImage) as error:
             print(f"error: {error}", file=sys.stderr)
             unread += 1

@@ -153,7 +153,7 @@ def test_whole_images():
             channels=1,
             scale=20,
             bucket=lambda height, width: (height, width + width % 20),
-            batch_size=3,
+            rows=lambda shape: 3,
             with_boxes=True,
         )
     )

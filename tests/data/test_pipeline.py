@@ -14,7 +14,7 @@ import pytest
 
 from vgg_jax.config import DataConfig
 from vgg_jax.data import transforms
-from vgg_jax.data.base import Source
+from vgg_jax.data.base import CorruptImage, Source
 from vgg_jax.data.collate import Decoder, TrainCrops, color_shifts, uniforms
 from vgg_jax.data.color import load_axes
 from vgg_jax.data.pipeline import (
@@ -71,6 +71,18 @@ class Signals(Pictures):
         return super().__getitem__(index) | {"label": int(ignored)}
 
 
+class Mislabeled(Pictures):
+    """The fourth picture's label is another one than the classes have."""
+
+    def __init__(self, label: int):
+        super().__init__([(24, 24)] * 8)
+        self._label = label
+
+    def __getitem__(self, index: int) -> dict:
+        example = super().__getitem__(index)
+        return example | ({"label": self._label} if index == 3 else {})
+
+
 CONFIG = DataConfig(
     dataset="folder", crop=16, scale_min=20, scale_max=20, num_threads=2
 )
@@ -110,14 +122,14 @@ def square_or_wide(height: int, width: int) -> tuple[int, int] | None:
     return next((shape for shape in fitting if width <= shape[1]), None)
 
 
-def wholes(source, config=CONFIG, channels=3, batch_size=4, scale=20, **kwargs):
+def wholes(source, config=CONFIG, channels=3, rows=4, scale=20, **kwargs):
     return list(
         whole_image_batches(
             source,
             config,
             channels=channels,
             scale=scale,
-            batch_size=batch_size,
+            rows=rows if callable(rows) else lambda shape: rows,
             bucket=kwargs.pop("bucket", square_or_wide),
             **kwargs,
         )
@@ -255,7 +267,9 @@ def test_the_seed_changes_the_order_and_the_crops():
     assert (orders[0][:30] != orders[1][:30]).any()
     assert (orders[0][30:] != orders[1][:30]).any()  # nor is it only shifted
     crops = [
-        TrainCrops(Decoder(SQUARES, 3), 20, 20, 16, False, shift_axes=None, seed=seed)
+        TrainCrops(
+            Decoder(SQUARES, 3, 10_000), 20, 20, 16, False, shift_axes=None, seed=seed
+        )
         for seed in (5, 6)
     ]
     first, second = (make(0, np.arange(30))["image"] for make in crops)
@@ -323,7 +337,7 @@ def test_whole_images_of_every_example_once(batch_size, processes):
     for process in range(processes):
         batches = wholes(
             source,
-            batch_size=batch_size * processes,
+            rows=batch_size,
             process_index=process,
             process_count=processes,
         )
@@ -364,6 +378,15 @@ def test_the_last_of_a_bucket_fill_up_a_larger_one():
     assert [b["image"].shape[1:3] for b in wholes(source)] == full[:3]
 
 
+def test_a_batch_has_as_many_images_as_its_bucket_says():
+    source = Pictures([(20, 20)] * 9 + [(20, 30)] * 5)
+    batches = wholes(source, rows=lambda shape: {20: 4, 32: 2}[shape[1]])
+    shapes = [batch["image"].shape[:3] for batch in batches]
+    # The last square goes out with the last wide one.
+    assert shapes == [(4, 20, 20)] * 2 + [(2, 20, 32)] * 3
+    assert sum(int(batch["weight"].sum()) for batch in batches) == 14
+
+
 def test_gray_batches():
     config = dataclasses.replace(CONFIG, mean=(0.0,), std=(1.0,))
     kwargs = {"channels": 1, "batch_size": 4}
@@ -398,10 +421,10 @@ def test_fashion_mnist_streams(fashion_mnist):
 
 def test_corrupt_image_stops_training_and_evaluation():
     torn = Torn([(20, 20)] * 30)
-    with pytest.raises(transforms.CorruptImage, match=r"picture .*on_corrupt_image"):
+    with pytest.raises(CorruptImage, match=r"picture .*on_corrupt_image"):
         take(train(torn), 4)
     for batches in (evaluate, wholes):
-        with pytest.raises(transforms.CorruptImage, match="picture 1:"):
+        with pytest.raises(CorruptImage, match="picture 1:"):
             batches(torn)
 
 
@@ -454,7 +477,7 @@ def test_worker_processes_evaluate_the_same(folder_config):
     there = wholes(source, in_workers, scale=32, bucket=bucket)
     chex.assert_trees_all_equal(there, here)
     raising = dataclasses.replace(in_workers, on_corrupt_image="raise")
-    with pytest.raises(transforms.CorruptImage, match=Path(torn).name):
+    with pytest.raises(CorruptImage, match=Path(torn).name):
         wholes(source, raising, scale=32, bucket=bucket)
 
 
@@ -495,8 +518,9 @@ def test_arguments_are_checked_when_the_pipeline_is_made(arguments, message):
             scale=20,
             crop=16,
         )
-    with pytest.raises(ValueError, match=message):
-        wholes(**{"source": SQUARES, "batch_size": 8, **arguments})
+    if "batch_size" not in arguments:
+        with pytest.raises(ValueError, match=message):
+            wholes(**{"source": SQUARES, **arguments})
 
 
 @pytest.mark.parametrize(
@@ -575,3 +599,16 @@ def test_padded_crops_differ_in_the_window_alone(folder_config):
     assert abs(np.corrcoef(offsets.T)[0, 1]) < 0.2
     [resumed] = take(config, 17, 1)
     np.testing.assert_array_equal(resumed["offset"], padded[17]["offset"])
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_label_of_no_class_is_refused_with_the_pictures_name(label: int) -> None:
+    config = dataclasses.replace(CONFIG, on_corrupt_image="skip")
+    source = Mislabeled(label)
+    message = f"a label from 0 to 1, as there are 2 classes, got {label} in picture 3"
+    for batches in (
+        train_batches(source, config, channels=3, batch_size=8, seed=0, start_step=0),
+        eval_batches(source, config, channels=3, scale=20, crop=16, batch_size=8),
+    ):
+        with pytest.raises(ValueError, match=message):
+            next(batches)

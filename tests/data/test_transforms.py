@@ -1,5 +1,7 @@
 import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import cv2
@@ -9,6 +11,8 @@ import PIL.ImageOps
 import pytest
 
 from vgg_jax.data import transforms
+from vgg_jax.data.base import CorruptImage
+from vgg_jax.data.headers import jpeg_header
 
 NOISE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
 
@@ -77,13 +81,13 @@ def test_decode_converts_cmyk(picture):
 def test_decode_refuses_truncated_files(file_format, lost):
     data = encode(PIL.Image.fromarray(NOISE), file_format)
     assert transforms.decode(data, 3).shape == (60, 80, 3)
-    with pytest.raises(transforms.CorruptImage, match=r"photos/cat.*truncated"):
+    with pytest.raises(CorruptImage, match=r"photos/cat.*truncated"):
         transforms.decode(data[:-lost], 3, "photos/cat")
 
 
 @pytest.mark.parametrize("data", [b"", b"GIF? no, text"])
 def test_decode_refuses_what_is_no_image(data):
-    with pytest.raises(transforms.CorruptImage, match=r"cat.*JPEG or PNG"):
+    with pytest.raises(CorruptImage, match=r"cat.*JPEG or PNG"):
         transforms.decode(data, 1, "cat")
 
 
@@ -97,14 +101,192 @@ def test_decode_refuses_pictures_of_absurd_size(file_format):
     else:
         data[16:24] = struct.pack(">II", 65_000, 65_000)
         data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
-    with pytest.raises(transforms.CorruptImage, match=r"cannot decode cat: .*pixels"):
+    with pytest.raises(CorruptImage, match=r"cannot decode cat: .*pixels"):
         transforms.decode(bytes(data), 3, "cat")
+
+
+@pytest.fixture
+def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever needs OpenCV to decode an image fails."""
+
+    def decode(*arguments: object) -> None:
+        raise AssertionError("the image was decoded")
+
+    monkeypatch.setattr(cv2, "imdecode", decode)
+
+
+@pytest.mark.usefixtures("forbid_decoding")
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_the_size_is_known_before_anything_is_decoded(file_format):
+    data = encode(PIL.Image.fromarray(NOISE), file_format)
+    message = "decode cat: expected at most 4,799 pixels, .*max_pixels.*, found 60x80"
+    with pytest.raises(CorruptImage, match=message):
+        transforms.decode(data, 3, "cat", max_pixels=4799)
+    with pytest.raises(AssertionError, match="was decoded"):
+        transforms.decode(data, 3, "cat", max_pixels=4800)
+    thread = PIL.Image.fromarray(np.zeros((2, 130, 3), np.uint8))
+    with pytest.raises(CorruptImage, match="found 2x130"):
+        transforms.decode(encode(thread, file_format), 3, "cat")
+
+
+def png_chunk(kind: bytes, content: bytes, length: int | None = None) -> bytes:
+    """A chunk of a PNG, which may lie about its length."""
+    length = len(content) if length is None else length
+    checksum = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", length) + kind + content + checksum
+
+
+@pytest.mark.usefixtures("forbid_decoding")
+@pytest.mark.parametrize("kind", [b"IDAT", b"tEXt", b"IEND"])
+@pytest.mark.parametrize("length", [2**32 - 16, 2**31 - 1, 2**24])
+def test_a_png_is_whole_before_it_is_decoded(kind, length):
+    """OpenCV reserves what a chunk claims to hold: 69 bytes took 4 GB."""
+    data = encode(PIL.Image.fromarray(NOISE), "PNG")
+    place = data.index(kind) - 4 if kind != b"tEXt" else 33
+    data = data[:place] + png_chunk(kind, b"a\0b", length) + data[place:]
+    with pytest.raises(CorruptImage, match="expected a whole JPEG or PNG"):
+        transforms.decode(data, 3, "cat")
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_chunks_of_a_png_that_make_no_pixels_are_not_decoded(place, monkeypatch):
+    """A text of 800 kB can unpack to 800 MB, and an animation to any number."""
+    data = encode(PIL.Image.fromarray(NOISE), "PNG")
+    text = png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**6)))
+    offset = 33 if place == "before" else len(data) - 12
+    shown = []
+    decode = cv2.imdecode
+    monkeypatch.setattr(
+        cv2, "imdecode", lambda *a: shown.append(a[0].tobytes()) or decode(*a)
+    )
+    image = transforms.decode(data[:offset] + text * 3 + data[offset:] + b"more", 3)
+    np.testing.assert_array_equal(image, NOISE)
+    assert shown == [data]
+
+
+def progressive_jpeg(scans: int) -> bytes:
+    """A gray JPEG of 8x8 pixels, in one pass and `scans` further empty ones."""
+
+    def segment(marker: int, content: bytes) -> bytes:
+        return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+
+    table = bytes([1] + [0] * 15)  # of one symbol, whose code is the bit 0
+    parts = [
+        b"\xff\xd8",
+        segment(0xDB, b"\0" + b"\1" * 64),
+        segment(0xC2, struct.pack(">BHHB", 8, 8, 8, 1) + b"\1\x11\0"),
+        segment(0xC4, b"\0" + table + b"\0"),
+        segment(0xC4, b"\x10" + table + b"\0"),
+        segment(0xDA, b"\1\1\0\0\0\0") + b"\0",
+    ]
+    for i in range(scans):
+        parts.append(segment(0xDA, b"\1\1\0" + bytes([1 + i % 63] * 2) + b"\0") + b"\0")
+    return b"".join((*parts, b"\xff\xd9"))
+
+
+def test_a_jpeg_of_too_many_passes_is_refused():
+    """Each is a pass over all pixels: 520 kB took 53 s."""
+    assert transforms.decode(progressive_jpeg(60), 1).shape == (8, 8, 1)
+    with pytest.raises(CorruptImage, match=r"use cat: .* at most 100 scans, found 101"):
+        transforms.decode(progressive_jpeg(100), 1, "cat")
+
+
+@pytest.mark.parametrize("file_format", ["BMP", "GIF", "TIFF", "WEBP", "PPM"])
+@pytest.mark.usefixtures("forbid_decoding")
+def test_other_formats_are_refused(file_format):
+    """Their sizes would have to be read, too, and fewer decoders see strange files."""
+    data = encode(PIL.Image.fromarray(NOISE), file_format)
+    with pytest.raises(CorruptImage, match="expected a whole JPEG or PNG"):
+        transforms.decode(data, 3)
+
+
+def test_a_jpeg_may_be_padded_before_its_markers():
+    data = encode(PIL.Image.fromarray(NOISE), "JPEG")
+    frame = data.index(b"\xff\xc0")
+    for padding in (b"\xff" * 5, b"\xff\x00", b"\xff\xd0", b"some"):
+        padded = data[:frame] + padding + data[frame:]
+        assert jpeg_header(padded) == (60, 80, 3)
+    padded = transforms.decode(data[:frame] + b"\xff" * 5 + data[frame:], 3)
+    np.testing.assert_array_equal(padded, transforms.decode(data, 3))
+
+
+# Run in a process of its own, which may not take more than 400 MB for the images.
+MUTATIONS = """
+import io, random, resource, struct, sys, zlib
+import PIL.Image
+import numpy as np
+from vgg_jax.data.base import CorruptImage
+from vgg_jax.data.transforms import decode
+
+def encode(file_format, **options):
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+def with_checksums(data):
+    out, offset = data[:8], 8
+    while offset + 12 <= len(data):
+        end = offset + 8 + int.from_bytes(data[offset : offset + 4], "big")
+        chunk = data[offset + 4 : end]
+        out += data[offset:end] + struct.pack(">I", zlib.crc32(chunk))
+        offset = end + 4
+    return out
+
+pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+image = PIL.Image.fromarray(pixels)
+originals = [
+    encode("JPEG"),
+    encode("JPEG", progressive=True),
+    encode("PNG"),
+    encode("PNG", save_all=True, append_images=[image.rotate(90)]),
+]
+for original in originals:
+    assert decode(original, 3).shape == (24, 32, 3)
+vm = [line.split()[1] for line in open("/proc/self/status") if "VmSize" in line]
+limit = int(vm[0]) * 1024 + 400 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+rng = random.Random(0)
+decoded = refused = 0
+for _ in range(1500):
+    data = bytearray(rng.choice(originals))
+    for _ in range(rng.choice((1, 2, 8))):
+        i = rng.randrange(min(len(data), rng.choice((40, 200, 10**9))))
+        change = rng.randrange(4)
+        if change == 0:
+            data[i] ^= 1 << rng.randrange(8)
+        elif change == 1:
+            number = rng.choice((0, 1, 10**4, 65535, 2**30, 2**31 - 1, 2**32 - 1))
+            data[i : i + 4] = struct.pack(">I", number)
+        elif change == 2:
+            del data[i : i + rng.randrange(1, 20)]
+        else:
+            data[i:i] = data[rng.randrange(len(data)) :][: rng.randrange(1, 60)]
+    data = bytes(data)
+    if data[1:4] == b"PNG" and rng.random() < 0.7:
+        data = with_checksums(data)
+    try:
+        height, width, _ = decode(data, rng.choice((1, 3)), max_pixels=10**7).shape
+        assert height * width <= 10**7
+        decoded += 1
+    except CorruptImage as error:
+        assert "memory" not in str(error), error
+        refused += 1
+print(decoded, refused)
+"""
+
+
+def test_damaged_images_take_little_memory_and_time():
+    done = subprocess.run(
+        [sys.executable, "-c", MUTATIONS], capture_output=True, text=True, timeout=100
+    )
+    assert not done.returncode, done.stderr[-2000:]
+    assert min(map(int, done.stdout.split())) > 100
 
 
 def test_decode_refuses_a_thread_of_an_image():
     thread = PIL.Image.fromarray(np.zeros((2, 130, 3), np.uint8))
     message = "cannot use cat: expected one side at most 64 times .*, found 2x130"
-    with pytest.raises(transforms.CorruptImage, match=message):
+    with pytest.raises(CorruptImage, match=message):
         transforms.decode(encode(thread, "PNG"), 3, "cat")
 
 
@@ -113,10 +295,10 @@ def test_a_png_called_jpeg_or_a_jpeg_of_any_kind_has_its_header_read(mode):
     image = PIL.Image.fromarray(NOISE).convert(mode)
     for options in ({}, {"progressive": True}, {"comment": b"c" * 70}):
         data = encode(image, "JPEG", **options)
-        assert transforms.jpeg_header(data) == (60, 80, len(mode))
-    assert transforms.jpeg_header(encode(image.convert("RGB"), "PNG")) == (0, 0, 0)
+        assert jpeg_header(data) == (60, 80, len(mode))
+    assert jpeg_header(encode(image.convert("RGB"), "PNG")) == (0, 0, 0)
     for bad in (b"", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00\x00", data[:50]):
-        assert transforms.jpeg_header(bad) == (0, 0, 0)
+        assert jpeg_header(bad) == (0, 0, 0)
 
 
 def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(picture):

@@ -16,6 +16,7 @@ from vgg_jax.config import Config
 from vgg_jax.evaluation import cache
 from vgg_jax.evaluation.predictions import Predictions
 from vgg_jax.evaluation.protocols import Pass
+from vgg_jax.files import DIGEST
 
 INPUTS = {"step": 3, "images": 4, "class_names": ["a", "b"], "mean": [1.0, 2.0]}
 
@@ -87,6 +88,39 @@ def test_arrays_of_another_kind(path: Path, predictions: Predictions) -> None:
         cache.save(path, INPUTS, dataclasses.replace(predictions, **wrong))
         with pytest.raises(cache.Unusable, match=next(iter(wrong))):
             cache.load(path, INPUTS)
+
+
+def test_numbers_that_no_evaluation_gives_are_damage(
+    path: Path, predictions: Predictions
+) -> None:
+    for name, value in (
+        ("posteriors", np.nan),
+        ("posteriors", -np.inf),
+        ("labels", 2),
+        ("weights", 0.5),
+    ):
+        wrong = getattr(predictions, name).copy()
+        wrong.flat[0] = value
+        cache.save(path, INPUTS, dataclasses.replace(predictions, **{name: wrong}))
+        with pytest.raises(cache.Unusable, match=f"{name} are out of range"):
+            cache.load(path, INPUTS)
+
+
+def test_arrays_that_changed_with_their_checksums_are_damage(
+    path: Path, predictions: Predictions
+) -> None:
+    """The sums of a zip file are of what was written last, by whomever."""
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    arrays["posteriors"][0, 0] += 1e-7
+    with open(path, "wb") as file:
+        np.savez(file, **arrays)
+    with pytest.raises(cache.Unusable, match="posteriors has changed"):
+        cache.load(path, INPUTS)
+    del arrays[DIGEST]  # of a version that kept none
+    with open(path, "wb") as file:
+        np.savez(file, **arrays)
+    cache.load(path, INPUTS)
 
 
 class Bomb:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -198,6 +199,24 @@ def test_what_is_refused(workdirs: list[Path], config: Config) -> None:
     assert not (workdirs[0] / "eval.json").exists()
 
 
+def test_scores_that_are_not_finite_stop_the_evaluation(
+    workdirs: list[Path], config: Config
+) -> None:
+    config.data.on_corrupt_image = "skip"
+    model = run.restore_model(workdirs[0])[0]
+    bias = np.asarray(model.fc8.bias)
+    expected = (
+        r"^one, center at Q = 48: the scores of picture0\.png are not finite numbers, "
+        r"nor are those of 10 other images"
+    )
+    for value in (np.nan, np.inf, -np.inf):
+        model.fc8.bias[...] = jnp.asarray(bias).at[3].set(value)
+        with pytest.raises(ValueError, match=expected) as error:
+            results_of(workdirs[:1], config, ("center",))
+        assert "\n" not in str(error.value)
+    assert not list(workdirs[0].iterdir())
+
+
 def test_an_eval_json_of_something_else_is_refused_before_the_work(
     workdirs: list[Path], config: Config, passes: list[tuple[str, int]]
 ) -> None:
@@ -294,6 +313,19 @@ def test_an_evaluation_that_was_stopped_goes_on(
     assert passes == [("dense", 32)]
     results_of(workdirs[:1], config, ("dense",))
     assert passes == [("dense", 32), ("dense", 48), ("dense", 64)]
+
+
+def test_hosts_run_a_pass_that_one_of_them_has_not_kept(
+    workdirs: list[Path],
+    config: Config,
+    passes: list,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config.data.on_corrupt_image = "skip"
+    before = results_of(workdirs[:1], config, ("center",))
+    monkeypatch.setattr(run.distributed, "gather", lambda has_it: [has_it, False])
+    assert results_of(workdirs[:1], config, ("center",)) == before
+    assert passes == [("center", 48)] * 2
 
 
 def test_a_damaged_file_is_made_again(

@@ -5,6 +5,7 @@ import io
 import math
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -19,7 +20,7 @@ from vgg_jax.distributed import make_mesh
 from vgg_jax.evaluation.predictions import Predictions
 from vgg_jax.evaluation.protocols import default_scales, evaluate, validate_protocol
 from vgg_jax.inference import passes
-from vgg_jax.inference.forward import apply
+from vgg_jax.inference.forward import Network, apply
 from vgg_jax.models import ConvNet
 
 # Portrait, landscape, square; 11 pictures are not a multiple of any batch here.
@@ -165,6 +166,33 @@ def test_one_compilation_a_shape(
     shapes.clear()
     evaluate(model, source, config, protocol="multicrop", scales=(40, 48))
     assert shapes == [(8 * 25, 32, 32, 3)] * 2
+
+
+def test_larger_images_are_fewer_at_once(
+    model: ConvNet,
+    config: Config,
+    make_source: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config.evaluation.batch_size = 6  # crops, of 32x32 pixels
+    config.evaluation.bucket_ratios = (1.0, 1.5, 3.0)
+    source = make_source([(40, 40)] * 7 + [(40, 60)] * 3 + [(40, 120)] * 2)
+    given: list[tuple[int, ...]] = []
+    run = Network.run
+
+    def spy(self: Network, head: Any, images: jax.Array, *rest: Any) -> Any:
+        given.append(images.shape[:3])
+        return run(self, head, images, *rest)
+
+    monkeypatch.setattr(Network, "run", spy)
+    mesh = make_mesh(jax.devices()[:1])
+    apply.clear_cache()
+    evaluate(model, source, config, protocol="dense", scales=(40, 64), mesh=mesh)
+    # Of 6,144 pixels, and one at least; the last square goes out with a wide image.
+    squares, wide, widest = (3, 40, 40), (2, 40, 60), (1, 40, 120)
+    assert given[:6] == [squares, squares, wide, widest, widest, wide]
+    assert set(given[6:]) == {(1, 64, 64), (1, 64, 96), (1, 64, 192)}
+    assert apply._cache_size() == len(set(given)) == 6  # programs
 
 
 def test_an_image_is_read_once_for_its_crops(

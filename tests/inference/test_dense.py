@@ -1,5 +1,6 @@
 """Dense evaluation against the same averages in NumPy."""
 
+import math
 import subprocess
 import sys
 
@@ -9,8 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vgg_jax.config import Config, DataConfig, EvaluationConfig, VGGConfig
 from vgg_jax.data.transforms import rescale
-from vgg_jax.inference.dense import dense_posteriors
+from vgg_jax.inference.dense import (
+    dense_posteriors,
+    images_per_device,
+    largest_batch,
+    padded_shapes,
+)
 from vgg_jax.inference.forward import Posteriors, apply, mirror_images
 from vgg_jax.models import ConvNet
 
@@ -206,3 +213,34 @@ def test_importing_it_is_light() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+def imagenet(batch_size: int) -> Config:
+    return Config(
+        model=VGGConfig(name="vgg16"),
+        data=DataConfig(dataset="imagenet2012"),
+        evaluation=EvaluationConfig(batch_size=batch_size),
+    )
+
+
+@pytest.mark.parametrize("devices", [1, 8, 64])
+def test_a_device_is_given_no_more_pixels_than_its_crops_have(devices: int) -> None:
+    config = imagenet(512)
+    budget = 512 // devices * 224 * 224
+    for scale in (224, 256, 384, 512):
+        for shape in padded_shapes(config.evaluation.bucket_ratios, scale):
+            images = images_per_device(config, devices, shape)
+            fits = images * math.prod(shape) <= budget
+            assert fits or images == 1
+            # One more would be too much.
+            assert (images + 1) * math.prod(shape) > budget
+    assert images_per_device(config, devices, (224, 224)) == 512 // devices
+
+
+def test_the_largest_batch_has_the_most_pixels() -> None:
+    # 64 crops are 3,211,264 pixels: six images of 512x1024 are nearer than three of
+    # 512x1690, and a device that has room for no image is given the largest of all.
+    images, shape = largest_batch(imagenet(64), 1)
+    assert images * math.prod(shape) <= 64 * 224**2
+    assert images * math.prod(shape) > 3 * 512 * 1690
+    assert largest_batch(imagenet(64), 64) == (1, (1707, 512))

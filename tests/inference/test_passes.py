@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -11,13 +12,14 @@ from flax import nnx
 from tests.models import drawn
 from vgg_jax.config import Config, VGGConfig
 from vgg_jax.console import progress_bar
-from vgg_jax.data.transforms import rescale
+from vgg_jax.data.transforms import center, rescale
 from vgg_jax.distributed import make_mesh
 from vgg_jax.evaluation.protocols import evaluate
 from vgg_jax.inference import passes
 from vgg_jax.inference.forward import Network, Pooled, Posteriors, ScoreMap
 from vgg_jax.inference.passes import View, over_source, place_rows
 from vgg_jax.inference.tiling import run_tiled
+from vgg_jax.memory import OutOfMemory
 from vgg_jax.models import ConvNet
 from vgg_jax.preprocessing import Normalization
 from vgg_jax.tools.tpu_check import lower_dense
@@ -91,6 +93,43 @@ def test_the_rows_of_hosts_are_put_in_order(monkeypatch: pytest.MonkeyPatch) -> 
     np.testing.assert_array_equal(placed["output"][:, 0], np.arange(5))
     # Each host sends its own rows, not as many as the set has.
     assert max(shape[0] for shape in sent if shape) == 3
+
+
+class NeverComputed:
+    """What a device gives that ran out of memory while the host went on."""
+
+    def __array__(self, *_: object, **__: object) -> np.ndarray:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize(
+    ("view", "settings"),
+    [
+        (View(40), r"evaluation\.batch_size=4, or smaller \(RESOURCE_EXHAUSTED"),
+        (View(64, center), r"evaluation\.batch_size=4, or smaller"),
+        (View(128), r"evaluation\.scales of smaller images"),  # one image as it is
+    ],
+)
+def test_a_batch_that_does_not_fit_names_the_setting(
+    model: ConvNet,
+    config: Config,
+    make_source: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    view: View,
+    settings: str,
+    at_once: bool,
+) -> None:
+    def run(*_: object) -> object:
+        return jnp.zeros(2**45) if at_once else NeverComputed()  # 128 TiB
+
+    monkeypatch.setattr(Network, "run", run)
+    mesh = make_mesh(jax.devices()[:1])
+    network, source = network_of(model, config), make_source([(40, 44)])
+    with pytest.raises(
+        OutOfMemory, match=rf"at Q={view.scale} does not fit.*{settings}"
+    ):
+        over_source(network, Posteriors(), source, config, view, mesh=mesh)
 
 
 def test_a_row_that_is_missing_is_an_error() -> None:

@@ -11,7 +11,9 @@ from flax import nnx
 
 from tests import reference
 from tests.models.drawn import assert_same, images, network
-from vgg_jax import create_model
+from vgg_jax import ConvNet, create_model
+from vgg_jax.models import layers as rows
+from vgg_jax.training.objectives import classification_sums
 
 SMALL = {"width": 1 / 8, "num_classes": 7, "fc_kernel": 1}
 
@@ -236,20 +238,94 @@ def test_bfloat16_computes_in_bfloat16(name: str) -> None:
     jaxpr = jax.make_jaxpr(forward)(params, x)
     found = [e for e in equations(jaxpr.jaxpr) if e.primitive.name in windows]
     assert len([e for e in found if e.primitive.name == windows[0]]) >= 9
-    for equation in found:
-        variables = [*equation.invars, *equation.outvars]
-        assert {v.aval.dtype for v in variables} == {jnp.dtype("bfloat16")}
+    types = [
+        ({str(v.aval.dtype) for v in e.invars}, {str(v.aval.dtype) for v in e.outvars})
+        for e in found
+    ]
+    last = max(i for i, e in enumerate(found) if e.primitive.name == windows[0])
+    assert types[:last] == [({"bfloat16"}, {"bfloat16"})] * last
+    # The layer of the classes multiplies bfloat16, and nothing rounds its sums.
+    assert types[last] == ({"bfloat16"}, {"float32"})
+    assert all(type_ == ({"float32"}, {"float32"}) for type_ in types[last + 1 :])
     _, state = abstract(name, dtype="bfloat16", **options)
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32")}
-    # jaxlib 0.12.0 fuses bfloat16 convolutions on CPU into code that reads what it has
-    # not written, and answers NaN; the option turns those fusions off.
-    options_of_xla = {"xla_cpu_experimental_ynn_fusion_type": ""}
-    got = jax.jit(forward, compiler_options=options_of_xla)(params, x)
+    got = jax.jit(forward)(params, x)
     assert got.dtype == jnp.float32
     full, _ = network(name, **options)
     want = jax.jit(lambda p, x: nnx.merge(full, p)(x))(params, x)
     difference = np.abs(got - want).max() / np.abs(want).max()
     assert 1e-5 < difference < 0.05
+
+
+def head_of_scores(
+    weights: np.ndarray,
+    bias: np.ndarray,
+    relu: bool = False,
+    dtype: str = "bfloat16",
+) -> ConvNet:
+    """A network of one layer, whose scores are images @ weights + bias."""
+    layers: list[rows.Layer] = [rows.FullyConnected("fc8", len(bias), 1)]
+    layers += [rows.Relu("relu8")] * relu
+    options = {"in_channels": len(weights), "dtype": dtype, "rngs": nnx.Rngs(0)}
+    model = ConvNet(layers, num_classes=len(bias), **options)
+    model.fc8.kernel[...] = jnp.asarray(weights, jnp.float32)[None, None]
+    model.fc8.bias[...] = jnp.asarray(bias, jnp.float32)
+    return model
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_bfloat16_scores_a_hundredth_apart_near_twelve_are_not_equal(
+    relu: bool,
+) -> None:
+    # Steps of bfloat16 are 1/16 there.
+    x = jnp.asarray([12.0, 2.0**-7, 2.0**-9]).reshape(1, 1, 1, 3)
+    by_weights = head_of_scores(
+        np.array([[1.0, 1.0], [0.0, 1.0], [0.0, 1.0]]), np.zeros(2), relu
+    )
+    by_bias = head_of_scores(np.zeros((3, 2)), np.array([12.0, 12.01]), relu)
+    for model in (by_weights, by_bias):
+        scores = jax.jit(lambda x, model=model: model(x))(x)
+        assert scores.dtype == jnp.float32
+        np.testing.assert_allclose(np.diff(scores[0]), 0.01, atol=3e-4)
+
+
+def test_bfloat16_scores_have_no_ties_that_count_as_errors() -> None:
+    # Labels are the classes of float32: a top-1 error is rounding's alone.
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2000, 1, 1, 64)).astype(np.float32)
+    weights = rng.normal(size=(64, 100)) * 0.5
+    model = head_of_scores(weights, np.zeros(100))
+    labels = np.argmax(x[:, 0, 0] @ weights, axis=1)
+    scores = np.asarray(model(jnp.asarray(x)))
+    weight = jnp.ones(len(x))
+
+    def top1_error(scores: np.ndarray) -> float:
+        sums = classification_sums(jnp.asarray(scores), jnp.asarray(labels), weight)
+        return float(sums["top1_error"]) / len(x)
+
+    rounded = scores.astype(jnp.bfloat16).astype(np.float32)
+    assert top1_error(scores) < 0.008 < 0.015 < top1_error(rounded)
+
+
+def test_bfloat16_scores_have_the_gradients_of_bfloat16_layers() -> None:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(4, 1, 1, 64)), jnp.float32)
+    weights = rng.normal(size=(64, 8))
+
+    def gradients(dtype: str) -> Any:
+        graphdef, state = nnx.split(head_of_scores(weights, np.zeros(8), dtype=dtype))
+
+        def loss(state: Any, x: jax.Array) -> jax.Array:
+            return (nnx.merge(graphdef, state)(x) ** 2).sum()
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1)))(state, x)
+
+    for got, want in zip(
+        *map(jax.tree.leaves, (gradients("bfloat16"), gradients("float32"))),
+        strict=True,
+    ):
+        assert got.dtype == jnp.float32
+        np.testing.assert_allclose(got, want, atol=0.02 * np.abs(want).max())
 
 
 class Variants(chex.TestCase):

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import functools
 import html.parser
 import json
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from vgg_jax.report import paper_tables
 from vgg_jax.report.artifacts import write_artifacts
 from vgg_jax.report.gallery import Example, Gallery, load_gallery
 from vgg_jax.report.heat import HeatMap, enlarge
-from vgg_jax.report.paper_tables import Json, compare, is_the_papers
+from vgg_jax.report.paper_tables import Json, compare, is_the_papers, newest
 from vgg_jax.training.workdir import claim
 
 VOID = {"meta", "img", "br"}
@@ -82,19 +83,27 @@ def result(
     scales: tuple[int, ...],
     train_scale: tuple[int, int] = (256, 512),
     top1: float = 0.2512,
+    step: int = 1,
+    run: str = "",
+    images: int = 50_000,
 ) -> Result:
     return Result(
         networks=tuple(
             TrainedNetwork(
-                run=f"{m} at {train_scale}", model=m, step=1, train_scale=train_scale
+                run=run or f"{m} at {train_scale}",
+                model=m,
+                step=step,
+                train_scale=train_scale,
             )
             for m in models
         ),
         protocol=protocol,
         scales=scales,
         averaging="score_map",
-        top1_error=Rate(top1, top1 - 0.003, top1 + 0.005, 50_000),
-        top5_error=Rate(0.0777, 0.076, 0.08, 50_000),
+        dataset="imagenet2012",
+        data_dir="/data",
+        top1_error=Rate(top1, top1 - 0.003, top1 + 0.005, images),
+        top5_error=Rate(0.0777, 0.076, 0.08, images),
         per_class=(),
         skipped=(),
     )
@@ -128,6 +137,8 @@ def workdir(
         protocol="dense",
         scales=(32, 48),
         averaging="score_map",
+        dataset="folder",
+        data_dir="/data",
         class_names=source.class_names,
         skipped=(),
     )
@@ -169,9 +180,9 @@ def test_the_page_has_everything_and_needs_nothing(
     assert "No confusion matrix" not in whole
     top1 = f"{100 * row['top1_error']:.2f}"
     assert any(
-        cells[:2] == ["a <run> & more", "dense"]
-        and cells[2].startswith(top1)
-        and cells[4:] == ["32, 48", "[32; 64]", "12", "folder"]
+        cells[:3] == ["a <run> & more", "3", "dense"]
+        and cells[3].startswith(top1)
+        and cells[5:] == ["32, 48", "[32; 64]", "12", "folder"]
         for cells in found.rows
     )
     for title in (
@@ -207,7 +218,7 @@ def evil(config: Config, tmp_path: Path) -> report.Run:
     row = dataclasses.replace(result(("vgg16",), "dense", (256,)), protocol=EVIL)
     write_results(tmp_path / "eval.json", [row])
     (row,) = read_results(tmp_path / "eval.json")
-    row["networks"][0]["run"] = EVIL
+    row["networks"][0]["run"] = row["dataset"] = EVIL
     return report.Run(
         name=EVIL,
         config=dataclasses.replace(
@@ -272,6 +283,8 @@ def at_step(step: int, top1: float) -> Json:
         "protocol": "dense",
         "scales": [32],
         "averaging": "score_map",
+        "dataset": "folder",
+        "data_dir": "/data",
         "images": 10,
         "top1_error": top1,
         "top1_interval": [top1, top1],
@@ -280,14 +293,19 @@ def at_step(step: int, top1: float) -> Json:
     }
 
 
-def test_the_step_is_named_where_a_networks_rows_differ_in_it(evil: report.Run) -> None:
-    run = dataclasses.replace(evil, results=[at_step(1000, 0.5), at_step(2000, 0.25)])
-    assert [row["network"] for row in report.result_rows([run])] == [
-        "vgg, step 1,000",
-        "vgg, step 2,000",
+def test_rows_say_the_step_and_where_they_differ_in_it_the_folder(
+    evil: report.Run,
+) -> None:
+    def rows(*results: Json) -> list[tuple[str, str]]:
+        run = dataclasses.replace(evil, results=list(results))
+        return [(row["step"], row["data"]) for row in report.result_rows([run])]
+
+    both = [at_step(1000, 0.5), at_step(2000, 0.25)]
+    assert rows(*both) == [("1,000", "folder"), ("2,000", "folder")]
+    assert rows(both[0], both[1] | {"data_dir": "/other"}) == [
+        ("1,000", "folder in /data"),
+        ("2,000", "folder in /other"),
     ]
-    run = dataclasses.replace(evil, results=[at_step(1000, 0.5)])
-    assert [row["network"] for row in report.result_rows([run])] == ["vgg"]
 
 
 def test_the_papers_tables_stand_beside_runs_on_imagenet_alone(
@@ -351,7 +369,7 @@ def test_errors_are_one_line(
 def rows_of(results: list[Result], tmp_path: Path) -> list[list[str]]:
     """The paper's tables as lists of cells, with a header each."""
     write_results(tmp_path / "eval.json", results)
-    tables = compare(read_results(tmp_path / "eval.json"))
+    tables = compare([newest(read_results(tmp_path / "eval.json"))])
     return [
         cells
         for rows in tables.values()
@@ -377,9 +395,9 @@ def test_cells_of_the_paper_that_were_run(tmp_path: Path) -> None:
         tmp_path,
     )
     # Without a protocol where all of a table is dense.
-    rows = [row if len(row) > 5 else [*row[:2], "dense", *row[2:]] for row in found]
+    rows = [row if len(row) > 6 else [*row[:2], "dense", *row[2:]] for row in found]
     ours = {
-        (*row[:3], row[5]): row[3:5]
+        (*row[:3], row[6]): row[3:5]
         for row in rows
         if row[0] != "network" and row[4] != "not run"
     }
@@ -395,8 +413,42 @@ def test_cells_of_the_paper_that_were_run(tmp_path: Path) -> None:
         ],
     }
     assert sum(row[4] == "not run" for row in rows) == 12 + 10 + 6 + 4 - 3
-    assert [row[6] for row in found if len(row) == 7] == [
+    assert {
+        row[5] for row in rows if row[0].startswith("D") and row[4] != "not run"
+    } == {
+        "vgg16 at (256, 512) at step 1",
+        "vgg16 at (384, 384) at step 1",
+        "vgg19 at (256, 512) at step 1 + vgg16 at (256, 512) at step 1",
+    }
+    assert [row[7] for row in found if len(row) == 8] == [
         *("paper, test set", "- / 7.3", "- / 7.0", "- / -", "- / 6.8")
+    ]
+
+
+def test_older_steps_and_parts_of_the_images_are_not_beside_the_paper(
+    tmp_path: Path,
+) -> None:
+    at_384 = functools.partial(result, ("vgg16",), "dense", (384,))
+    found = rows_of(
+        [
+            at_384(top1=0.21, step=90),
+            at_384(top1=0.22, step=100),
+            at_384(top1=0.23, step=80),
+            at_384(top1=0.24, run="another seed", step=70),
+            at_384(top1=0.01, step=100, images=500),
+            at_384(top1=0.02, run="partial", images=49_999),
+            result(("vgg16",), "multicrop", (256, 384, 512), step=90, top1=0.03),
+        ],
+        tmp_path,
+    )
+    ours = [
+        (row[3], row[4])
+        for row in found
+        if row[0] != "network" and "not run" not in row
+    ]
+    assert ours == [
+        ("22.00 ± 0.40 / 7.77 ± 0.20", "vgg16 at (256, 512) at step 100"),
+        ("24.00 ± 0.40 / 7.77 ± 0.20", "another seed at step 70"),
     ]
 
 

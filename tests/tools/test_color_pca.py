@@ -10,6 +10,7 @@ import pytest
 
 from vgg_jax.config import DataConfig
 from vgg_jax.data import color, transforms
+from vgg_jax.data.base import CorruptImage
 from vgg_jax.data.pipeline import train_batches
 from vgg_jax.data.sources import open_source
 from vgg_jax.tools import color_pca as pca
@@ -85,7 +86,7 @@ def test_a_sample_is_drawn_once_and_for_all():
 
 def test_corrupt_images_are_left_out_if_the_config_says_so(photographs):
     torn = [*photographs, photographs[0][:5000]]
-    with pytest.raises(transforms.CorruptImage, match="cannot decode file 3"):
+    with pytest.raises(CorruptImage, match="cannot decode file 3"):
         pca.measure_pixels(Files(torn), CONFIG, images=10)
     config = dataclasses.replace(CONFIG, on_corrupt_image="skip")
     assert str(pca.measure_pixels(Files(torn), config, images=10)) == str(

@@ -64,16 +64,18 @@ def test_advice_names_what_is_not_done_yet() -> None:
         "--config.remat=True",
         "--config.shard_fc=True",
         "--config.accumulate_steps=2, or more",
-        "--config.batch_size=128, or smaller, or more chips",
+        "--config.batch_size=128, or smaller, or more devices",
     ]
     done = config(remat=True, shard_fc=True, accumulate_steps=32)
     done.model.dtype = "bfloat16"
     assert list(memory_advice(done, "train_step", 8)) == [
-        "--config.batch_size=128, or smaller, or more chips"
+        "--config.batch_size=128, or smaller, or more devices"
     ]
-    assert list(memory_advice(done, "dense", 8)) == [
+    assert list(memory_advice(done, "dense", 1)) == [
         "--config.evaluation.batch_size=32, or smaller"
     ]
+    [smaller_images] = memory_advice(done, "dense", 8)  # one on each chip as it is
+    assert smaller_images.startswith("--config.evaluation.scales of smaller images")
 
 
 TINY = [

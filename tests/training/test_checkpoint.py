@@ -1,7 +1,15 @@
 """Checkpoints: what comes back, and what a disk that refuses one leaves behind."""
 
 import contextlib
+import dataclasses
+import gc
+import json
 import resource
+import shutil
+import socket
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from vgg_jax.config import OptimizerConfig
 from vgg_jax.distributed import make_mesh, replicated
-from vgg_jax.training.checkpoint import Checkpoints, SaveError, saved_steps
+from vgg_jax.training.checkpoint import (
+    METADATA,
+    Checkpoints,
+    DamagedCheckpoint,
+    SaveError,
+    read_record,
+    saved_steps,
+)
 from vgg_jax.training.optimizer import make_optimizer, set_learning_rate
 from vgg_jax.training.schedule import Plateau
 from vgg_jax.training.steps import TrainState
@@ -105,11 +121,288 @@ def test_a_run_goes_on_after_a_save_that_was_killed(tmp_path: Path) -> None:
     # What a killed save leaves, and a removal that was killed.
     (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
     (tmp_path / "checkpoints" / "0" / "params").mkdir(parents=True)
-    assert saved_steps(tmp_path) == [0, 1]
+    assert saved_steps(tmp_path) == [1]
     with Checkpoints(tmp_path, METRIC, read_only=False) as checkpoints:
         assert checkpoints.latest_step == 1
         checkpoints.save(state(2), Plateau(drops=2), None)
         checkpoints.wait()
         back, plateau = checkpoints.restore(abstract(jax.devices()[:1]), 2)
     assert plateau.drops == 2 and saved_steps(tmp_path) == [2]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
     chex.assert_trees_all_equal(jax.device_get(back), jax.device_get(state(2)))
+
+
+def resources() -> tuple[int, int]:
+    """The threads and the descriptors of this process."""
+    gc.collect()  # what earlier tests left
+    return threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_saving_leaves_no_thread_and_no_descriptor_behind(tmp_path: Path) -> None:
+    params = {"fc8": {"bias": jnp.zeros(2)}}
+    small = TrainState(jnp.int32(0), params, {}, {"momentum": jnp.zeros(2)})
+    with Checkpoints(tmp_path, METRIC, read_only=False) as checkpoints:
+        for step in range(1, 26):
+            one = dataclasses.replace(small, step=jnp.int32(step))
+            checkpoints.save(one, Plateau(), None)
+            checkpoints.wait()
+            if step == 5:
+                threads, descriptors = resources()
+        threads_at_end, descriptors_at_end = resources()
+    # Idle threads of Orbax's pools come and go.
+    assert threads_at_end < threads + 5 and descriptors_at_end < descriptors + 5
+
+
+def test_a_save_after_a_refused_one_is_not_skipped(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path, METRIC, read_only=False) as checkpoints:
+        checkpoints.save(state(1), Plateau(), None)
+        for step in (2, 3):
+            checkpoints.wait()
+            with small_files():
+                checkpoints.save(state(step), Plateau(), None)
+                with pytest.raises(SaveError):
+                    checkpoints.wait()
+            assert (checkpoints.latest_step, saved_steps(tmp_path)) == (1, [1])
+        checkpoints.save(state(3), Plateau(), None)
+        checkpoints.wait()
+        assert (checkpoints.latest_step, saved_steps(tmp_path)) == (3, [3])
+
+
+def test_a_refused_save_ends_the_block_with_its_error(tmp_path: Path) -> None:
+    def save(error: Exception | None) -> None:
+        with Checkpoints(tmp_path, METRIC, read_only=False) as checkpoints:
+            checkpoints.save(state(2), Plateau(), None)
+            if error is not None:
+                raise error
+
+    for error, expected in ((None, SaveError), (KeyError("another"), KeyError)):
+        with small_files(), pytest.raises(expected):
+            save(error)
+
+
+def save_two(workdir: Path) -> None:
+    """Steps 1, the best, and 2."""
+    with Checkpoints(workdir, METRIC, read_only=False) as checkpoints:
+        checkpoints.save(state(1), Plateau(drops=1), {METRIC: 0.5})
+        checkpoints.save(state(2), Plateau(drops=2), None)
+
+
+def change_a_bit(workdir: Path, step: int) -> None:
+    """Saves a step anew, with one bit of one weight changed and nothing else."""
+    path = workdir / "checkpoints" / str(step)
+    metadata = json.loads((path / METADATA).read_text())["custom_metadata"]
+    changed = jax.device_get(state(step))
+    kernel = np.array(changed.params["fc8"]["kernel"])
+    kernel.view(np.uint32)[70, 30] ^= 1
+    arrays = {
+        "params": {"fc8": {"kernel": kernel}},
+        "opt_state": changed.opt_state,
+    }
+    ocp.save_checkpointables(path, arrays, overwrite=True, custom_metadata=metadata)
+
+
+def test_a_damaged_checkpoint_is_set_aside_for_the_newest_intact_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_two(tmp_path)
+    change_a_bit(tmp_path, 2)
+    abstract_state = abstract(jax.devices()[:2])
+    folder = tmp_path / "checkpoints"
+    with (
+        Checkpoints(tmp_path, METRIC, read_only=True) as checkpoints,
+        pytest.raises(DamagedCheckpoint, match=f"{folder}/2 is damaged: params"),
+    ):
+        checkpoints.restore(abstract_state, 2)
+    with Checkpoints(tmp_path, METRIC, read_only=False) as checkpoints:
+        restored = checkpoints.restore_newest(abstract_state)
+        assert restored is not None
+        back, plateau = restored
+        assert plateau.drops == 1
+        chex.assert_trees_all_equal(jax.device_get(back), jax.device_get(state(1)))
+        (warning,) = capsys.readouterr().err.splitlines()
+        assert f"checkpoint {folder}/2 is damaged: params/fc8/kernel" in warning
+        assert "renamed 2.damaged" in warning and "from step 1" in warning
+        checkpoints.save(state(2), Plateau(), None)
+        checkpoints.wait()
+        checkpoints.restore(abstract_state, 2)
+    assert {path.name for path in folder.iterdir()} == {"1", "2", "2.damaged"}
+
+
+def test_whatever_byte_changes_no_other_state_is_restored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_two(tmp_path)
+    files = [
+        path.relative_to(tmp_path)
+        for path in sorted((tmp_path / "checkpoints" / "2").rglob("*"))
+        if path.is_file() and path.stat().st_size
+    ]
+    for number, name in enumerate(files):
+        workdir = tmp_path / f"copy{number}"
+        shutil.copytree(tmp_path / "checkpoints", workdir / "checkpoints")
+        content = bytearray((workdir / name).read_bytes())
+        content[len(content) // 2] ^= 0x10
+        (workdir / name).write_bytes(content)
+        with Checkpoints(workdir, METRIC, read_only=True) as checkpoints:
+            restored = checkpoints.restore_newest(abstract(jax.devices()[:1]))
+        assert restored is not None
+        back, plateau = restored
+        step = int(back.step)
+        assert plateau.drops == step
+        chex.assert_trees_all_equal(jax.device_get(back), jax.device_get(state(step)))
+        assert (step == 1) == ("2 is damaged" in capsys.readouterr().err)
+
+
+def test_without_an_intact_checkpoint_nothing_is_restored(tmp_path: Path) -> None:
+    save_two(tmp_path)
+    change_a_bit(tmp_path, 2)
+    (tmp_path / "checkpoints" / "1" / METADATA).write_text("{}")
+    before = sorted((tmp_path / "checkpoints").rglob("*"))
+    with Checkpoints(tmp_path, METRIC, read_only=False) as checkpoints:
+        with pytest.raises(ValueError, match="no checkpoint is intact") as error:
+            checkpoints.restore_newest(abstract(jax.devices()[:1]))
+        with pytest.raises(ValueError, match="no checkpoint is intact"):
+            checkpoints.load_best(abstract(jax.devices()[:1]).params, {})
+    assert "checkpoints/1 is damaged" in str(error.value)
+    assert "checkpoints/2 is damaged" in str(error.value)
+    assert sorted((tmp_path / "checkpoints").rglob("*")) == before
+
+
+def test_the_newest_intact_one_stands_in_for_a_damaged_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_two(tmp_path)
+    params = abstract(jax.devices()[:1]).params
+
+    def loaded_step() -> int:
+        with Checkpoints(tmp_path, METRIC, read_only=True) as checkpoints:
+            step, loaded, _ = checkpoints.load_best(params, {})
+        chex.assert_trees_all_equal(
+            jax.device_get(loaded), jax.device_get(state(step).params)
+        )
+        return step
+
+    assert loaded_step() == 1 and capsys.readouterr().err == ""
+    change_a_bit(tmp_path, 2)
+    assert loaded_step() == 1 and capsys.readouterr().err == ""
+    save_two(tmp_path / "other")
+    shutil.rmtree(tmp_path / "checkpoints")
+    shutil.move(tmp_path / "other" / "checkpoints", tmp_path / "checkpoints")
+    change_a_bit(tmp_path, 1)
+    assert loaded_step() == 2
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "checkpoints/1 is damaged" in warning and "step 2, the newest" in warning
+
+
+def test_a_changed_record_is_damage(tmp_path: Path) -> None:
+    save_two(tmp_path)
+    path = tmp_path / "checkpoints" / "2"
+    text = (path / METADATA).read_text()
+    assert read_record(path).plateau.drops == 2
+    for changed in (
+        text.replace('\\"drops\\": 2', '\\"drops\\": 3'),
+        text[:-20],
+        "[]",
+        text.replace('"digest"', '"digests"'),
+    ):
+        assert changed != text
+        (path / METADATA).write_text(changed)
+        with pytest.raises(DamagedCheckpoint, match=f"{path} is damaged"):
+            read_record(path)
+    shutil.copytree(tmp_path / "checkpoints" / "1", tmp_path / "checkpoints" / "3")
+    with pytest.raises(DamagedCheckpoint):  # it would pass for a later step
+        read_record(tmp_path / "checkpoints" / "3")
+
+
+def test_a_store_that_cannot_be_read_now_is_not_taken_for_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_two(tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise ValueError("no entry") from OSError("PERMISSION_DENIED: not yours")
+
+    monkeypatch.setattr(ocp, "load_checkpointables", refuse)
+    with (
+        Checkpoints(tmp_path, METRIC, read_only=False) as checkpoints,
+        pytest.raises(ValueError, match=r"/2: OSError: PERMISSION_DENIED"),
+    ):
+        checkpoints.restore_newest(abstract(jax.devices()[:1]))
+    assert saved_steps(tmp_path) == [1, 2]
+
+
+@pytest.mark.slow
+def test_hosts_agree_on_damage_and_on_digests(tmp_path: Path) -> None:
+    """Two hosts with a layer in parts, and one host with the whole of it."""
+    printed: dict[int, list[list[str]]] = {}
+    for hosts in (1, 2):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        workdir = tmp_path / str(hosts)
+        processes = [
+            subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "tests.training.save_on_hosts"),
+                    *(str(workdir), address, str(hosts), str(index)),
+                ],
+                cwd=Path(__file__).parents[2],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for index in range(hosts)
+        ]
+        outputs = [process.communicate(timeout=120) for process in processes]
+        printed[hosts] = [
+            [line for line in out.splitlines() if line[:6] in ("digest", "restor")]
+            for out, _ in outputs
+        ]
+        assert "checkpoints/2 is damaged" in outputs[0][1]
+        names = {path.name for path in (workdir / "checkpoints").iterdir()}
+        assert names == {"1", "2", "2.damaged"}
+    ((digests, restored),) = printed[1]
+    assert digests.startswith("digests {'conv'") and restored == "restored 1"
+    assert printed[2] == printed[1] * 2
+
+
+def test_folders_that_are_no_checkpoints_stop_nobody(tmp_path: Path) -> None:
+    save_two(tmp_path)
+    folder = tmp_path / "checkpoints"
+    strays = ("old", "12", "3", "2.copy", "old/params")
+    for name in strays:
+        (folder / name).mkdir()
+    (folder / "14").write_text("a file")
+    assert saved_steps(tmp_path) == [1, 2]
+    with Checkpoints(tmp_path, METRIC, read_only=False) as checkpoints:
+        assert checkpoints.latest_step == 2
+        restored = checkpoints.restore_newest(abstract(jax.devices()[:1]))
+        assert restored is not None and int(restored[0].step) == 2
+        checkpoints.save(state(3), Plateau(), None)  # in the place of a stray
+        checkpoints.wait()
+        checkpoints.restore(abstract(jax.devices()[:1]), 3)
+    assert saved_steps(tmp_path) == [1, 3]
+    assert {"old", "12", "2.copy", "14"} < {path.name for path in folder.iterdir()}
+
+
+def test_checkpoints_of_an_earlier_version_come_back(tmp_path: Path) -> None:
+    """As they were saved before they had digests."""
+    with ocp.training.Checkpointer(tmp_path / "checkpoints") as old:
+        for step, error in ((1, 0.5), (2, 0.4), (3, None)):
+            one = state(step)
+            old.save_checkpointables(
+                step,
+                {"params": one.params, "opt_state": one.opt_state},
+                metrics=None if error is None else {METRIC: error},
+                custom_metadata={"plateau": json.dumps(vars(Plateau(drops=step)))},
+                force=True,
+            )
+    with Checkpoints(tmp_path, METRIC, read_only=False) as checkpoints:
+        assert (checkpoints.latest_step, checkpoints.best_step) == (3, 2)
+        restored = checkpoints.restore_newest(abstract(jax.devices()[:1]))
+        assert restored is not None
+        back, plateau = restored
+        assert plateau == Plateau(drops=3)
+        chex.assert_trees_all_equal(jax.device_get(back), jax.device_get(state(3)))
+        checkpoints.save(state(4), Plateau(), None)
+    assert saved_steps(tmp_path) == [2, 4]

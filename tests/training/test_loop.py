@@ -22,8 +22,10 @@ from vgg_jax.config import Config, LocalizationConfig
 from vgg_jax.data.color import computed_path
 from vgg_jax.distributed import make_mesh, replicated
 from vgg_jax.inference.passes import over_source
+from vgg_jax.memory import OutOfMemory
 from vgg_jax.training import loop
-from vgg_jax.training.checkpoint import Checkpoints, saved_steps
+from vgg_jax.training.checkpoint import METADATA, Checkpoints, saved_steps
+from vgg_jax.training.lock import WorkdirHeld, WorkdirLost
 from vgg_jax.training.loop import Trainer, train
 from vgg_jax.training.metrics import MetricWriter, TrainingDiverged
 from vgg_jax.training.optimizer import learning_rate, make_optimizer
@@ -92,6 +94,7 @@ def test_a_run_does_not_go_on_with_other_data(
     axes.write_text(json.dumps({"axes": [[31.0]]}))
     Trainer(config, run)  # nothing is trained yet
     (run / "checkpoints" / "5").mkdir(parents=True)
+    (run / "checkpoints" / "5" / METADATA).touch()
     Trainer(config, run)
     axes.write_text(json.dumps({"axes": [[30.0]]}))
     with pytest.raises(WorkdirMismatch, match=r"shift: \[\[31.0\]\] there, \[\[30.0"):
@@ -146,6 +149,7 @@ def linear_program(config: Config, mesh: Mesh) -> Program:
         images = batch["image"].reshape(-1, 32 * 32) / 255
         return images @ params["fc8"]["kernel"] + params["fc8"]["bias"], batch_stats
 
+    forward.trained_layers = ()  # type: ignore
     state = jax.eval_shape(init, jax.random.key(0))
     shardings = jax.tree.map(lambda _: replicated(mesh), state)
     train_step = jit_train_step(forward, optimizer, 1, shardings)  # type: ignore
@@ -234,6 +238,116 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert ends[0][1:] == ends[1][1:]
     assert ends[0][2] != 1e-3  # the schedule has changed it
     assert (ends[0][1] == Plateau()) == (schedule != "plateau")
+
+
+@pytest.fixture
+def linear_training(
+    tiny_config: Any, monkeypatch: pytest.MonkeyPatch, one_device: None
+) -> Config:
+    """The configuration of a training whose network is one layer."""
+    config = tiny_config(rate=1e-3)
+    program = linear_program(config, make_mesh(jax.devices()[:1]))
+    monkeypatch.setattr(loop, "build_program", lambda config, mesh: program)
+    return config
+
+
+def at_step_5(action: Callable[[], object], patch: pytest.MonkeyPatch) -> None:
+    """Does something when the line of step 5 has been written."""
+    write = MetricWriter.write
+
+    def write_and_act(self: MetricWriter, step: int, values: Any) -> None:
+        write(self, step, values)
+        if step == 5:
+            action()
+
+    patch.setattr(MetricWriter, "write", write_and_act)
+
+
+def test_a_second_training_in_a_workdir_is_refused(
+    linear_training: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longer = dataclasses.replace(linear_training, num_epochs=9)
+    refused = []
+
+    def train_too() -> None:
+        with pytest.raises(WorkdirHeld) as error:
+            train(longer, tmp_path)
+        refused.append(str(error.value))
+
+    at_step_5(train_too, monkeypatch)
+    assert train(linear_training, tmp_path) is None
+    (message,) = refused
+    assert f"process {os.getpid()} on host " in message and str(tmp_path) in message
+    assert read_config(tmp_path).num_epochs == linear_training.num_epochs
+    assert not (tmp_path / "lock").exists()
+
+
+def test_a_workdir_that_vanishes_stops_the_run_and_is_not_made_anew(
+    linear_training: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workdir, away = tmp_path / "run", tmp_path / "away"
+    with monkeypatch.context() as patch:
+        at_step_5(lambda: workdir.rename(away), patch)
+        with pytest.raises(WorkdirLost, match=f"{workdir} is gone"):
+            train(linear_training, workdir)
+    assert not workdir.exists()
+    away.rename(workdir)
+    assert train(linear_training, workdir) is None
+
+
+def test_a_run_goes_on_from_the_newest_intact_checkpoint(
+    linear_training: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What is trained again is what was trained before; so are the metrics."""
+
+    def worse_and_worse(self: Trainer, state: TrainState, step: int, _: Any) -> Any:
+        names = ("loss", "top1_error", "top5_error")
+        return {f"validation_{name}": step / 100 for name in names}, None
+
+    monkeypatch.setattr(Trainer, "_validate", worse_and_worse)
+    ends = []
+    for name in ("whole", "damaged"):
+        assert train(linear_training, tmp_path / name) is None
+    steps = saved_steps(tmp_path / "damaged")
+    assert len(steps) == 2  # the best is not the latest
+    folder = tmp_path / "damaged" / "checkpoints"
+    for path in (folder / str(steps[-1]) / "params").rglob("d/*"):
+        path.write_bytes(b"")
+    capsys.readouterr()
+    assert train(linear_training, tmp_path / "damaged") is None
+    printed = capsys.readouterr()
+    assert f"checkpoint {folder / str(steps[-1])} is damaged" in printed.err
+    assert f"step {steps[0]} to " in printed.out
+    for name in ("whole", "damaged"):
+        assert saved_steps(tmp_path / name) == steps
+        with Checkpoints(
+            tmp_path / name, "validation_top1_error", read_only=True
+        ) as checkpoints:
+            restored = checkpoints.restore_newest(loop.build_program(None, None).state)
+        rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        ends.append((jax.device_get(restored), [json.loads(r)["step"] for r in rows]))
+    chex.assert_trees_all_equal(ends[0][0][0], ends[1][0][0])
+    assert ends[0][0][1] == ends[1][0][1] and ends[0][1] == ends[1][1]
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_step_that_does_not_fit_names_the_settings(
+    tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @jax.jit
+    def enormous_step(state: Any, batch: Any, key: Any) -> Any:
+        return state, {"loss": jnp.zeros(2**45)}
+
+    config = tiny_config()
+    program = linear_program(config, make_mesh(jax.devices()[:1]))
+    program = dataclasses.replace(program, train_step=enormous_step)
+    monkeypatch.setattr(loop, "build_program", lambda config, mesh: program)
+    settings = r"remat=True; accumulate_steps=2, or more; batch_size=4, or smaller"
+    with pytest.raises(OutOfMemory, match=rf"training step does not fit.*{settings}"):
+        train(config, tmp_path)
 
 
 def test_the_number_of_classes_can_be_left_to_the_data(

@@ -11,7 +11,6 @@ import pytest
 
 from vgg_jax.config import OptimizerConfig
 from vgg_jax.training.optimizer import (
-    OPTIMIZERS,
     learning_rate,
     make_optimizer,
     set_learning_rate,
@@ -105,31 +104,3 @@ def test_adamw_corrects_its_means_and_decays_apart_from_them() -> None:
 def test_an_unknown_optimizer_is_answered_with_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"unknown optimizer\.name 'adam'.*'adamw'"):
         make_optimizer(OptimizerConfig(name="adam"))
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_layers_that_are_not_trained_stay(name: str) -> None:
-    trained_layers = ("fc7", "fc8")
-    config = OptimizerConfig(
-        name=name, learning_rate=0.1, trained_layers=trained_layers
-    )
-    optimizer = make_optimizer(config)
-    params = {
-        layer: {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(1)}
-        for layer in ("conv1_1", "fc7", "fc8")
-    }
-    state = optimizer.init(params)
-    gradients = jax.tree.map(jnp.ones_like, params)
-    updates, state = optimizer.update(gradients, state, params)
-    assert not any(np.any(u) for u in jax.tree.leaves(updates["conv1_1"]))
-    plain = make_optimizer(OptimizerConfig(name=name, learning_rate=0.1))
-    trained, _ = plain.update(gradients, plain.init(params), params)
-    for layer in trained_layers:
-        chex.assert_trees_all_equal(updates[layer], trained[layer])
-    assert float(learning_rate(set_learning_rate(state, 0.5))) == 0.5
-
-
-def test_an_unknown_layer_is_named() -> None:
-    optimizer = make_optimizer(OptimizerConfig(trained_layers=("fc9",)))
-    with pytest.raises(ValueError, match=r"no weights of a layer 'fc9'.*fc8"):
-        optimizer.init({"fc7": jnp.ones(1), "fc8": jnp.ones(1)})

@@ -1,5 +1,6 @@
 """The steps against a computation by hand, and on one device and eight."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -8,14 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
 from vgg_jax import ConvNet, create_model
 from vgg_jax.config import OptimizerConfig
 from vgg_jax.distributed import make_mesh, replicated, shard_batch
+from vgg_jax.models import layers as rows
 from vgg_jax.preprocessing import Normalization
 from vgg_jax.training.objectives import CLASSIFICATION
-from vgg_jax.training.optimizer import make_optimizer
+from vgg_jax.training.optimizer import (
+    OPTIMIZERS,
+    learning_rate,
+    make_optimizer,
+    set_learning_rate,
+)
 from vgg_jax.training.sharding import placement
 from vgg_jax.training.steps import (
     Forward,
@@ -32,11 +40,32 @@ CONFIG = OptimizerConfig(learning_rate=0.02, momentum=0.9, weight_decay=1e-3)
 KEY = jax.random.key(7)
 
 
-def network(rngs: nnx.Rngs, **options: Any) -> ConvNet:
+def network(rngs: nnx.Rngs, name: str = "vgg11", **options: Any) -> ConvNet:
     settings = {"width": 0.1, "dropout": 0.0, "init": "he"} | options
     return create_model(
-        "vgg11", num_classes=10, in_channels=1, fc_kernel=1, rngs=rngs, **settings
+        name, num_classes=10, in_channels=1, fc_kernel=1, rngs=rngs, **settings
     )
+
+
+normalized = functools.partial(network, name="vgg11_bn")
+
+
+def small(rngs: nnx.Rngs) -> ConvNet:
+    """A network that compiles in a moment, for the same images."""
+    layers: list[rows.Layer] = []
+    for i in (1, 2):
+        layers += [
+            rows.Conv(f"conv{i}", 4, kernel=3, padding=1),
+            rows.BatchNorm(f"bn{i}"),
+            rows.Relu(f"relu{i}"),
+            rows.MaxPool(f"pool{i}", 4, 4, ceil_mode=False),
+        ]
+    layers += [
+        rows.FullyConnected("fc7", 8, kernel=2),
+        rows.Relu("relu7"),
+        rows.FullyConnected("fc8", 10, kernel=1),
+    ]
+    return ConvNet(layers, num_classes=10, in_channels=1, init="he", rngs=rngs)
 
 
 def batch(size: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -48,9 +77,13 @@ def batch(size: int, seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
-def start(create: Any = network) -> tuple[nnx.GraphDef, TrainState, Any]:
-    optimizer = make_optimizer(CONFIG)
-    state = init_state(create, optimizer, jax.random.key(0))
+def start(
+    create: Any = network, config: OptimizerConfig = CONFIG
+) -> tuple[nnx.GraphDef, TrainState, Any]:
+    optimizer = make_optimizer(config)
+    state = init_state(
+        create, optimizer, jax.random.key(0), trained_layers=config.trained_layers
+    )
     return split(create(nnx.Rngs(0)))[0], state, optimizer
 
 
@@ -64,11 +97,11 @@ def forward(graphdef: Any, **options: Any) -> Forward:
     return Forward(graphdef=graphdef, **settings | options)
 
 
-def jitted(graphdef: Any, optimizer: Any) -> Any:
+def jitted(graphdef: Any, optimizer: Any, **options: Any) -> Any:
     return jax.jit(
         functools.partial(
             train_step,
-            forward=forward(graphdef),
+            forward=forward(graphdef, **options),
             optimizer=optimizer,
             accumulate_steps=1,
         )
@@ -118,8 +151,9 @@ def test_one_step_equals_the_update_by_hand() -> None:
     )
 
 
-def test_an_example_of_weight_zero_changes_nothing() -> None:
-    graphdef, state, optimizer = start()
+@pytest.mark.parametrize("create", [network, normalized])
+def test_an_example_of_weight_zero_changes_nothing(create: Any) -> None:
+    graphdef, state, optimizer = start(create)
     data = batch(8)
     data["weight"][5] = 0
     other = {name: value.copy() for name, value in data.items()}
@@ -127,13 +161,102 @@ def test_an_example_of_weight_zero_changes_nothing() -> None:
     other["label"][5] = (other["label"][5] + 1) % 10
     step = jitted(graphdef, optimizer)
     one, two = step(state, data, KEY), step(state, other, KEY)
-    chex.assert_trees_all_close(one[0].params, two[0].params, rtol=1e-6)
+    chex.assert_trees_all_close(one[0], two[0], rtol=1e-6)
     chex.assert_trees_all_close(one[1], two[1], rtol=1e-6)
     assert float(one[1]["weight"]) == 7
     seven = {name: np.delete(value, 5, axis=0) for name, value in data.items()}
+    after, _ = step(state, seven, KEY)
+    chex.assert_trees_all_close(one[0].batch_stats, after.batch_stats, rtol=1e-4)
+    chex.assert_trees_all_close(one[0].params, after.params, atol=1e-5)
+
+
+def test_devices_and_parts_leave_examples_of_weight_zero_out_of_statistics() -> None:
+    # In two parts on two devices, the whole first part has weight 0.
+    mesh = make_mesh(jax.devices()[:2])
+    graphdef, state, optimizer = start(small)
+    shardings = jax.tree.map(lambda _: replicated(mesh), state)
+    data = batch(8)
+    data["weight"][::2] = 0
+    four = {name: value[1::2] for name, value in data.items()}
+    want, _ = jitted(graphdef, optimizer)(state, four, KEY)
+    step = jit_train_step(forward(graphdef), optimizer, 2, shardings)
+    got, sums = step(jax.device_put(state, shardings), shard_batch(mesh, data), KEY)
+    assert float(sums["weight"]) == 4
     chex.assert_trees_all_close(
-        one[0].params, step(state, seven, KEY)[0].params, atol=1e-6
+        jax.device_get((got.batch_stats, got.params)),
+        (want.batch_stats, want.params),
+        rtol=1e-4,
+        atol=1e-5,
     )
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_layers_that_are_not_trained_stay(name: str) -> None:
+    trained_layers = ("fc7", "fc8")
+    config = OptimizerConfig(
+        name=name, learning_rate=0.1, trained_layers=trained_layers
+    )
+    graphdef, state, optimizer = start(small, config)
+    frozen = ("bn1", "bn2")  # else their statistics would differ
+    step = jitted(graphdef, optimizer, trained_layers=trained_layers)
+    data = batch(4)
+    after, sums = step(state, data, KEY)
+    most = tuple(name for name in state.params if name not in frozen)
+    graphdef, state, optimizer = start(
+        small, dataclasses.replace(config, trained_layers=most)
+    )
+    step = jitted(graphdef, optimizer, trained_layers=most)
+    most_trained, sums_of_most = step(state, data, KEY)
+    assert sums["gradient_norm"] < sums_of_most["gradient_norm"]
+    for layer, before in state.params.items():
+        expected = most_trained.params[layer] if layer in trained_layers else before
+        chex.assert_trees_all_close(after.params[layer], expected, atol=1e-6)
+        if layer in most:
+            assert np.any(most_trained.params[layer]["kernel"] != before["kernel"])
+    assert float(learning_rate(set_learning_rate(after.opt_state, 0.5))) == 0.5
+
+
+def test_nothing_is_computed_or_kept_for_layers_that_are_not_trained() -> None:
+    config = dataclasses.replace(CONFIG, trained_layers=("bn2", "fc8"))
+    graphdef, state, optimizer = start(small, config)
+    kept = {
+        jax.tree_util.keystr(path, simple=True, separator="/").split("/")[-2]
+        for path, array in jax.tree.leaves_with_path(state.opt_state)
+        if array.size > 1
+    }
+    assert kept == {"bn2", "fc8"}
+    step = functools.partial(
+        train_step,
+        forward=forward(graphdef, trained_layers=config.trained_layers),
+        optimizer=optimizer,
+        accumulate_steps=1,
+    )
+    jaxpr = str(jax.make_jaxpr(step)(state, batch(4), KEY))
+    # fc8's kernel, and the inputs of fc8, fc7 and pool2.
+    assert jaxpr.count("= trilinear_derivative[") == 4
+
+
+def test_batch_norm_that_is_not_trained_runs_with_its_running_statistics() -> None:
+    graphdef, state, _ = start(small)
+    data, keys = batch(8), jax.random.split(KEY, 8)
+
+    def statistics(trained_layers: tuple[str, ...]) -> Any:
+        run = jax.jit(forward(graphdef, trained_layers=trained_layers))
+        return run(state.params, state.batch_stats, data, keys=keys)[1]
+
+    after = statistics(("bn2", "fc8"))
+    chex.assert_trees_all_equal(after["bn1"], state.batch_stats["bn1"])
+    # The one that moves sees what the running statistics of the other make.
+    model = nnx.merge(graphdef, state.params, state.batch_stats)
+    x = model.features(Normalization(MEAN, STD)(data["image"]), ["conv2"])["conv2"]
+    mean = 0.1 * x.mean((0, 1, 2))
+    np.testing.assert_allclose(after["bn2"]["mean"], mean, rtol=1e-4, atol=1e-6)
+    assert np.abs(statistics(())["bn2"]["mean"] - mean).max() > 1e-3
+
+
+def test_an_unknown_trained_layer_is_named() -> None:
+    with pytest.raises(ValueError, match=r"no weights of a layer 'fc9'.*fc8"):
+        start(config=OptimizerConfig(trained_layers=("fc9",)))
 
 
 def test_eight_images_are_learned_by_heart() -> None:
@@ -167,18 +290,7 @@ def test_every_image_of_every_step_has_its_own_dropout() -> None:
 
 
 def test_batch_statistics_follow_the_batches() -> None:
-    def create(rngs: nnx.Rngs) -> ConvNet:
-        return create_model(
-            "vgg11_bn",
-            num_classes=10,
-            in_channels=1,
-            fc_kernel=1,
-            width=0.1,
-            init="he",
-            rngs=rngs,
-        )
-
-    graphdef, state, optimizer = start(create)
+    graphdef, state, optimizer = start(normalized)
     data = batch(8)
     after, _ = jitted(graphdef, optimizer)(state, data, KEY)
     model = nnx.merge(graphdef, state.params, state.batch_stats)

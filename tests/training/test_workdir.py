@@ -8,6 +8,7 @@ import pytest
 
 from vgg_jax import distributed
 from vgg_jax.config import Config, DataConfig, NiNConfig, VGGConfig, from_dict, to_dict
+from vgg_jax.files import DIGEST
 from vgg_jax.training.metrics import MetricWriter
 from vgg_jax.training.schedule import SCHEDULES
 from vgg_jax.training.workdir import (
@@ -79,6 +80,27 @@ def test_the_length_of_a_cosine_is_part_of_its_run(tmp_path: Path) -> None:
         assert f"the {schedule} schedule depends on num_epochs" in str(error.value)
 
 
+def test_the_parts_of_a_batch_belong_to_a_run_with_batch_normalization(
+    tmp_path: Path,
+) -> None:
+    for model in (
+        VGGConfig(name="vgg11", num_classes=7),
+        VGGConfig(name="vgg11_bn", num_classes=7),
+        VGGConfig(name="vgg11", num_classes=7, batch_norm=True),
+    ):
+        workdir = tmp_path / f"{model.name} {model.batch_norm}"
+        claim(workdir, config(model=model))
+        parts = config(model=model, accumulate_steps=2)
+        if model.name == "vgg11" and not model.batch_norm:
+            refuse_other_run(workdir, parts)
+            continue
+        with pytest.raises(WorkdirMismatch) as error:
+            refuse_other_run(workdir, parts)
+        assert "accumulate_steps: 1 there, 2 now" in str(error.value)
+        assert "takes the statistics of each part" in str(error.value)
+        refuse_other_run(workdir, config(model=model, remat=True))
+
+
 def test_a_number_of_classes_left_to_the_data_is_the_stored_one(tmp_path: Path) -> None:
     claim(tmp_path, config(model=VGGConfig(name="vgg11", num_classes=7)))
     refuse_other_run(tmp_path, config(model=VGGConfig(name="vgg11", num_classes=None)))
@@ -101,6 +123,10 @@ def test_no_run_says_what_to_type(tmp_path: Path) -> None:
         "{}",
         '{"model": 1, "data": 2}',
         '{"model": {"name": "vgg11", "color": 1}, "data": {"dataset": "folder"}}',
+        '{"model": {"name": "vgg11"}, "data": {"dataset": "folder"}, "num_epochs": -1}',
+        '{"model": {"name": "vgg11"}, "data": {"dataset": "folder", "crop": 1%s}}'
+        % ("0" * 400),
+        pytest.param("[" * 100_000, id="nested"),
     ],
 )
 def test_a_damaged_configuration_is_named(damage: str, tmp_path: Path) -> None:
@@ -120,10 +146,31 @@ def test_a_run_from_before_a_setting_existed_had_its_default(tmp_path: Path) -> 
     claim(tmp_path, config())
     path = tmp_path / "config.json"
     settings = json.loads(path.read_text())
-    del settings["data"]["flip"]
+    del settings["data"]["flip"], settings[DIGEST]  # which was not kept either
     path.write_text(json.dumps(settings))
     claim(tmp_path, config())
     assert read_config(tmp_path) == config()
+
+
+def test_a_changed_character_of_a_configuration_is_noticed(tmp_path: Path) -> None:
+    claim(tmp_path, config())
+    path = tmp_path / "config.json"
+    text = path.read_text()
+    assert '"batch_size": 256' in text
+    path.write_text(text.replace('"batch_size": 256', '"batch_size": 257'))
+    with pytest.raises(ValueError, match="has changed since it was written"):
+        read_config(tmp_path)
+    lines = [line for line in path.read_text().splitlines() if DIGEST not in line]
+    path.write_text("\n".join(lines).replace("},\n}", "}\n}").replace(",\n}", "\n}"))
+    assert read_config(tmp_path).batch_size == 257  # changed by its owner
+
+
+def test_a_damaged_line_of_metrics_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for damage in (b'{"step": 1, "tr\n', b"[1]\n", b"{}\n", b'{"step": "\xff"}\n'):
+        path.write_bytes(b'{"step": 1}\n' + damage + b'{"step": 3}\n')
+        with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged in line 2"):
+            MetricWriter(tmp_path, 3)
 
 
 def test_labels_that_mean_something_else_are_refused(tmp_path: Path) -> None:

@@ -7,6 +7,10 @@ from typing import NotRequired, Protocol, TypedDict
 import numpy as np
 
 
+class CorruptImage(ValueError):
+    """An image that cannot be read or decoded; the message names it."""
+
+
 class Example(TypedDict):
     """One picture as it lies on disk."""
 
@@ -28,7 +32,9 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> Example: ...
+    def __getitem__(self, index: int, /) -> Example:
+        """Reads an example; raises CorruptImage where its file is damaged."""
+        ...
 
 
 SAMPLE = 32  # images that are looked at to tell one set from another

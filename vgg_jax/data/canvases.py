@@ -6,8 +6,6 @@ shape, the background, where the item lies and how large it is. As in cluttered 
 tell where it is.
 """
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 
@@ -15,6 +13,7 @@ from vgg_jax import boxes
 from vgg_jax.config import DataConfig
 from vgg_jax.data import transforms
 from vgg_jax.data.base import Example, Source
+from vgg_jax.data.mirror import local_prepared
 from vgg_jax.data.prepare.idx_files import FASHION_MNIST
 from vgg_jax.data.records import open_prepared
 
@@ -77,7 +76,7 @@ def open_fashion_mnist_boxes(config: DataConfig, split: str) -> Canvases:
         FileNotFoundError: Fashion-MNIST is not prepared, and no way to get it.
     """
     seed = {"train": 0, "test": 1}[split]
-    data_dir = Path(config.data_dir).expanduser()
+    data_dir = local_prepared(config, FASHION_MNIST)
     return Canvases(open_prepared(FASHION_MNIST, data_dir, split), seed)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from vgg_jax import boxes
 from vgg_jax.data import transforms
-from vgg_jax.data.base import Source
+from vgg_jax.data.base import CorruptImage, Source
 
 # A batch as `pipeline` gives it, with the further key "corrupt": a list of messages.
 RawBatch = dict[str, Any]
@@ -37,15 +37,34 @@ class Decoder:
 
     source: Source
     channels: int
+    max_pixels: int  # see `transforms.decode`
 
     def __call__(self, index: int, short_side: int) -> Row:
-        """Decodes example `index`, which will be rescaled to `short_side`."""
-        example = self.source[index]
+        """Decodes example `index`, which will be rescaled to `short_side`.
+
+        Raises:
+            ValueError: its label is not that of a class.
+        """
+        try:
+            example = self.source[index]
+        except CorruptImage as error:
+            return Row(index, 0, None, str(error))  # its label is in what is damaged
+        classes = len(self.source.class_names)
+        if not 0 <= example["label"] < classes:
+            raise ValueError(
+                f"expected a label from 0 to {classes - 1}, as there are {classes} "
+                f"classes, got {example['label']} in {example['name']}; correct it, or "
+                "prepare the data again"
+            )
         try:
             image = transforms.decode(
-                example["image"], self.channels, example["name"], short_side
+                example["image"],
+                self.channels,
+                example["name"],
+                short_side,
+                max_pixels=self.max_pixels,
             )
-        except transforms.CorruptImage as error:
+        except CorruptImage as error:
             return Row(index, example["label"], None, str(error))
         box = np.array(example["box"]) if "box" in example else None
         return Row(index, example["label"], image, box=box)

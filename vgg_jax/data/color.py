@@ -8,12 +8,12 @@ only with the root is the shift the same whether pixels are 0-1 or 0-255.
 """
 
 import re
-from pathlib import Path
 
 import numpy as np
+from etils.epath import Path
 
 from vgg_jax.config import DataConfig
-from vgg_jax.files import read_json
+from vgg_jax.files import parse_path, read_json
 
 # ILSVRC-2012, as fb.resnet.torch has them: the variances of 0-1 pixels along the
 # principal axes, and the axes in RGB, one a row. The largest, nearly gray, has the
@@ -49,11 +49,17 @@ def load_axes(config: DataConfig) -> np.ndarray:
             f"no {path}, which color_pca='computed' needs; type `python -m "
             "vgg_jax.tools.color_pca --config CONFIG` with the flags of this run"
         )
-    axes = np.asarray(read_json(path)["axes"])
-    if axes.shape != (channels, channels):
+    try:
+        axes = np.asarray(read_json(path)["axes"], np.float64)
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(
-            f"expected {channels} axes of {channels} channels in {path}, found "
-            f"{axes.shape}; remove it and compute it again"
+            f"cannot read {path} as axes of the color shift ({error}); remove it and "
+            "compute it again"
+        ) from error
+    if axes.shape != (channels, channels) or not np.isfinite(axes).all():
+        raise ValueError(
+            f"expected {channels} axes of {channels} finite numbers in {path}, found "
+            f"{axes.tolist()}; remove it and compute it again"
         )
     return axes
 
@@ -68,7 +74,7 @@ def computed_path(config: DataConfig, name: str = "colors.json") -> Path:
 
     Other statistics of the same data set lie beside it under other names.
     """
-    folder = Path(config.data_dir).expanduser()
+    folder = parse_path(config.data_dir).expanduser()
     # Such as ":" and "/" of tfds:NAME/CONFIG, which a file name cannot have.
     data_set = re.sub(r"[^\w.-]", "_", config.dataset)
     return folder / f".{data_set}_{name}"

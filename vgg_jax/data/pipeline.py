@@ -17,7 +17,7 @@ from absl import flags, logging
 
 from vgg_jax.config import DataConfig, validate
 from vgg_jax.data import transforms
-from vgg_jax.data.base import Source
+from vgg_jax.data.base import CorruptImage, Source
 from vgg_jax.data.collate import (
     Crops,
     Decoder,
@@ -29,7 +29,6 @@ from vgg_jax.data.collate import (
     stack_padded,
 )
 from vgg_jax.data.color import load_axes
-from vgg_jax.data.transforms import CorruptImage
 
 Batch = dict[str, np.ndarray]
 T = TypeVar("T")
@@ -37,11 +36,14 @@ T = TypeVar("T")
 # From the height and width of an image to the shape that it is padded to, in pixels;
 # None for an image that is not to share a batch.
 Bucket = Callable[[int, int], tuple[int, int] | None]
+# From the shape that images are padded to, in pixels, to how many share a batch.
+RowsOfShape = Callable[[tuple[int, int]], int]
 
 TRAIN_KEYS = ("image", "label", "weight")
 EVAL_KEYS = (*TRAIN_KEYS, "index")
 MOMENTS_KEYS = ("count", "first", "second")
 MOMENTS_CHUNK = 64  # images to a sum
+WHOLE_CHUNK = 8  # whole images that a thread decodes one after another
 
 # Requests to stop, which a process that decodes leaves to the one it works for.
 SIGNALS_OF_PARENT = (signal.SIGINT, signal.SIGTERM)
@@ -90,7 +92,7 @@ def train_batches(
         raise ValueError(f"start_step cannot be negative, found {start_step}")
     shifts = config.color_shift > 0
     crops = TrainCrops(
-        Decoder(source, channels),
+        Decoder(source, channels, config.max_pixels),
         scale_min=config.scale_min,
         scale_max=config.scale_max,
         crop=config.crop,
@@ -151,7 +153,14 @@ def eval_batches(
     batches = (
         grain.MapDataset.range(padded)
         .batch(batch_size // process_count)
-        .map(Crops(Decoder(source, channels), scale=scale, crop=crop, layout=layout))
+        .map(
+            Crops(
+                Decoder(source, channels, config.max_pixels),
+                scale=scale,
+                crop=crop,
+                layout=layout,
+            )
+        )
     )
     mine = batches[process_index::process_count]
     keys = (*EVAL_KEYS, *(["box"] * with_boxes))
@@ -165,7 +174,7 @@ def whole_image_batches(
     channels: int,
     scale: int,
     bucket: Bucket,
-    batch_size: int,
+    rows: RowsOfShape,
     with_boxes: bool = False,
     process_index: int = 0,
     process_count: int = 1,
@@ -174,9 +183,9 @@ def whole_image_batches(
 
     Images of one bucket share a batch, in another order than the source's. It is as in
     `eval_batches`, with "size": int32 [b, 2], the height and width of each image in the
-    upper left corner of its row; b = batch_size // process_count. An image that no
-    bucket holds comes alone, b = 1, in an array of its own shape. Each process reads
-    only its share, and batches of several processes have nothing to do with each other.
+    upper left corner of its row; b is `rows` of the bucket. An image that no bucket
+    holds comes alone, b = 1, in an array of its own shape. Each process reads only its
+    share, and batches of several processes have nothing to do with each other.
     `with_boxes` adds "box": float32 [b, 4], relative to each image without its padding.
 
     Args:
@@ -184,24 +193,26 @@ def whole_image_batches(
             same names of `eval_batches`.
         scale: short side Q, in pixels.
         bucket: (height, width) -> the shape that such an image is padded to, or None.
-        batch_size: images at once, of all processes together.
+        rows: the shape of a bucket -> how many images this process gives at once, at
+            least 1.
 
     Raises:
         ValueError: settings that cannot work.
         CorruptImage: while iterating, unless `config.on_corrupt_image` is "skip".
     """
     _validate_arguments(
-        source, config, channels, batch_size, process_index, process_count
+        source, config, channels, process_count, process_index, process_count
     )
     _validate_boxes(source, with_boxes)
     if scale < 1:
         raise ValueError(f"expected a scale of at least 1 pixel, found {scale}")
-    rows = batch_size // process_count
     examples = grain.MapDataset.range(len(source))[process_index::process_count]
-    chunks = examples.batch(rows).map(WholeImages(Decoder(source, channels), scale))
+    chunks = examples.batch(WHOLE_CHUNK).map(
+        WholeImages(Decoder(source, channels, config.max_pixels), scale)
+    )
     # An image that could not be decoded counts as a square.
     batches = _by_bucket(
-        _iterate(chunks, config), rows, bucket, (scale, scale, channels)
+        _iterate(chunks, config), bucket, rows, (scale, scale, channels)
     )
     keys = (*EVAL_KEYS, "size", *(["box"] * with_boxes))
     return _report_corrupt(batches, config, keys=keys)
@@ -217,15 +228,15 @@ def moment_batches(
         CorruptImage: while iterating, unless `config.on_corrupt_image` is "skip".
     """
     _validate_arguments(source, config, channels, 1, 0, 1)
-    sums = Moments(Decoder(source, channels), config.scale_min)
+    sums = Moments(Decoder(source, channels, config.max_pixels), config.scale_min)
     chunks = grain.MapDataset.source(numbers).batch(MOMENTS_CHUNK).map(sums)
     return _report_corrupt(_iterate(chunks, config), config, keys=MOMENTS_KEYS)
 
 
 def _by_bucket(
     chunks: Generator[list[Row]],
-    batch_size: int,
     bucket: Bucket,
+    rows: RowsOfShape,
     default_shape: tuple[int, ...],
 ) -> Generator[RawBatch]:
     """Gives batches of one bucket each, filled up only at the end."""
@@ -238,21 +249,22 @@ def _by_bucket(
             if padded is None:
                 yield stack_padded([row], 1, shape)
                 continue
-            rows = waiting.setdefault(padded, [])
-            rows.append(row)
-            if len(rows) == batch_size:
-                yield stack_padded(waiting.pop(padded), batch_size, (*padded, channels))
+            images = waiting.setdefault(padded, [])
+            images.append(row)
+            if len(images) == rows(padded):
+                del waiting[padded]
+                yield stack_padded(images, len(images), (*padded, channels))
     # The last few images of each: a larger bucket takes in those of smaller ones,
     # rather than go out half empty.
     for padded in sorted(waiting, key=math.prod, reverse=True):
-        rows = waiting.pop(padded)
+        images, count = waiting.pop(padded), rows(padded)
         for height, width in sorted(waiting, key=math.prod, reverse=True):
             if height <= padded[0] and width <= padded[1]:
                 smaller = waiting[height, width]
-                while smaller and len(rows) < batch_size:
-                    rows.append(smaller.pop())
-        if rows:
-            yield stack_padded(rows, batch_size, (*padded, channels))
+                while smaller and len(images) < count:
+                    images.append(smaller.pop())
+        if images:
+            yield stack_padded(images, count, (*padded, channels))
 
 
 def _iterate(dataset: grain.MapDataset[T], config: DataConfig) -> Generator[T]:

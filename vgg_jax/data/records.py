@@ -4,14 +4,19 @@ They lie below `data_dir` as TFDS has them, in NAME/VERSION or NAME/CONFIG/VERSI
 TensorFlow is needed to read them.
 """
 
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vgg_jax.data.base import Example
+from google.protobuf.message import DecodeError
+
+from vgg_jax.data.base import CorruptImage, Example
 from vgg_jax.data.prepare.writer import Preparation
+from vgg_jax.data.shards import Shard, Shards
 from vgg_jax.data.tf_example import TfExample
+from vgg_jax.files import read_json
 
 # Smaller splits are read whole when they are opened: a single read from an ArrayRecord
 # file costs about 200 microseconds, one from a list none.
@@ -27,9 +32,10 @@ class Records:
         """Opens `directory`, the folder of one version with its `dataset_info.json`.
 
         Raises:
-            FileNotFoundError: the folder or the split is missing; ends in `remedy`.
-            ValueError: the files are not ArrayRecord, or the examples are not images
-                with one label each; ends in `remedy`.
+            FileNotFoundError: the folder, the split or a file of it is missing; ends in
+                `remedy`.
+            ValueError: the files are not ArrayRecord, the examples are not images with
+                one label each, or what describes them is damaged; ends in `remedy`.
         """
         # Loads slowly, and is not needed for other sources.
         import tensorflow_datasets as tfds
@@ -37,8 +43,7 @@ class Records:
         self._arguments = (directory, split, remedy)
         if not (directory / "dataset_info.json").is_file():
             raise FileNotFoundError(f"no data set in {directory}; {remedy}")
-        builder = tfds.builder_from_directory(directory)
-        info = builder.info
+        info = _read_info(directory, remedy)
         if split not in info.splits:
             names = ", ".join(info.splits) or "none"
             raise FileNotFoundError(
@@ -58,13 +63,20 @@ class Records:
         except ValueError as error:
             raise ValueError(f"cannot use {directory}: {error}; {remedy}") from error
         self.class_names: tuple[str, ...] = tuple(info.features[self._label].names)
-        self._name = f"{builder.name} {split}"
-        # Raw, because unpacking an example through its features is ten times as slow.
-        self._records: Any = builder.as_data_source(
-            split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-        )
+        self._name = f"{info.name} {split}"
+        try:
+            files = info.splits[split].file_instructions
+        except Exception as error:  # TFDS raises whatever what it meets leads to
+            raise _unreadable(directory, error, remedy) from error
+        try:
+            shards = Shards([Shard(Path(f.filename), f.take) for f in files])
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"{error}; {remedy}") from error
+        self._records: Any = shards
         if info.splits[split].num_bytes <= IN_MEMORY_BYTES:
-            self._records = self._records.__getitems__(range(len(self._records)))
+            # A damaged set is read one record after another, to know which are whole.
+            with contextlib.suppress(CorruptImage):
+                self._records = shards.read_all()
 
     def __reduce__(self) -> Any:
         # A worker process opens the files itself.
@@ -74,16 +86,22 @@ class Records:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
-        fields = TfExample.FromString(self._records[index]).features.feature
-        name = str(index)
-        for feature in NAME_FEATURES:
-            if feature in fields and fields[feature].bytes_list.value:
-                name = fields[feature].bytes_list.value[0].decode()
-        return {
-            "image": fields[self._image].bytes_list.value[0],
-            "label": fields[self._label].int64_list.value[0],
-            "name": f"{self._name} {name}",
-        }
+        record = self._records[index]
+        name = f"{self._name} {index}"
+        try:
+            fields = TfExample.FromString(record).features.feature
+            for feature in NAME_FEATURES:
+                if feature in fields and fields[feature].bytes_list.value:
+                    text = fields[feature].bytes_list.value[0].decode()
+                    name = f"{self._name} {text}"
+            image = fields[self._image].bytes_list.value[0]
+            label = fields[self._label].int64_list.value[0]
+        except (DecodeError, IndexError, UnicodeDecodeError) as error:
+            raise CorruptImage(
+                f"cannot read {name} in {self._arguments[0]}: expected an example with "
+                f"the features {self._image} and {self._label} ({error})"
+            ) from error
+        return {"image": image, "label": label, "name": name}
 
 
 def open_records(directory: Path, split: str, remedy: str) -> Records:
@@ -95,7 +113,7 @@ def open_records(directory: Path, split: str, remedy: str) -> Records:
     Raises:
         FileNotFoundError, ValueError: see `Records`.
     """
-    if split == "test" and _has_no_test(directory):
+    if split == "test" and _has_no_test(directory, remedy):
         split = "validation"
     return Records(directory, split, remedy=remedy)
 
@@ -189,12 +207,35 @@ def _feature(info: Any, kind: type) -> str:
     return supervised[0] if len(supervised) == 1 else names[0]
 
 
-def _has_no_test(directory: Path) -> bool:
+def _read_info(directory: Path, remedy: str) -> Any:
+    """Reads what TFDS knows of the data set in a folder.
+
+    Raises:
+        ValueError: dataset_info.json or features.json is damaged; ends in `remedy`.
+    """
     import tensorflow_datasets as tfds
 
+    try:
+        for name in ("dataset_info.json", "features.json"):
+            read_json(directory / name)
+        return tfds.builder_from_directory(directory).info
+    except Exception as error:  # TFDS raises whatever what it meets leads to
+        raise _unreadable(directory, error, remedy) from error
+
+
+def _unreadable(directory: Path, error: Exception, remedy: str) -> ValueError:
+    """Makes the error to raise where TFDS cannot use what describes a data set."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return ValueError(
+        f"cannot read dataset_info.json and features.json in {directory} ({reason}); "
+        f"{remedy}"
+    )
+
+
+def _has_no_test(directory: Path, remedy: str) -> bool:
     if not (directory / "dataset_info.json").is_file():
         return False
-    splits = tfds.builder_from_directory(directory).info.splits
+    splits = _read_info(directory, remedy).splits
     return "test" not in splits and "validation" in splits
 
 

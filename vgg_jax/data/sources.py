@@ -6,7 +6,6 @@ another way than these.
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 from vgg_jax.config import DataConfig, validate
 from vgg_jax.console import did_you_mean
@@ -14,13 +13,22 @@ from vgg_jax.data.base import Example, Source, Subset, split_validation
 from vgg_jax.data.canvases import open_fashion_mnist_boxes
 from vgg_jax.data.color import load_axes
 from vgg_jax.data.folder import open_folder
+from vgg_jax.data.mirror import local_data, local_prepared
 from vgg_jax.data.prepare.cifar_archives import CIFAR10, CIFAR100
 from vgg_jax.data.prepare.idx_files import FASHION_MNIST
 from vgg_jax.data.prepare.imagenet_tars import IMAGENET
 from vgg_jax.data.prepare.writer import Preparation
 from vgg_jax.data.records import open_prepared, open_tfds
 
-__all__ = ["SOURCES", "DataSet", "Example", "Source", "Subset", "open_source"]
+__all__ = [
+    "SOURCES",
+    "DataSet",
+    "Example",
+    "Source",
+    "Subset",
+    "open_source",
+    "open_training",
+]
 
 SPLITS = ("train", "validation", "test")
 TFDS = "tfds:"  # what the name of a set that TFDS prepared begins with
@@ -46,13 +54,13 @@ def prepared(preparation: Preparation) -> DataSet:
     """Makes the row of `SOURCES` for a data set that the prepare command writes."""
 
     def open_split(config: DataConfig, split: str) -> Source:
-        return open_prepared(preparation, Path(config.data_dir).expanduser(), split)
+        return open_prepared(preparation, local_prepared(config, preparation), split)
 
     return DataSet(open_split, preparation=preparation)
 
 
 def _open_folder(config: DataConfig, split: str) -> Source:
-    return open_folder(config.data_dir, split, config.validation_fraction)
+    return open_folder(str(local_data(config)), split, config.validation_fraction)
 
 
 SOURCES = {
@@ -83,19 +91,38 @@ def open_source(config: DataConfig, split: str) -> Source:
     data_set = find_data_set(config.dataset)
     if split == "train" and config.color_shift:
         load_axes(config)
-    if split == "test" or data_set.has_validation:
+    is_whole = split == "test" or data_set.has_validation
+    if is_whole or (split == "train" and config.validation_fraction == 0):
         return data_set.open(config, split)
-    fraction = config.validation_fraction
-    if split == "validation" and fraction == 0:
+    train, validation = _split_training(config, data_set)
+    return train if split == "train" else validation
+
+
+def open_training(config: DataConfig) -> tuple[Source, Source]:
+    """Opens the examples to train on, and those to validate with.
+
+    They are those of `open_source`, but share what is open or in memory.
+
+    Raises:
+        ValueError, FileNotFoundError: see `open_source`.
+    """
+    data_set = find_data_set(config.dataset)
+    if data_set.has_validation:
+        return open_source(config, "train"), open_source(config, "validation")
+    validate(config)
+    if config.color_shift:
+        load_axes(config)
+    return _split_training(config, data_set)
+
+
+def _split_training(config: DataConfig, data_set: DataSet) -> tuple[Subset, Subset]:
+    """Splits the training set of a data set into training and validation."""
+    if config.validation_fraction == 0:
         raise ValueError(
             "validation_fraction is 0, so there is no validation split; expected a "
             "small fraction such as 0.01"
         )
-    source = data_set.open(config, "train")
-    if fraction == 0:
-        return source
-    train, validation = split_validation(source, fraction)
-    return train if split == "train" else validation
+    return split_validation(data_set.open(config, "train"), config.validation_fraction)
 
 
 def find_data_set(name: str) -> DataSet:
@@ -107,7 +134,9 @@ def find_data_set(name: str) -> DataSet:
     if name.startswith(TFDS):
         return DataSet(
             lambda config, split: open_tfds(
-                name.removeprefix(TFDS), Path(config.data_dir).expanduser(), split
+                name.removeprefix(TFDS),
+                local_data(config, name.removeprefix(TFDS).replace(":", "/")),
+                split,
             )
         )
     if name not in SOURCES:

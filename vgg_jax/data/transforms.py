@@ -1,14 +1,22 @@
 """This module operates on one image, uint8 [H, W, channels] with pixels 0-255."""
 
 import functools
-import struct
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from vgg_jax import boxes
+from vgg_jax.config import MAX_PIXELS
+from vgg_jax.data.base import CorruptImage
+from vgg_jax.data.headers import (
+    JPEG,
+    PNG,
+    jpeg_header,
+    jpeg_scans,
+    png_pixels,
+    png_size,
+)
 
 Image = np.ndarray
 
@@ -19,6 +27,8 @@ CropLayout = Callable[[int, int], Sequence[tuple[int, int]]]
 
 # Of an image's sides: rescaled to a short side of 512, more would not fit into memory.
 MAX_ASPECT = 64
+# Of a progressive JPEG; programs make some ten, and each is a pass over all pixels.
+MAX_SCANS = 100
 # OpenCV's flags for decoding a JPEG at a part of its size: its blocks of 8x8
 # coefficients give blocks of 1, 2 or 4. (For a PNG they would skip pixels.)
 REDUCTIONS = (
@@ -28,12 +38,13 @@ REDUCTIONS = (
 )
 
 
-class CorruptImage(ValueError):
-    """An image that cannot be decoded; the message names it."""
-
-
 def decode(
-    data: bytes, channels: int, name: str = "the image", short_side: int | None = None
+    data: bytes,
+    channels: int,
+    name: str = "the image",
+    short_side: int | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
 ) -> Image:
     """Decodes a JPEG or PNG to uint8 [H, W, channels], RGB for 3 and gray for 1.
 
@@ -42,6 +53,9 @@ def decode(
     a JPEG is decoded at a half, a quarter or an eighth of its size where that leaves
     twice `short_side` or more.
 
+    An image whose header promises more than `max_pixels` is not decoded, so that memory
+    is bounded: by 3 bytes a pixel, or 9 for a progressive JPEG.
+
     Raises:
         CorruptImage: truncated, not an image, or of absurd size.
         ValueError: `channels` is neither 1 nor 3.
@@ -49,46 +63,45 @@ def decode(
     if channels not in (1, 3):
         raise ValueError(f"expected 1 (gray) or 3 (RGB) channels, found {channels}")
     mode = cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_GRAYSCALE
+    shape = jpeg_header(data)[:2] if data.startswith(JPEG) else png_size(data)
+    _refuse_absurd_size(shape, name, max_pixels)
     image = None
-    if data:
-        if short_side is not None:
-            mode |= _reduction(min(jpeg_header(data)[:2]), short_side)
+    whole: bytes | None = data
+    if data.startswith(PNG):
+        whole = png_pixels(data)
+    elif jpeg_scans(data) > MAX_SCANS:
+        raise CorruptImage(
+            f"cannot use {name}: expected a JPEG of at most {MAX_SCANS} scans, found "
+            f"{jpeg_scans(data)}"
+        )
+    elif short_side is not None:
+        mode |= _reduction(min(shape), short_side)
+    if whole and min(shape):
         try:
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
-        except cv2.error as error:  # more than 2**30 pixels
+            image = cv2.imdecode(np.frombuffer(whole, np.uint8), mode)
+        except cv2.error as error:  # such as too little memory
             raise CorruptImage(f"cannot decode {name}: {error.err}") from error
     if image is None:
         raise CorruptImage(
             f"cannot decode {name}: expected a whole JPEG or PNG, found {len(data)} "
             "bytes that are truncated or something else"
         )
-    height, width = image.shape[:2]
-    if max(height, width) > MAX_ASPECT * min(height, width):
+    return image.reshape(*image.shape[:2], channels)
+
+
+def _refuse_absurd_size(shape: tuple[int, int], name: str, max_pixels: int) -> None:
+    """Raises CorruptImage for an image of too many pixels or too unlike sides."""
+    height, width = shape
+    if height * width > max_pixels:
+        raise CorruptImage(
+            f"cannot decode {name}: expected at most {max_pixels:,} pixels, which "
+            f"data.max_pixels sets, found {height}x{width}"
+        )
+    if max(shape) > MAX_ASPECT * min(shape) > 0:
         raise CorruptImage(
             f"cannot use {name}: expected one side at most {MAX_ASPECT} times the "
             f"other, found {height}x{width}"
         )
-    return image.reshape(height, width, channels)
-
-
-class JpegHeader(NamedTuple):
-    """The facts in the header of a JPEG; zeros for a file of another kind."""
-
-    height: int
-    width: int
-    components: int  # 1 is gray, 3 is color, 4 is CMYK
-
-
-def jpeg_header(data: bytes) -> JpegHeader:
-    """Reads the header of a JPEG without decoding it."""
-    offset = 2 if data.startswith(b"\xff\xd8") else len(data)
-    while data[offset : offset + 1] == b"\xff" and offset + 10 <= len(data):
-        marker = data[offset + 1]
-        # C4, C8 and CC are tables; the other Cx head the frame, and say its size.
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return JpegHeader(*struct.unpack_from(">HHB", data, offset + 5))
-        offset += 2 + int.from_bytes(data[offset + 2 : offset + 4], "big")
-    return JpegHeader(0, 0, 0)
 
 
 def rescale(image: Image, short_side: int) -> Image:

@@ -10,11 +10,11 @@ files stay as they are: all this is done on the device, on images of one size.
 
 import dataclasses
 import hashlib
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils.epath import Path
 
 from vgg_jax.config import DataConfig
 from vgg_jax.console import progress_bar

@@ -23,7 +23,7 @@ from vgg_jax.models import ConvNet
 from vgg_jax.training.steps import split
 
 # To be raised when the same inputs begin to give other posteriors.
-VERSION = 1
+VERSION = 2
 
 Inputs = dict[str, Any]  # as JSON can hold them
 
@@ -49,16 +49,22 @@ def network_inputs(model: ConvNet, step: int) -> Inputs:
     return {"step": step, "network": digest.hexdigest()}
 
 
+def data_folder(config: DataConfig) -> str:
+    """Returns the folder of a data set, as a whole path."""
+    return str(resolve(parse_path(config.data_dir).expanduser()))
+
+
 def data_inputs(config: DataConfig, split: str, source: Source) -> Inputs:
     """Describes a set of images: its folder, size, classes and `sample_digest`."""
     return {
         "dataset": config.dataset,
-        "data_dir": str(resolve(parse_path(config.data_dir).expanduser())),
+        "data_dir": data_folder(config),
         "split": split,
         "images": len(source),
         "class_names": list(source.class_names),
         "sample": sample_digest(source),
         "on_corrupt_image": config.on_corrupt_image,
+        "max_pixels": config.max_pixels,
     }
 
 
@@ -111,6 +117,11 @@ def load(path: Path, inputs: Inputs) -> Predictions:
 
 
 def _validate_arrays(predictions: Predictions, images: int, classes: int) -> None:
+    """Checks shapes, types and ranges of posteriors that were kept.
+
+    Raises:
+        Unusable: they cannot be those of so many images and classes.
+    """
     expected = {
         "posteriors": ((images, classes), np.float32),
         "labels": ((images,), np.int32),
@@ -123,3 +134,12 @@ def _validate_arrays(predictions: Predictions, images: int, classes: int) -> Non
                 f"it is damaged (expected {name} {np.dtype(dtype)} {list(shape)}, got "
                 f"{array.dtype} {list(array.shape)})"
             )
+    labels, weights = predictions.labels, predictions.weights
+    is_right = {
+        "posteriors": np.isfinite(predictions.posteriors).all(),
+        "labels": ((labels >= 0) & (labels < classes)).all(),
+        "weights": np.isin(weights, (0, 1)).all(),
+    }
+    for name, is_so in is_right.items():
+        if not is_so:
+            raise Unusable(f"it is damaged (its {name} are out of range)")

@@ -11,7 +11,7 @@ from vgg_jax.config import Config, shared_settings
 from vgg_jax.console import short_names
 from vgg_jax.data.sources import Source, open_source
 from vgg_jax.evaluation import cache, protocols
-from vgg_jax.evaluation.predictions import Predictions, fuse
+from vgg_jax.evaluation.predictions import NotFiniteError, Predictions, fuse
 from vgg_jax.evaluation.results import (
     Result,
     TrainedNetwork,
@@ -240,6 +240,8 @@ def evaluate_candidates(
                 protocol=row[0][0],
                 scales=list(dict.fromkeys(q for _, scales in row for q in scales)),
                 averaging=networks[0].config.evaluation.averaging,
+                dataset=first.config.data.dataset,
+                data_dir=cache.data_folder(first.config.data),
                 class_names=source.class_names,
                 skipped=[source[int(i)]["name"] for i in predictions.skipped],
             )
@@ -311,14 +313,17 @@ def _kept_or_run(
     if kept is not None and everyone_has_it:
         print(f"{name}  kept in {path}", file=sys.stderr)
         return kept
-    predictions = protocols.evaluate(
-        candidate.model,
-        source,
-        candidate.config,
-        protocol=one_pass.protocol,
-        scales=(one_pass.scale,),
-        progress=name if distributed.is_first() else None,
-    )
+    try:
+        predictions = protocols.evaluate(
+            candidate.model,
+            source,
+            candidate.config,
+            protocol=one_pass.protocol,
+            scales=(one_pass.scale,),
+            progress=name if distributed.is_first() else None,
+        )
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{candidate.trained.run}, {error}") from error
     try:
         if distributed.is_first():
             cache.save(path, inputs, predictions)

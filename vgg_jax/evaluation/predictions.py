@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vgg_jax.data.base import Source
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Predictions:
@@ -29,6 +31,31 @@ class Predictions:
     def skipped(self) -> np.ndarray:
         """The numbers of the images that were left out, [skipped]."""
         return np.flatnonzero(self.weights == 0)
+
+
+class NotFiniteError(ValueError):
+    """A network gave an image scores that are not finite numbers."""
+
+
+def validate_finite(predictions: Predictions, source: Source, work: str) -> None:
+    """Checks that the posteriors of every evaluated image are finite.
+
+    Args:
+        predictions: the posteriors.
+        source: the images, for the name of the first that is refused.
+        work: what was computed, for the message.
+
+    Raises:
+        NotFiniteError: they are not.
+    """
+    is_finite = np.isfinite(predictions.posteriors).all(axis=1)
+    refused = np.flatnonzero(~is_finite & (predictions.weights > 0))
+    if refused.size:
+        raise NotFiniteError(
+            f"{work}: the scores of {source[int(refused[0])]['name']} are not finite "
+            f"numbers, nor are those of {refused.size - 1:,} other images; its weights "
+            "are damaged or its training diverged: evaluate another checkpoint"
+        )
 
 
 def fuse(predictions: Sequence[Predictions]) -> Predictions:

@@ -11,7 +11,7 @@ from vgg_jax.console import did_you_mean, progress_bar
 from vgg_jax.data import transforms
 from vgg_jax.data.sources import Source
 from vgg_jax.data.zca import preprocessing_of
-from vgg_jax.evaluation.predictions import Predictions, fuse
+from vgg_jax.evaluation.predictions import Predictions, fuse, validate_finite
 from vgg_jax.inference.forward import Network, Posteriors, validate_averaging
 from vgg_jax.inference.passes import View, over_source
 from vgg_jax.models import ConvNet
@@ -153,6 +153,7 @@ def evaluate(
     Raises:
         ValueError: the protocol cannot run, see `validate_protocol`; or the model and
             the source have different numbers of classes.
+        NotFiniteError: the network gave an image scores that are not finite.
     """
     validate_protocol(model, config, protocol, scales)
     classes = len(source.class_names)
@@ -183,6 +184,8 @@ def evaluate(
                     weights=outputs["weight"],
                 )
             )
+            work = f"{one_pass.protocol} at Q = {one_pass.scale}"
+            validate_finite(predictions[-1], source, work)
     return fuse(predictions)
 
 

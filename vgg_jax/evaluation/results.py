@@ -18,7 +18,7 @@ from vgg_jax.evaluation.predictions import (
 )
 from vgg_jax.files import read_json, write_json, write_text
 
-VERSION = 1  # the version of the layout of eval.json
+VERSION = 2  # the version of the layout of eval.json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,7 @@ class Result:
         protocol: a key of `protocols.PROTOCOLS`.
         scales: short sides Q, in pixels.
         averaging: "score_map" or "posteriors", see `inference.forward.Posteriors`.
+        dataset, data_dir: the data set and its folder.
         top1_error, top5_error: the errors with their intervals.
         per_class: the errors of each class.
         skipped: names of the images that could not be read.
@@ -56,6 +57,8 @@ class Result:
     protocol: str
     scales: tuple[int, ...]
     averaging: str
+    dataset: str
+    data_dir: str
     top1_error: Rate
     top5_error: Rate
     per_class: tuple[ClassResult, ...]
@@ -74,6 +77,8 @@ def make_result(
     protocol: str,
     scales: Sequence[int],
     averaging: str,
+    dataset: str,
+    data_dir: str,
     class_names: Sequence[str],
     skipped: Sequence[str],
 ) -> Result:
@@ -87,6 +92,8 @@ def make_result(
         protocol=protocol,
         scales=tuple(scales),
         averaging=averaging,
+        dataset=dataset,
+        data_dir=data_dir,
         top1_error=top_k_error(predictions, 1),
         top5_error=top_k_error(predictions, 5),
         per_class=per_class(predictions, class_names),
@@ -98,6 +105,7 @@ def format_table(results: Sequence[Result]) -> str:
     """Formats results as a table like the paper's Tables 3 to 7, a line a result."""
     header = (
         "network",
+        "step",
         "protocol",
         "train S",
         "test Q",
@@ -108,6 +116,7 @@ def format_table(results: Sequence[Result]) -> str:
     body = [
         (
             " + ".join(network.run for network in result.networks),
+            " + ".join(f"{network.step:,}" for network in result.networks),
             result.protocol
             + (", mean of posteriors" if result.averaging == "posteriors" else ""),
             _train_scales(result.networks),
@@ -159,8 +168,9 @@ def write_per_class(path: Path, rows: Sequence[ClassResult]) -> None:
 def write_results(path: Path, results: Sequence[Result]) -> None:
     """Adds results to an eval.json, whole or not at all.
 
-    A result takes the place of one of the same networks, steps, protocol, scales and
-    averaging; others stay. Errors are fractions in [0, 1].
+    A result takes the place of one of the same networks, steps, protocol, scales,
+    averaging, data set, folder and number of images; others stay. Errors are fractions
+    in [0, 1].
 
     Raises:
         ValueError: the file is not an eval.json of this layout.
@@ -183,13 +193,13 @@ def read_results(path: Path) -> list[dict[str, Any]]:
         return []
     try:
         record = read_json(path)
-        if record["version"] == VERSION:
+        if record["version"] == VERSION and all(map(_is_row, record["results"])):
             return record["results"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise ValueError(
         f"expected {path} to hold results in layout {VERSION}, as this program writes "
-        "them; move it away"
+        "them; move it away and run eval.py, which writes it anew"
     )
 
 
@@ -201,6 +211,8 @@ def _as_json(result: Result) -> dict[str, Any]:
         "protocol": result.protocol,
         "scales": result.scales,
         "averaging": result.averaging,
+        "dataset": result.dataset,
+        "data_dir": result.data_dir,
         "images": result.images,
         "skipped": result.skipped,
         "top1_error": top1.value,
@@ -212,10 +224,24 @@ def _as_json(result: Result) -> dict[str, Any]:
     return json.loads(json.dumps(row))  # as it is read back: tuples are lists
 
 
+def _is_row(row: dict[str, Any]) -> bool:
+    """Returns whether a value is a row of eval.json; raises what leads elsewhere."""
+    named = [row["protocol"], row["averaging"], *row["skipped"]]
+    named += [network[key] for network in row["networks"] for key in ("run", "model")]
+    numbers = [row["images"], *row["scales"], *row["top1_interval"]]
+    numbers += [row["top1_error"], row["top5_error"], *row["top5_interval"]]
+    for network in row["networks"]:
+        low, high = network["train_scale"]
+        numbers += [network["step"], low, high]
+    return all(isinstance(name, str) for name in named) and min(numbers) >= 0
+
+
 def _key(row: dict[str, Any]) -> str:
     """Returns what tells a row of eval.json from the others."""
     networks = [(n["run"], n["step"]) for n in row["networks"]]
-    return json.dumps([networks, row["protocol"], row["scales"], row["averaging"]])
+    fields = ("protocol", "scales", "averaging", "dataset", "data_dir")
+    images = row["images"] + len(row["skipped"])
+    return json.dumps([networks, *(row[field] for field in fields), images])
 
 
 def _train_scales(networks: Sequence[TrainedNetwork]) -> str:

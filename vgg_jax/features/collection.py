@@ -15,7 +15,7 @@ from etils.epath import Path
 from vgg_jax import distributed
 from vgg_jax.config import Config
 from vgg_jax.console import progress_bar
-from vgg_jax.data.base import Source, Subset
+from vgg_jax.data.base import CorruptImage, Source, Subset
 from vgg_jax.data.zca import preprocessing_of, whitening_digest
 from vgg_jax.evaluation.cache import Inputs, network_inputs
 from vgg_jax.files import load_arrays, save_arrays
@@ -70,8 +70,11 @@ class Collection:
         try:
             stored = load_arrays(self._path, ("digests", "values", "inputs"))
             if json.loads(str(stored["inputs"])) == self._inputs:
+                values = stored["values"]
+                if values.ndim != 2 or not np.isfinite(values).all():
+                    raise ValueError("expected a finite descriptor for each image")
                 digests = map(bytes, stored["digests"])
-                self._activations = dict(zip(digests, stored["values"], strict=True))
+                self._activations = dict(zip(digests, values, strict=True))
         except FileNotFoundError:
             pass
         except ValueError:
@@ -124,7 +127,12 @@ def collect_activations(
     }
     digests, labels = [], []
     for i in range(len(source)):
-        example = source[i]
+        try:
+            example = source[i]
+        except CorruptImage:  # `over_source` reports it; no image has this digest
+            digests.append(b"")
+            labels.append(0)
+            continue
         digests.append(image_digest(example["image"]))
         labels.append(example["label"])
     network = Network.from_model(model, preprocessing_of(config.data))

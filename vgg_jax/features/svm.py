@@ -19,6 +19,7 @@ from etils.epath import Path
 from vgg_jax import cli, distributed
 from vgg_jax.config import Config
 from vgg_jax.data.folder import open_folder
+from vgg_jax.data.mirror import local_data
 from vgg_jax.evaluation.predictions import wilson
 from vgg_jax.features.collection import collect_activations
 from vgg_jax.features.descriptors import AGGREGATES, combine_scales, validate_request
@@ -72,8 +73,9 @@ def run_svm(request: Request) -> dict[str, Any]:
     scales = request.scales or tuple(trained_with.evaluation.scales)
     validate_request(model, scales, request.aggregate, request.layer)
     config = _with_folder(trained_with, request)
+    data_dir = str(local_data(config.data))
     sources = {
-        split: open_folder(request.data_dir, split, request.validation_fraction)
+        split: open_folder(data_dir, split, request.validation_fraction)
         for split in SPLITS
     }
     examples = {}  # descriptors and labels of each split

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgg_jax.config import BUCKET_RATIOS, IMAGENET_MEAN
+from vgg_jax.config import BUCKET_RATIOS, IMAGENET_MEAN, Config
 from vgg_jax.inference.forward import (
     MapHead,
     Network,
@@ -53,6 +53,29 @@ def padded_shapes(ratios: Iterable[float], scale: int) -> tuple[Shape, ...]:
 def smallest_fitting(shapes: Iterable[Shape], height: int, width: int) -> Shape | None:
     """Returns the first of `shapes` that holds an image; None if none of them does."""
     return next((s for s in shapes if s[0] >= height and s[1] >= width), None)
+
+
+def images_per_device(config: Config, devices: int, shape: Shape) -> int:
+    """Returns how many whole images, padded to a shape, a device is given at once.
+
+    It is as many as have no more pixels than the device's share of
+    `evaluation.batch_size` training crops, and at least one.
+    """
+    crops = -(-config.evaluation.batch_size // devices)
+    return max(1, crops * config.data.crop**2 // math.prod(shape))
+
+
+def largest_batch(config: Config, devices: int) -> tuple[int, Shape]:
+    """Returns how many images of which shape are the most pixels a device is given.
+
+    Of the buckets at all of `evaluation.scales`; see `images_per_device`.
+    """
+    batches = [
+        (images_per_device(config, devices, shape), shape)
+        for scale in config.evaluation.scales
+        for shape in padded_shapes(config.evaluation.bucket_ratios, scale)
+    ]
+    return max(batches, key=lambda batch: batch[0] * math.prod(batch[1]))
 
 
 def dense_posteriors(

@@ -342,6 +342,8 @@ def spatial_posteriors(
 ) -> jax.Array:
     """Makes one distribution of each class score map: [N, h, w, C] -> [N, C].
 
+    A map with a score that is not finite has no distribution: its row is NaN.
+
     Args:
         scores: the maps.
         averaging: "score_map", the mean of the scores over space, then soft-max; or
@@ -355,8 +357,11 @@ def spatial_posteriors(
     validate_averaging(averaging)
     cells = None if sizes is None else inside(scores.shape, sizes)
     if averaging == "score_map":
-        return jax.nn.softmax(scores.mean(axis=(1, 2), where=cells))
-    return jax.nn.softmax(scores).mean(axis=(1, 2), where=cells)
+        posteriors = jax.nn.softmax(scores.mean(axis=(1, 2), where=cells))
+    else:
+        posteriors = jax.nn.softmax(scores).mean(axis=(1, 2), where=cells)
+    is_finite = jnp.isfinite(scores).all(axis=(1, 2, 3), where=cells)
+    return jnp.where(is_finite[:, None], posteriors, jnp.nan)
 
 
 def mirror_images(images: jax.Array, sizes: jax.Array | None = None) -> jax.Array:

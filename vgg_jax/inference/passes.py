@@ -20,9 +20,15 @@ from vgg_jax.data.pipeline import Batch, eval_batches, whole_image_batches
 from vgg_jax.data.sources import Source
 from vgg_jax.data.transforms import CropLayout
 from vgg_jax.distributed import make_mesh, shard_batch
-from vgg_jax.inference.dense import padded_shapes, smallest_fitting
+from vgg_jax.inference.dense import (
+    Shape,
+    images_per_device,
+    padded_shapes,
+    smallest_fitting,
+)
 from vgg_jax.inference.forward import Head, MapHead, Network
 from vgg_jax.inference.tiling import run_tiled
+from vgg_jax.memory import evaluation_advice, naming_settings
 
 # The arrays of a batch that describe its examples.
 DESCRIPTIONS = ("label", "weight", "box")
@@ -81,7 +87,8 @@ def over_source(
             a row an example.
         source: the images.
         config: `data` says how images are decoded and cropped, `evaluation` how many
-            the network is given at once and the shapes that they are padded to.
+            pixels the network is given at once and the shapes that images are padded
+            to.
         view: what the network sees of each image.
         extras: further arrays that the head names, one row an example of the source.
         with_boxes: whether the examples' boxes are wanted.
@@ -145,33 +152,53 @@ def example_rows(
         )
     network = network.place(mesh)
     shapes = padded_shapes(config.evaluation.bucket_ratios, view.scale)
-    previous = None
-    for batch in view_batches(source, config, view, network.channels, mesh, with_boxes):
-        before_batch()
-        known = {name: rows[batch["index"]] for name, rows in (extras or {}).items()}
-        known |= {name: batch[name] for name in DESCRIPTIONS if name in batch}
-        head_extras = {name: known[name] for name in head.extras}
-        outputs: Any
-        if view.layout is None and batch["image"].shape[1:3] not in shapes:
-            # One image, longer than every bucket.
-            assert isinstance(head, MapHead)
-            outputs = run_tiled(network, head, batch["image"][0], head_extras)
-        else:
-            images = {k: batch[k] for k in ("image", "size") if k in batch}
-            inputs = shard_batch(mesh, images | head_extras)
-            outputs = network.run(
-                head,
-                inputs.pop("image"),
-                inputs.pop("size", None),
-                inputs,
-            )
-        # The devices compute this batch while the host takes the last one's result
-        # and prepares the next.
+    previous, given = None, 0
+    batches = view_batches(source, config, view, network.channels, mesh, with_boxes)
+
+    def advice() -> Iterator[str]:
+        """Yields what makes the batch smaller that was run last."""
+        yield from evaluation_advice(config, given // len(mesh.local_devices))
+
+    with naming_settings(f"a batch of images at Q={view.scale}", advice()):
+        for batch in batches:
+            before_batch()
+            given = len(batch["index"])
+            known = {
+                name: rows[batch["index"]] for name, rows in (extras or {}).items()
+            }
+            known |= {name: batch[name] for name in DESCRIPTIONS if name in batch}
+            head_extras = {name: known[name] for name in head.extras}
+            outputs: Any
+            if view.layout is None and batch["image"].shape[1:3] not in shapes:
+                # One image, longer than every bucket.
+                assert isinstance(head, MapHead)
+                outputs = run_tiled(network, head, batch["image"][0], head_extras)
+            else:
+                images = {k: batch[k] for k in ("image", "size") if k in batch}
+                inputs = shard_batch(mesh, images | head_extras)
+                outputs = network.run(
+                    head,
+                    inputs.pop("image"),
+                    inputs.pop("size", None),
+                    inputs,
+                )
+            # The devices compute this batch while the host takes the last one's result
+            # and prepares the next.
+            if previous is not None:
+                yield _rows_of_examples(*previous, bar)
+            previous = batch, outputs
         if previous is not None:
             yield _rows_of_examples(*previous, bar)
-        previous = batch, outputs
-    if previous is not None:
-        yield _rows_of_examples(*previous, bar)
+
+
+def images_at_once(config: Config, view: View, devices: int, shape: Shape) -> int:
+    """Returns how many images of a view each of so many devices is given at once.
+
+    `shape` is what whole images are padded to; it does not matter to crops.
+    """
+    if view.layout is None:
+        return images_per_device(config, devices, shape)
+    return -(-config.evaluation.batch_size // (devices * view.crops))
 
 
 def view_batches(
@@ -183,11 +210,15 @@ def view_batches(
     with_boxes: bool,
 ) -> Iterator[Batch]:
     """Returns this host's batches of a view; every device gets as many images."""
-    per_device = -(-config.evaluation.batch_size // (mesh.size * view.crops))
+    crop = config.data.crop
+
+    def rows(shape: Shape) -> int:
+        at_once = images_at_once(config, view, mesh.size, shape)
+        return at_once * len(mesh.local_devices)
+
     share: dict[str, Any] = {
         "channels": channels,
         "scale": view.scale,
-        "batch_size": per_device * len(mesh.local_devices) * jax.process_count(),
         "process_index": jax.process_index(),
         "process_count": jax.process_count(),
         "with_boxes": with_boxes,
@@ -195,9 +226,17 @@ def view_batches(
     if view.layout is None:
         shapes = padded_shapes(config.evaluation.bucket_ratios, view.scale)
         bucket = functools.partial(smallest_fitting, shapes)
-        return whole_image_batches(source, config.data, bucket=bucket, **share)
-    crop = config.data.crop
-    return eval_batches(source, config.data, crop=crop, layout=view.layout, **share)
+        return whole_image_batches(
+            source, config.data, bucket=bucket, rows=rows, **share
+        )
+    return eval_batches(
+        source,
+        config.data,
+        crop=crop,
+        layout=view.layout,
+        batch_size=rows((crop, crop)) * jax.process_count(),
+        **share,
+    )
 
 
 def place_rows(

@@ -133,7 +133,7 @@ class _Geometry:
             case 1:
                 return self._kernel_gradient(x=first, g=second)
             case _:
-                return _conv(first, second, self)
+                return _conv(first, second, self, first.dtype)
 
     def _input_gradient(self, kernel: jax.Array, g: jax.Array) -> jax.Array:
         shape = self.shape(0, kernel.shape, g.shape)
@@ -143,9 +143,12 @@ class _Geometry:
                 lambda x: conv(x, kernel, self), shape, g
             )
 
-        if not self.is_dense:
-            return transposed(_plain)(kernel, g)
-        return _on_cpu(transposed(_dense), transposed(_plain), kernel, g)
+        plain = transposed(_plain)
+        if self.is_dense:
+            return _on_cpu(transposed(_dense), plain, kernel, g)
+        if _is_wide(g.dtype):
+            return plain(kernel, g)
+        return _on_cpu(lambda kernel, g: plain(kernel, _apart(g)), plain, kernel, g)
 
     def _kernel_gradient(self, x: jax.Array, g: jax.Array) -> jax.Array:
         shape = self.shape(1, x.shape, g.shape)
@@ -184,19 +187,23 @@ def conv_general_dilated(
 
     It is an argument of `nnx.Conv(..., conv_general_dilated=conv_general_dilated)`.
     What the layers of this package do not use (dilation, groups, a precision) goes to
-    `jax.lax` on every platform.
+    `jax.lax` on every platform. With a `preferred_element_type` wider than the arrays
+    the products are summed in it and the result is of it, while derivatives are
+    computed in the arrays' own type, as after a cast.
     """
     ones = (None, (1, 1))
+    dtype = lhs.dtype if preferred_element_type is None else preferred_element_type
     covered = (
         lhs.ndim == 4
         and dimension_numbers in (_DIMENSIONS, _SPECS)
         and lhs.dtype == rhs.dtype
         and jnp.issubdtype(lhs.dtype, jnp.floating)
+        and jnp.promote_types(lhs.dtype, dtype) == dtype
         and (lhs_dilation if lhs_dilation is None else tuple(lhs_dilation)) in ones
         and (rhs_dilation if rhs_dilation is None else tuple(rhs_dilation)) in ones
         and feature_group_count == batch_group_count == 1
         and _is_covered(lhs, rhs)
-        and precision is preferred_element_type is out_sharding is None
+        and precision is out_sharding is None
     )
     if not covered:
         return lax.conv_general_dilated(
@@ -224,7 +231,7 @@ def conv_general_dilated(
         strides=(window_strides[0], window_strides[1]),
         padding=((rows[0], rows[1]), (columns[0], columns[1])),
     )
-    return _conv(lhs, rhs, geometry)
+    return _conv(lhs, rhs, geometry, jnp.dtype(dtype))
 
 
 def conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
@@ -238,19 +245,31 @@ def conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.A
     )
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _conv(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
-    plain = functools.partial(_plain, geometry=geometry)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _conv(
+    x: jax.Array, kernel: jax.Array, geometry: _Geometry, dtype: jnp.dtype
+) -> jax.Array:
+    plain = functools.partial(_plain, geometry=geometry, dtype=dtype)
+    form: Callable[..., jax.Array] = _plain
     if geometry.is_dense:
-        return _on_cpu(functools.partial(_dense, geometry=geometry), plain, x, kernel)
-    if geometry.strides == (1, 1) and geometry.has_few(*kernel.shape[2:]):
-        return _on_cpu(functools.partial(_taps, geometry=geometry), plain, x, kernel)
-    return plain(x, kernel)
+        form = _dense
+    elif geometry.strides == (1, 1) and geometry.has_few(*kernel.shape[2:]):
+        form = _taps
+    if form is _plain and _is_wide(x.dtype):
+        return plain(x, kernel)
+
+    def fast(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return form(_apart(x).astype(dtype), kernel.astype(dtype), geometry)
+
+    return _on_cpu(fast, plain, x, kernel)
 
 
 @functools.partial(_conv.defjvp, symbolic_zeros=True)
 def _conv_jvp(
-    geometry: _Geometry, primals: tuple[jax.Array, ...], tangents: tuple[Any, ...]
+    geometry: _Geometry,
+    dtype: jnp.dtype,
+    primals: tuple[jax.Array, ...],
+    tangents: tuple[Any, ...],
 ) -> tuple[jax.Array, Any]:
     given = dict(enumerate(primals))
     changes = [  # an argument that is constant has no tangent, and costs nothing
@@ -258,7 +277,8 @@ def _conv_jvp(
         for slot, tangent in enumerate(tangents)
         if not isinstance(tangent, SymbolicZero)
     ]
-    return _conv(*primals, geometry), functools.reduce(jnp.add, changes)
+    change = functools.reduce(jnp.add, changes).astype(dtype)
+    return _conv(*primals, geometry, dtype), change
 
 
 def _transposed(
@@ -269,14 +289,33 @@ def _transposed(
     return result
 
 
-def _plain(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
+def _plain(
+    x: jax.Array,
+    kernel: jax.Array,
+    geometry: _Geometry,
+    dtype: jnp.dtype | None = None,
+) -> jax.Array:
     return lax.conv_general_dilated(
         x,
         kernel,
         geometry.strides,
         geometry.padding,
         dimension_numbers=_DIMENSIONS,
+        preferred_element_type=None if dtype == x.dtype else dtype,
     )
+
+
+def _is_wide(dtype: jnp.dtype) -> bool:
+    return dtype.itemsize >= 4
+
+
+def _apart(x: jax.Array) -> jax.Array:
+    """Keeps a convolution on CPU out of the code that computes its 16-bit input.
+
+    jaxlib 0.12.0 fuses two convolutions of bfloat16, and what is between them, into
+    code that reads what it has not written; the second then gives NaN.
+    """
+    return x if _is_wide(x.dtype) else lax.optimization_barrier(x)
 
 
 def _taps(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:

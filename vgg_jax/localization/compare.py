@@ -111,8 +111,7 @@ def run_localization(
     }
     if distributed.is_first():
         write_json(workdirs[0] / "localization.json", record)
-        channels, path = localizers[0].in_channels, workdirs[0] / "boxes.png"
-        draw_boxes(top_classes, source, channels, path)
+        draw_boxes(top_classes, source, config, workdirs[0] / "boxes.png")
     return errors
 
 
@@ -164,14 +163,14 @@ ROWS, COLUMNS = 4, 6
 
 
 def draw_boxes(
-    localizations: Localizations, source: Source, channels: int, output: Path
+    localizations: Localizations, source: Source, config: Config, output: Path
 ) -> None:
     """Draws the first images of a set with their first box and the true one.
 
     Args:
         localizations: the boxes of each image, that of the likeliest class first.
         source: the images.
-        channels: the number of channels of the images, 1 or 3.
+        config: how the images are decoded.
         output: the PNG file to write.
     """
     figure = Figure(
@@ -187,7 +186,12 @@ def draw_boxes(
         axes.set_axis_off()
     for i, axes in zip(shown, figure.axes, strict=False):
         example = source[int(i)]
-        image = decode(example["image"], channels, example["name"])
+        image = decode(
+            example["image"],
+            config.model.in_channels,
+            example["name"],
+            max_pixels=config.data.max_pixels,
+        )
         axes.imshow(image, cmap="gray", vmin=0, vmax=255)
         color = RIGHT if right[i] else WRONG
         whole = boxes.window(0, 0, *image.shape[:2])

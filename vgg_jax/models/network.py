@@ -61,12 +61,20 @@ def class_scores(score_map: jax.Array) -> jax.Array:
     return score_map.astype(jnp.float32).mean(axis=(1, 2))
 
 
+def _promote_factors(
+    arrays: tuple[jax.Array, ...], /, *, dtype: Any
+) -> tuple[jax.Array, ...]:
+    """Casts the input and the kernel of a layer, and leaves its bias in float32."""
+    x, kernel, bias = arrays
+    return x.astype(dtype), kernel.astype(dtype), bias
+
+
 class BatchNorm(nnx.BatchNorm):
     """`nnx.BatchNorm` with the running variance of torchvision.
 
     A batch of n cells is normalized by its variance over n; the running variance moves
-    towards its estimate for all images, which is over n - 1. A batch without cells is
-    left as it is and moves nothing.
+    towards its estimate for all images, which is over n - 1. A batch without cells that
+    count moves nothing.
     """
 
     def __call__(
@@ -82,18 +90,40 @@ class BatchNorm(nnx.BatchNorm):
             x: the map.
             use_running_average: normalize by the running statistics in place of the
                 batch's; None does as the module is set.
-            mask: the cells that count; None counts all.
+            mask: the cells that count, [N, h, w, 1] or a shape that broadcasts to it;
+                None counts all.
         """
         if use_running_average is None:
             use_running_average = self.use_running_average
         if use_running_average or 0 in x.shape:
             return super().__call__(x, use_running_average=True)
-        before = self.var[...]
+        mean, var = self.mean[...], self.var[...]
+        count: Any = math.prod(x.shape[:-1])
+        if mask is not None:
+            mask = jnp.broadcast_to(mask, (*x.shape[:-1], 1))
+            count = jnp.sum(mask)
+            mask |= count == 0  # the mean of no cells would not be a number
         y = super().__call__(x, use_running_average=False, mask=mask)
-        count = math.prod(x.shape[:-1]) if mask is None else jnp.sum(mask)
-        moved = self.var[...] - self.momentum * before
+        moved = self.var[...] - self.momentum * var
         self.var[...] += moved / jnp.maximum(count - 1, 1)
+        if mask is not None:
+            self.mean[...] = jnp.where(count > 0, self.mean[...], mean)
+            self.var[...] = jnp.where(count > 0, self.var[...], var)
         return y
+
+
+def _counted_cells(
+    shape: tuple[int, ...], sizes: jax.Array | None, counted: jax.Array | None
+) -> jax.Array | None:
+    """Says which cells of a map enter batch statistics: bool [N, h or 1, w or 1, 1].
+
+    They are those within `sizes` of the images that are `counted`, [N]; None is all.
+    """
+    cells = None if sizes is None else rows.inside(shape, sizes)
+    if counted is None:
+        return cells
+    images = counted[:, None, None, None]
+    return images if cells is None else images & cells
 
 
 class FeatureInfo(NamedTuple):
@@ -119,6 +149,8 @@ class ConvNet(nnx.Module):
         in_channels: channels of the images.
         init: a key of `INITS`; biases start at zero.
         dtype: the type that is computed in, one of `DTYPES`; parameters are float32.
+            So are class scores: the last convolution of a classifier multiplies in
+            `dtype`, sums in float32, and nothing rounds its result.
         rngs: a key or `nnx.Rngs`, whose "params" stream makes the weights.
         keep_rngs: keep a stream named "dropout" inside, for calls without `rngs`; and
             for `nnx.bridge.to_linen`, whose `apply(..., rngs=...)` cannot hand one to a
@@ -153,9 +185,19 @@ class ConvNet(nnx.Module):
         self.in_channels = in_channels
         self.dtype = _computation_dtype(dtype)
         channels = in_channels
+        convolutions = [row for row in self.layers if isinstance(row, rows.Conv)]
+        dtype = self.dtype
         for layer in self.layers:
             match layer:
                 case rows.Conv():
+                    of_scores: dict[str, Any] = {}
+                    is_last = num_classes is not None and layer is convolutions[-1]
+                    if is_last and dtype != jnp.float32:
+                        dtype = jnp.dtype(jnp.float32)  # here and in what follows
+                        of_scores = {
+                            "preferred_element_type": dtype,
+                            "promote_dtype": _promote_factors,
+                        }
                     dense = isinstance(layer, rows.FullyConnected)
                     module: nnx.Module = nnx.Conv(
                         channels,
@@ -167,6 +209,7 @@ class ConvNet(nnx.Module):
                         dtype=self.dtype,
                         conv_general_dilated=conv_general_dilated,
                         rngs=rngs,
+                        **of_scores,
                     )
                 case rows.BatchNorm():
                     # torchvision's constants (its momentum is one minus ours).
@@ -175,7 +218,7 @@ class ConvNet(nnx.Module):
                         use_running_average=True,
                         momentum=0.9,
                         epsilon=1e-5,
-                        dtype=self.dtype,
+                        dtype=dtype,
                         rngs=rngs,
                     )
                 case rows.Dropout():
@@ -306,6 +349,7 @@ class ConvNet(nnx.Module):
         sizes: jax.Array | None = None,
         train: bool | None = None,
         rngs: Randomness | None = None,
+        counted: jax.Array | None = None,
         collect: dict[str, jax.Array] | None = None,
     ) -> jax.Array:
         """Runs consecutive rows of the network: [N, H, W, C] -> [N, h, w, features].
@@ -316,6 +360,7 @@ class ConvNet(nnx.Module):
             sizes: the sizes of the images in their batch, as `score_map` takes them,
                 or the sizes of those maps.
             train, rngs: the arguments of `__call__`.
+            counted: bool [N], the images that enter the batch statistics; None for all.
             collect: takes each row's map, by the row's name.
 
         Raises:
@@ -323,7 +368,7 @@ class ConvNet(nnx.Module):
         """
         if layers[0] == self.layers[0]:
             self._validate(x, layers)
-        x = x.astype(self.dtype)
+            x = x.astype(self.dtype)
         for layer in layers:
             # Compilers and profilers show an operation under its layer's name.
             with jax.named_scope(layer.name):
@@ -336,7 +381,7 @@ class ConvNet(nnx.Module):
                         x = getattr(self, layer.name)(
                             x,
                             use_running_average=None if train is None else not train,
-                            mask=None if sizes is None else rows.inside(x.shape, sizes),
+                            mask=_counted_cells(x.shape, sizes, counted),
                         )
                     case rows.Dropout():
                         x = self._drop(layer, x, train, rngs)

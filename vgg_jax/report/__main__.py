@@ -34,7 +34,13 @@ from vgg_jax.report.confusion import draw_confusion, read_csv
 from vgg_jax.report.figures import Lines, curves, read_metrics
 from vgg_jax.report.gallery import Gallery, load_gallery
 from vgg_jax.report.heat import enlarge, explain, overlay
-from vgg_jax.report.paper_tables import Json, compare, is_the_papers, percent
+from vgg_jax.report.paper_tables import (
+    Json,
+    compare,
+    is_the_papers,
+    newest,
+    percent,
+)
 from vgg_jax.training.workdir import read_config
 
 CONFUSIONS = 10  # pairs of classes that are listed
@@ -89,6 +95,8 @@ def read_run(workdir: Path, name: str) -> Run:
             confusion=read_csv(confusion) if confusion.exists() else None,
         )
     except OSError as error:
+        if error.errno is None:  # its message says all
+            raise
         raise OSError(
             f"cannot read {error.filename} ({error.strerror}); make it a file that you "
             "may read, or move it away and run eval.py"
@@ -104,7 +112,7 @@ def make_report(runs: Sequence[Run]) -> str:
         results=result_rows(runs),
         protocols=protocols_of(runs),
         runs=[describe_run(run) for run in runs],
-        paper=compare([row for run in like_the_paper for row in run.results])
+        paper=compare([newest(run.results) for run in like_the_paper])
         if on_imagenet
         else {},
     )
@@ -113,21 +121,21 @@ def make_report(runs: Sequence[Run]) -> str:
 def result_rows(runs: Sequence[Run]) -> list[Mapping[str, str]]:
     """Makes the rows of the results table, one for each different row of eval.json.
 
-    The step stands beside a network that was evaluated at several.
+    The folder stands beside a data set of which several folders were evaluated.
     """
-    rows = {json.dumps(row): (row, run.config) for run in runs for row in run.results}
-    steps = defaultdict(set)
-    for row, _ in rows.values():
-        for network in row["networks"]:
-            steps[network["run"]].add(network["step"])
+    rows = {json.dumps(row): row for run in runs for row in run.results}.values()
+    folders = defaultdict(set)
+    for row in rows:
+        folders[row["dataset"]].add(row["data_dir"])
 
-    def name(network: Json) -> str:
-        several = len(steps[network["run"]]) > 1
-        return network["run"] + (f", step {network['step']:,}" if several else "")
+    def data(row: Json) -> str:
+        several = len(folders[row["dataset"]]) > 1
+        return row["dataset"] + (f" in {row['data_dir']}" if several else "")
 
     return [
         {
-            "network": " + ".join(map(name, row["networks"])),
+            "network": " + ".join(network["run"] for network in row["networks"]),
+            "step": " + ".join(f"{network['step']:,}" for network in row["networks"]),
             "protocol": row["protocol"]
             + (", mean of posteriors" if row["averaging"] == "posteriors" else ""),
             "top-1 error %": percent(row, "top1"),
@@ -139,9 +147,9 @@ def result_rows(runs: Sequence[Run]) -> list[Mapping[str, str]]:
                 )
             ),
             "images": f"{row['images']:,}",
-            "data": config.data.dataset,
+            "data": data(row),
         }
-        for row, config in rows.values()
+        for row in rows
     ]
 
 

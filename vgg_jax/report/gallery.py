@@ -99,7 +99,12 @@ def make_gallery(
     for example in examples:
         stored = source[example.index]
         names.append(stored["name"])
-        image = decode(stored["image"], model.in_channels, stored["name"])
+        image = decode(
+            stored["image"],
+            model.in_channels,
+            stored["name"],
+            max_pixels=data.max_pixels,
+        )
         square = center_crop(image, min(image.shape[:2]))
         maps.append(
             heat_map(model, square, example.predicted, data.crop, preprocessing)

@@ -5,6 +5,7 @@ Errors are in per cent, on the ImageNet validation set.
 
 import dataclasses
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from vgg_jax.evaluation.results import format_train_scale
 Json = dict[str, Any]
 Cells = dict[str, str | None]  # by the name of the column; None was not run
 Scales = tuple[int, ...]
+
+IMAGES = 50_000  # of the ImageNet validation set
 
 LETTERS = {
     "vgg11": "A",
@@ -148,19 +151,53 @@ def is_the_papers(config: Config) -> bool:
     )
 
 
-def compare(results: Sequence[Json]) -> dict[str, list[Cells]]:
+def newest(results: Sequence[Json]) -> list[Json]:
+    """Returns the rows of an eval.json that are of the newest step of each run in it.
+
+    A row of several networks is one of them where all are at their newest step.
+    """
+    steps: dict[str, int] = {}
+    for row in results:
+        for network in row["networks"]:
+            steps[network["run"]] = max(network["step"], steps.get(network["run"], 0))
+    return [
+        row
+        for row in results
+        if all(network["step"] == steps[network["run"]] for network in row["networks"])
+    ]
+
+
+def compare(runs: Sequence[Sequence[Json]]) -> dict[str, list[Cells]]:
     """Puts rows of eval.json into the cells of the published tables that they fit.
+
+    Only rows of the whole validation set stand beside the paper, whose errors are of
+    all its images. A published row stands there once for each network of ours, or group
+    of fused ones, that fits it.
+
+    Args:
+        runs: the rows of each run.
 
     Returns:
         The rows of each table, by its title.
     """
+    whole = [row for run in runs for row in run if row["images"] == IMAGES]
+    ours: dict[str, dict[str, Json]] = defaultdict(dict)
     # Of rows that differ in the averaging alone the default's is shown.
-    default_last = sorted(results, key=lambda row: row["averaging"] == "score_map")
-    ours = {_result_key(row): row for row in default_last}
+    for row in sorted(whole, key=lambda row: row["averaging"] == "score_map"):
+        ours[_result_key(row)][_network_names(row)] = row
     return {
-        table.title: [_cells(table, row, ours.get(_row_key(row))) for row in table.rows]
+        table.title: [
+            _cells(table, row, own)
+            for row in table.rows
+            for own in ours[_row_key(row)].values() or (None,)
+        ]
         for table in TABLES
     }
+
+
+def _network_names(row: Json) -> str:
+    """Names the runs and steps of a row."""
+    return " + ".join(f"{n['run']} at step {n['step']:,}" for n in row["networks"])
 
 
 def _cells(table: Table, row: Row, ours: Json | None) -> Cells:
@@ -172,6 +209,7 @@ def _cells(table: Table, row: Row, ours: Json | None) -> Cells:
         "ours": None
         if ours is None
         else f"{percent(ours, 'top1')} / {percent(ours, 'top5')}",
+        "our run": "" if ours is None else _network_names(ours),
         "test Q": _join(", ".join(map(str, n.scales)) for n in row.networks),
         "paper, test set": f"- / {row.test_top5_error or '-'}",
     }

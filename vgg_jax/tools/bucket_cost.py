@@ -262,8 +262,9 @@ def folder_sizes(folder: Path) -> Counter[Shape]:
     Raises:
         ValueError: the folder has no pictures.
     """
+    from vgg_jax.data.base import CorruptImage
     from vgg_jax.data.folder import SUFFIXES
-    from vgg_jax.data.transforms import CorruptImage, decode
+    from vgg_jax.data.transforms import decode
 
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not files:

@@ -9,9 +9,9 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
+from etils.epath import Path
 
 from vgg_jax import cli
 from vgg_jax.config import Config, DataConfig

@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import functools
 import importlib.util
+import itertools
 import os
 import sys
 import time
@@ -31,8 +32,9 @@ from vgg_jax.console import did_you_mean
 from vgg_jax.data.zca import preprocessing_of
 from vgg_jax.distributed import batch_sharding, make_mesh, replicated
 from vgg_jax.files import write_json
-from vgg_jax.inference.dense import Shape, padded_shapes
+from vgg_jax.inference.dense import Shape, largest_batch
 from vgg_jax.inference.forward import Network, Posteriors
+from vgg_jax.memory import evaluation_advice, training_advice
 from vgg_jax.models.measure import summary
 from vgg_jax.tools.hlo import program_costs
 from vgg_jax.tools.tpu_report import CHIPS, Memory, Report, format_growth
@@ -153,11 +155,9 @@ def compile_program(config: Config, program: str, topology: str, mesh: Mesh) -> 
         lowered = train.train_step.lower(*train.arguments)
         shape, batch_size, passes = (config.data.crop,) * 2, config.batch_size, 3
     else:
-        # The largest shape that images are padded to needs the most memory.
-        shape = padded_shapes(
-            config.evaluation.bucket_ratios, max(config.evaluation.scales)
-        )[-1]
-        batch_size = -(-config.evaluation.batch_size // mesh.size) * mesh.size
+        # The batch of the most pixels needs the most memory.
+        per_device, shape = largest_batch(config, mesh.size)
+        batch_size = per_device * mesh.size
         lowered, passes = lower_dense(config, mesh, shape, batch_size), 2
     multiply_adds = summary(options.pop("name"), shape, **options).multiply_adds
     make_report = functools.partial(
@@ -212,21 +212,17 @@ def _abstract(array: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStru
 
 
 def memory_advice(config: Config, program: str, chips: int) -> Iterator[str]:
-    """Yields settings with which a program needs less memory, the mildest first."""
-    if config.model.dtype == "float32":
-        yield "--config.model.dtype=bfloat16"
-    if program == "dense":
-        smaller = config.evaluation.batch_size // 2
-        yield f"--config.evaluation.batch_size={smaller}, or smaller"
-        return
-    if not config.remat:
-        yield "--config.remat=True"
-    if not config.shard_fc and chips > 1:
-        yield "--config.shard_fc=True"
-    parts = 2 * config.accumulate_steps
-    if config.batch_size % (parts * chips) == 0:
-        yield f"--config.accumulate_steps={parts}, or more"
-    yield f"--config.batch_size={config.batch_size // 2}, or smaller, or more chips"
+    """Yields flags with which a program needs less memory, the mildest first."""
+    if program == "train_step":
+        advice = training_advice(config, chips)
+    else:
+        images_per_chip, _ = largest_batch(config, chips)
+        advice = itertools.chain(
+            ["model.dtype=bfloat16"] if config.model.dtype == "float32" else [],
+            evaluation_advice(config, images_per_chip),
+        )
+    for setting in advice:
+        yield f"--config.{setting}"
 
 
 def _first_line(error: Exception) -> str:

@@ -2,33 +2,114 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
+import tensorstore
 from etils.epath import Path
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
+from vgg_jax import buckets, distributed
 from vgg_jax.config import Config
-from vgg_jax.distributed import make_mesh, replicated
-from vgg_jax.files import is_in_bucket, parse_path, resolve
+from vgg_jax.distributed import make_mesh, replicated, warn
+from vgg_jax.files import (
+    is_in_bucket,
+    parse_path,
+    read_json,
+    resolve,
+    text_digest,
+    write_text,
+)
 from vgg_jax.models import ConvNet
+from vgg_jax.training.digest import digests
 from vgg_jax.training.program import abstract_model
 from vgg_jax.training.schedule import Plateau
 from vgg_jax.training.steps import TrainState, split
 from vgg_jax.training.workdir import read_config
 
-# The last file of a checkpoint in a bucket.
-COMMITTED = "commit_success.txt"
+# Orbax asks TensorStore for its counters at every save, for its own log; each answer
+# stays in memory for good, some 35 kB a save.
+tensorstore.experimental_collect_matching_metrics = lambda *_: []
 
-_policies = ocp.training.preservation_policies
+METADATA = "_CHECKPOINT_METADATA"  # the last file of a checkpoint on a disk
+COMMITTED = "commit_success.txt"  # and in a bucket
+
+# What Orbax and TensorStore say of a store that cannot be read now, so that a
+# checkpoint there may be as it was saved.
+_UNREACHABLE = (
+    *("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED"),
+    *("RESOURCE_EXHAUSTED", "Permission denied", "Too many open files", "MemoryError"),
+)
+
+T = TypeVar("T")
 
 
 class SaveError(RuntimeError):
     """A checkpoint could not be written."""
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint does not hold what was saved; the message says what differs."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """What is saved beside the arrays of a checkpoint.
+
+    Args:
+        step: the number of steps before it.
+        plateau: the state of the learning rate's schedule.
+        errors: those of a validation at this step, if there was any.
+        digests: the digest of each array; none in a checkpoint of an earlier version.
+    """
+
+    step: int
+    plateau: Plateau
+    errors: dict[str, float] | None
+    digests: dict[str, str] | None
+
+    def to_metadata(self) -> dict[str, str]:
+        """Returns the record as the metadata of a checkpoint, with its own digest."""
+        text = json.dumps(dataclasses.asdict(self))
+        return {"record": text, "digest": text_digest(text)}
+
+
+def read_record(checkpoint: Path) -> Record:
+    """Reads the record of a checkpoint, which is in a folder with its step's name.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedCheckpoint: it is not what was saved.
+    """
+    step = int(checkpoint.name)
+    try:
+        metadata = read_json(checkpoint / METADATA)["custom_metadata"]
+        if "record" not in metadata:  # of an earlier version
+            metrics = checkpoint / "metrics" / "metrics"
+            return Record(
+                step=step,
+                plateau=Plateau(**json.loads(metadata["plateau"])),
+                errors=read_json(metrics) if metrics.exists() else None,
+                digests=None,
+            )
+        fields = json.loads(metadata["record"])
+        record = Record(**fields | {"plateau": Plateau(**fields["plateau"])})
+        is_intact = text_digest(metadata["record"]) == metadata["digest"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpoint(
+            f"checkpoint {checkpoint} is damaged: its {METADATA} cannot be read"
+        ) from error
+    if not is_intact or record.step != step:
+        raise DamagedCheckpoint(
+            f"checkpoint {checkpoint} is damaged: its {METADATA} is not what was saved"
+        )
+    return record
 
 
 class Checkpoints:
@@ -36,100 +117,197 @@ class Checkpoints:
 
     Two are kept: the latest, and the one with the lowest `metric` on validation. Saving
     goes on behind the training; a save cut short is not seen by the next start, and the
-    one before it is taken away only after it.
+    one before it is taken away only after it. What is restored is what was saved: the
+    digests of all arrays are kept with them and compared.
+
+    Args:
+        workdir: the run's folder.
+        metric: the name of the validation error that says which is the best.
+        read_only: whether nothing is to be changed there. A reader must not take away
+            what a training run is about to save.
     """
 
     def __init__(self, workdir: Path, metric: str, *, read_only: bool):
         self.metric = metric
         self._workdir = workdir
-        self._checkpointer = ocp.training.Checkpointer(
-            resolve(workdir / "checkpoints"),
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(
-                1
-            ),
-            preservation_policy=_policies.AnyPreservationPolicy(
-                [
-                    _policies.LatestN(1),
-                    _policies.BestN(
-                        get_metric_fn=lambda metrics: metrics[metric],
-                        reverse=True,  # the lowest error
-                        n=1,
-                        keep_checkpoints_without_metrics=False,
-                    ),
-                ]
-            ),
-            # A reader must not take away what a training run is about to save.
-            cleanup_tmp_directories=not read_only,
-        )
+        self._folder = resolve(workdir) / "checkpoints"
+        self._records: dict[int, Record] = {}
+        self._damage: dict[int, DamagedCheckpoint] = {}
+        self._saving: tuple[Record, ocp.AsyncResponse[None]] | None = None
+        self._is_writer = not read_only and distributed.is_first()
+        if self._is_writer:
+            _remove_remains(self._folder)
+        self._read_records()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._checkpointer.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # The error that ends the block says more than that of a save.
+        ignored = (SaveError,) if kind is not None else ()
+        with contextlib.suppress(*ignored):
+            self.wait()
 
     @property
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint; None without any."""
-        latest = self._checkpointer.latest
-        return None if latest is None else latest.step
+        return max(self._records, default=None)
 
     @property
     def best_step(self) -> int | None:
         """The step with the lowest validation error; the newest if none has any."""
-        validated = [c for c in self._checkpointer.checkpoints if c.metrics]
-        if not validated:
+        errors = {
+            step: record.errors[self.metric]
+            for step, record in self._records.items()
+            if record.errors
+        }
+        if not errors:
             return self.latest_step
-        return min(validated, key=lambda c: (c.metrics[self.metric], -c.step)).step
+        return min(errors, key=lambda step: (errors[step], -step))
 
     def is_validated(self, step: int) -> bool:
         """Returns whether the checkpoint of a step has errors; True without one."""
-        return all(c.metrics for c in self._checkpointer.checkpoints if c.step == step)
+        return step not in self._records or self._records[step].errors is not None
 
     def save(
         self, state: TrainState, plateau: Plateau, errors: Mapping[str, float] | None
     ) -> None:
         """Starts to save; `errors` are those of a validation at this step, if any.
 
-        A checkpoint of the same step, saved without them, makes room.
+        A checkpoint of the same step, saved without them, is given them.
 
         Raises:
             SaveError: the disk refused it, or the save before it.
         """
-        with self._saving():
-            self._checkpointer.save_checkpointables_async(
-                int(state.step),
-                _checkpointables(state),
-                overwrite=self.latest_step == int(state.step),
-                metrics=None if errors is None else dict(errors),
-                custom_metadata={"plateau": json.dumps(dataclasses.asdict(plateau))},
+        self.wait()
+        arrays = _checkpointables(state)
+        record = Record(
+            step=int(state.step),
+            plateau=dataclasses.replace(plateau),
+            errors=None if errors is None else dict(errors),
+            digests=digests(arrays),
+        )
+        if record.step in self._records:
+            self._add_errors(record)
+            return
+        with self._naming_last_good():
+            response = ocp.save_checkpointables_async(
+                self._folder / str(record.step),
+                arrays,
+                # What has this name and is no checkpoint of the run is no loss.
+                overwrite=True,
+                custom_metadata=record.to_metadata(),
             )
+        self._saving = record, response
 
     def wait(self) -> None:
-        """Waits until what was saved is on disk.
+        """Waits until what was saved is on disk, and takes older ones away.
 
         Raises:
             SaveError: the disk refused it.
         """
-        with self._saving():
-            self._checkpointer.wait()
+        if self._saving is None:
+            return
+        record, response = self._saving
+        with self._naming_last_good():
+            # Its result must be taken: until then it keeps a thread and descriptors.
+            response.result()
+        self._saving = None
+        self._keep(record)
+
+    def _add_errors(self, record: Record) -> None:
+        """Gives a whole checkpoint the errors of a validation that came later."""
+        with self._naming_last_good():
+            if self._is_writer:
+                path = self._folder / str(record.step) / METADATA
+                metadata = {"custom_metadata": record.to_metadata()}
+                write_text(path, json.dumps(read_json(path) | metadata))
+        self._keep(record)
+
+    def _keep(self, record: Record) -> None:
+        """Notes what was saved last, and takes what is neither that nor the best."""
+        self._records[record.step] = record
+        for step in self._records.keys() - {self.latest_step, self.best_step}:
+            del self._records[step]
+            if self._is_writer:
+                _remove(self._folder / str(step))
 
     def restore(self, abstract: TrainState, step: int) -> tuple[TrainState, Plateau]:
         """Restores the state and the plateau of a step.
 
         `abstract` gives shapes and shardings, so that the number of devices may differ
         from when the state was saved.
+
+        Raises:
+            DamagedCheckpoint: it is not what was saved.
+            ValueError: it cannot be read.
         """
         loaded = self._load(step, _checkpointables(abstract))
-        metadata = self._checkpointer.checkpointables_metadata(step).custom_metadata
-        assert isinstance(metadata, dict)
         state = TrainState(
             step=jax.device_put(np.int32(step), abstract.step.sharding),
             params=loaded["params"],
             batch_stats=loaded.get("batch_stats", {}),
             opt_state=loaded["opt_state"],
         )
-        return state, Plateau(**json.loads(metadata["plateau"]))
+        return state, dataclasses.replace(self._records[step].plateau)
+
+    def restore_newest(self, abstract: TrainState) -> tuple[TrainState, Plateau] | None:
+        """Restores the state and the plateau of the newest intact step.
+
+        Newer ones, which are damaged, are named in a warning and set aside.
+
+        Returns:
+            The state and the plateau; None where there is no checkpoint.
+
+        Raises:
+            ValueError: none of the checkpoints is intact, or one cannot be read.
+        """
+        if not self._records and not self._damage:
+            return None
+        step, restored = self._first_intact(
+            lambda: sorted({*self._records, *self._damage}, reverse=True),
+            lambda step: self.restore(abstract, step),
+        )
+        for newer in [damaged for damaged in sorted(self._damage) if damaged > step]:
+            self._records.pop(newer, None)
+            error, path = self._damage.pop(newer), self._folder / str(newer)
+            renamed = f" was renamed {_set_aside(path)} and" if self._is_writer else ""
+            warn(
+                f"{error}; it{renamed} is not used, and the run goes on from step "
+                f"{step}, the newest intact one. To go back to {newer}, stop the run "
+                f"and put a whole copy in the place of {path}"
+            )
+        return restored
+
+    def load_best(
+        self, params: Any, batch_stats: Any
+    ) -> tuple[int, dict[str, Any], dict[str, Any]]:
+        """Loads the variables of the best step, or of the newest one that is intact.
+
+        Damaged checkpoints are named in a warning.
+
+        Returns:
+            The step, the parameters and the running statistics.
+
+        Raises:
+            ValueError: none of the checkpoints is intact, or one cannot be read.
+        """
+
+        def best_first() -> list[int]:
+            newest_first = sorted({*self._records, *self._damage}, reverse=True)
+            # What cannot be read may have been the best: it is named first.
+            order = (*self._damage, self.best_step, *newest_first)
+            return [step for step in dict.fromkeys(order) if step is not None]
+
+        step, loaded = self._first_intact(
+            best_first, lambda step: self.load_variables(params, batch_stats, step)
+        )
+        for error in self._damage.values():
+            warn(
+                f"{error}; step {step}, the newest intact one, is used in its place. "
+                "To go back, put a whole copy there"
+            )
+        return step, *loaded
 
     def load_variables(
         self, params: Any, batch_stats: Any, step: int
@@ -137,35 +315,116 @@ class Checkpoints:
         """Loads the parameters and running statistics of a step, without the optimizer.
 
         Only those are loaded whose abstract arrays are given.
+
+        Raises:
+            DamagedCheckpoint: it is not what was saved.
+            ValueError: it cannot be read.
         """
         wanted = {"params": params}
         if batch_stats:
             wanted["batch_stats"] = batch_stats
-        some_of_a_tree = ocp.Context()
-        some_of_a_tree.pytree.loading.partial_load = True
-        with some_of_a_tree:
-            loaded = self._load(step, wanted)
+        loaded = self._load(step, wanted, is_partial=True)
         return loaded["params"], loaded.get("batch_stats", {})
 
+    def _read_records(self) -> None:
+        """Reads the records of all checkpoints."""
+        self._records, self._damage = {}, {}
+        for step in saved_steps(self._workdir):
+            try:
+                self._records[step] = read_record(self._folder / str(step))
+            except DamagedCheckpoint as error:
+                self._damage[step] = error
+            except FileNotFoundError:  # a training run has just taken it away
+                continue
+
+    def _first_intact(
+        self, order: Callable[[], Sequence[int]], load: Callable[[int], T]
+    ) -> tuple[int, T]:
+        """Loads the first of some steps that is intact on every host.
+
+        Args:
+            order: gives the steps, the most wanted first; the first host's counts.
+            load: loads a step.
+
+        Returns:
+            The step and what was loaded.
+        """
+        for step in distributed.from_first(order()):
+            damage, loaded = self._damage.get(step), None
+            try:
+                loaded = load(step) if damage is None else None
+            except DamagedCheckpoint as error:
+                damage = error
+            if not distributed.on_any(damage is not None):
+                return step, cast(T, loaded)
+            if distributed.on_any(not _is_whole(self._folder / str(step))):
+                # A training run has taken it away meanwhile, and saved another.
+                self._read_records()
+                return self._first_intact(order, load)
+            self._damage[step] = damage or DamagedCheckpoint(
+                f"checkpoint {self._folder / str(step)} is damaged on another host"
+            )
+        raise ValueError(
+            "no checkpoint is intact, so there is nothing to go on from: "
+            + "; ".join(str(self._damage[step]) for step in sorted(self._damage))
+            + f". Put a whole copy in the place of one; or move {self._folder} away to "
+            "train from the start"
+        )
+
+    def _load(
+        self, step: int, wanted: dict[str, Any], *, is_partial: bool = False
+    ) -> dict[str, Any]:
+        """Loads arrays of a step, or some of them, and compares their digests."""
+        path = self._folder / str(step)
+        context = ocp.Context()
+        context.pytree.loading.partial_load = is_partial
+        # No host waits for the others, so that one which finds damage can say it.
+        context.multiprocessing.primary_host = jax.process_index()
+        context.multiprocessing.active_processes = {jax.process_index()}
+        try:
+            with context:
+                loaded = ocp.load_checkpointables(path, wanted)
+        except Exception as error:  # Orbax hides the reason behind a "no entry" error
+            cause = error.__cause__ or error
+            if refusal := buckets.explain(cause):
+                raise ValueError(f"cannot read checkpoint {path}: {refusal}") from error
+            # TensorStore goes on with its whole specification.
+            words = " ".join(str(cause).partition("[tensorstore_spec")[0].split())
+            reason = f"{type(cause).__name__}: {words}"
+            if any(word in reason for word in _UNREACHABLE):
+                raise ValueError(f"cannot read checkpoint {path}: {reason}") from error
+            raise DamagedCheckpoint(
+                f"checkpoint {path} is damaged: it cannot be read ({reason})"
+            ) from error
+        saved = self._records[step].digests
+        if saved is not None:
+            changed = [
+                name
+                for name, digest in digests(loaded).items()
+                if saved[name] != digest
+            ]
+            if changed:
+                more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+                raise DamagedCheckpoint(
+                    f"checkpoint {path} is damaged: {changed[0]}{more} is not what was "
+                    "saved"
+                )
+        return loaded
+
     @contextlib.contextmanager
-    def _saving(self) -> Iterator[None]:
+    def _naming_last_good(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # Orbax has no class of its own for a full disk
+            self._saving = None
             saved = saved_steps(self._workdir)
+            last = f"step {saved[-1]}" if saved else "none yet"
+            refusal = buckets.explain(error)
+            remedy = "Mend that" if refusal else "Is the disk full? Make room"
             raise SaveError(
-                f"cannot save in {self._checkpointer.directory}: {error}. Last good "
-                f"checkpoint: {f'step {saved[-1]}' if saved else 'none yet'}. Is the "
-                "disk full? Make room; the same command then goes on from there"
-            ) from error
-
-    def _load(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return self._checkpointer.load_checkpointables(step, wanted)
-        except Exception as error:  # Orbax hides the reason behind a "no entry" error
-            raise ValueError(
-                f"cannot read checkpoint {step} in {self._checkpointer.directory}: "
-                f"{error.__cause__ or error}"
+                f"cannot save in {self._folder}: {refusal or error}. Last good "
+                f"checkpoint: {last}. {remedy}; the same command then goes on from "
+                "there"
             ) from error
 
 
@@ -183,16 +442,45 @@ def saved_steps(workdir: Path) -> list[int]:
     return sorted(int(path.name) for path in paths if _is_whole(path))
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    """Returns whether a path in the folder of checkpoints is one that was completed.
+def _is_whole(path: Path) -> bool:
+    """Returns whether a path is that of a checkpoint whose saving came to its end.
 
     On a disk a checkpoint takes its name when it is complete; in a bucket, where no
     folder can be renamed at once, Orbax adds a file at the end.
     """
-    is_named = checkpoint.name.isdecimal()
-    return is_named and (
-        not is_in_bucket(checkpoint) or (checkpoint / COMMITTED).exists()
+    return (
+        path.name.isdecimal()
+        and (path / METADATA).exists()
+        and (not is_in_bucket(path) or (path / COMMITTED).exists())
     )
+
+
+def _remove(checkpoint: Path) -> None:
+    """Takes a checkpoint away; what cannot be removed now is by the next start."""
+    with contextlib.suppress(OSError, *buckets.errors()):
+        (checkpoint / METADATA).unlink()  # from here on it is no checkpoint
+        checkpoint.rmtree()
+
+
+def _remove_remains(folder: Path) -> None:
+    """Takes away what a killed save and a killed removal left; other files stay."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        name = re.fullmatch(r"[0-9]+([.]orbax-checkpoint-tmp.*)?", path.name)
+        is_half = not _is_whole(path) and (path / "params").is_dir()
+        if name and (name[1] or is_half):
+            with contextlib.suppress(OSError, *buckets.errors()):
+                path.rmtree()
+
+
+def _set_aside(checkpoint: Path) -> str:
+    """Gives a damaged checkpoint a name that is none of a step; returns the name."""
+    names = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    for suffix in names:
+        aside = checkpoint.parent / f"{checkpoint.name}.damaged{suffix}"
+        if not aside.exists():
+            checkpoint.rename(aside)
+            break
+    return aside.name
 
 
 def open_run(workdir: Path) -> tuple[Checkpoints, Config]:
@@ -232,7 +520,8 @@ def restore_model(
 
     Args:
         workdir: the run's folder.
-        step: the checkpoint's step; by default that with the lowest validation error.
+        step: the checkpoint's step; by default that with the lowest validation error,
+            or where it is damaged the newest intact one, with a warning.
 
     Returns:
         The network, the run's configuration and the step.
@@ -251,8 +540,11 @@ def restore_model(
         (params, batch_stats),
     )
     with checkpoints:
-        step = checkpoints.best_step if step is None else step
-        assert step is not None
-        loaded = checkpoints.load_variables(params, batch_stats, step)
-    params, batch_stats = jax.tree.map(lambda a: a.addressable_data(0), loaded)
+        if step is None:
+            step, params, batch_stats = checkpoints.load_best(params, batch_stats)
+        else:
+            params, batch_stats = checkpoints.load_variables(params, batch_stats, step)
+    params, batch_stats = jax.tree.map(
+        lambda a: a.addressable_data(0), (params, batch_stats)
+    )
     return nnx.merge(graphdef, params, batch_stats), config, step

@@ -95,9 +95,7 @@ def take_weights(state: TrainState, config: Config, workdir: Path) -> TrainState
         for tree in (state.params, state.batch_stats)
     )
     with checkpoints:
-        step = checkpoints.best_step
-        assert step is not None
-        params, batch_stats = checkpoints.load_variables(params, batch_stats, step)
+        step, params, batch_stats = checkpoints.load_best(params, batch_stats)
     random = [name for name in state.params if name not in taken]
     print(
         f"from step {step:,} of {source}: {', '.join(taken)}; "

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import signal
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,15 +16,17 @@ from vgg_jax.data import transforms
 from vgg_jax.data.base import sample_digest
 from vgg_jax.data.color import load_axes
 from vgg_jax.data.pipeline import train_batches
-from vgg_jax.data.sources import open_source
+from vgg_jax.data.sources import open_source, open_training
 from vgg_jax.data.zca import whitening_digest
-from vgg_jax.distributed import make_mesh, shard_batch
+from vgg_jax.distributed import make_mesh, shard_batch, warn
 from vgg_jax.files import parse_path
 from vgg_jax.inference.passes import View, over_source
 from vgg_jax.interrupt import Interrupt, StopRequested
+from vgg_jax.memory import naming_settings, training_advice
 from vgg_jax.training.checkpoint import Checkpoints, saved_steps
 from vgg_jax.training.diagnosis import StallDetector, diagnosis
 from vgg_jax.training.init_from import take_weights, validate_source
+from vgg_jax.training.lock import WorkdirLock
 from vgg_jax.training.metrics import (
     RunLog,
     TrainingDiverged,
@@ -62,8 +63,11 @@ def train(config: Config, workdir: Path | str) -> signal.Signals | None:
 
     Raises:
         WorkdirMismatch: the folder holds a run with other settings.
+        WorkdirHeld: another training writes into the folder.
+        WorkdirLost: the folder was removed while the run trained.
         TrainingDiverged: the message names the last good checkpoint.
         SaveError: a checkpoint could not be written.
+        OutOfMemory: the message names settings that make the step smaller.
         ValueError: settings that do not fit one another, images that cannot be read, or
             hosts that do not agree.
         KeyboardInterrupt: a signal came before the first step, when there was nothing
@@ -92,8 +96,7 @@ class Trainer:
         if config.init_from is not None and not saved_steps(workdir):
             validate_source(config, workdir)
         self.program = build_program(config, self.mesh)
-        self.training = open_source(config.data, "train")
-        self.validation = open_source(config.data, "validation")
+        self.training, self.validation = open_training(config.data)
         self.config = with_num_classes(config, len(self.training.class_names))
         self.task = task_for(config)
         self.metric = f"validation_{config.optimizer.metric}"
@@ -106,17 +109,39 @@ class Trainer:
 
     def run(self) -> signal.Signals | None:
         """Runs the loop until the end or a signal, which it returns as `train` does."""
-        timetable = self.timetable
-        start = max(saved_steps(self.workdir), default=0)
         with (
+            WorkdirLock(self.workdir) as lock,
             Checkpoints(self.workdir, self.metric, read_only=False) as checkpoints,
             Interrupt() as interrupt,
             _naming_last_checkpoint(checkpoints),
+        ):
+            state, plateau = self._start(checkpoints)
+            return self._loop(state, plateau, checkpoints, interrupt, lock)
+
+    def _loop(
+        self,
+        state: TrainState,
+        plateau: Plateau,
+        checkpoints: Checkpoints,
+        interrupt: Interrupt,
+        lock: WorkdirLock,
+    ) -> signal.Signals | None:
+        """Trains from a state on; returns what `run` does."""
+        timetable = self.timetable
+        start = int(state.step)
+        with (
+            naming_settings(
+                "a training step", training_advice(self.config, self.mesh.size)
+            ),
             RunLog(self.workdir, timetable, self.task.errors, start) as log,
             contextlib.closing(self._batches(start)) as batches,
         ):
-            state, plateau = self._start(checkpoints)
             step, stopped = start, None
+
+            def save(errors: dict[str, float] | None) -> None:
+                lock.confirm()
+                log.flush()  # what led to a checkpoint is kept before it
+                checkpoints.save(state, plateau, errors)
 
             def validate_and_save() -> signal.Signals | None:
                 """Returns the signal that stopped the validation, if one did."""
@@ -125,7 +150,7 @@ class Trainer:
                     log.write_validation(step, errors)
                     if timetable.updates_plateau(step):
                         plateau.update(errors[self.metric], self.config.optimizer)
-                checkpoints.save(state, plateau, errors)
+                save(errors)
                 return stopped
 
             # A signal keeps the validation after a step for the next start.
@@ -143,14 +168,16 @@ class Trainer:
                 stopped = interrupt.requested()  # once: it can come at any moment
                 saves = timetable.saves(step) or stopped is not None
                 if saves or timetable.logs(step):
+                    lock.confirm()
                     self._log(log, step, rate, state, batch)
                 if timetable.validates(step) and stopped is None:
                     stopped = validate_and_save()
                 elif saves:
-                    checkpoints.save(state, plateau, None)
+                    save(None)
                 if saves:
                     log.restart_clock(step)  # the speed is that of training alone
             checkpoints.wait()
+            lock.confirm()
             self._conclude(checkpoints, step, stopped)
         return stopped
 
@@ -159,7 +186,7 @@ class Trainer:
         try:
             open_source(self.config.data, "test")
         except (OSError, ValueError) as error:
-            _warn(f"nothing for eval.py to test on: {error}")
+            warn(f"nothing for eval.py to test on: {error}")
         is_shifted = self.config.data.color_shift > 0
         axes = load_axes(self.config.data).tolist() if is_shifted else None
         facts = {
@@ -183,14 +210,15 @@ class Trainer:
         write_data_facts(self.workdir, facts)
 
     def _start(self, checkpoints: Checkpoints) -> tuple[TrainState, Plateau]:
-        """Makes a new state, or restores the latest one that was saved."""
-        latest = checkpoints.latest_step
-        if latest is None:
+        """Makes a new state, or restores the newest intact one that was saved."""
+        restored = checkpoints.restore_newest(self.program.state)
+        if restored is None:
             state, plateau = self.program.init(self._init_key), Plateau()
             if self.config.init_from is not None:
                 state = take_weights(state, self.config, self.workdir)
         else:
-            state, plateau = checkpoints.restore(self.program.state, latest)
+            state, plateau = restored
+        step = int(state.step)
         parameters = sum(p.size for p in jax.tree.leaves(state.params))
         device = self.mesh.devices.flat[0]
         print(
@@ -198,11 +226,11 @@ class Trainer:
             f"{len(self.training):,} images to train on, "
             f"{len(self.validation):,} to validate; "
             f"{self.mesh.size} x {device.device_kind}; "
-            + (f"step {latest:,}" if latest else "from the start")
+            + (f"step {step:,}" if step else "from the start")
             + f" to {self.timetable.total_steps:,}",
             flush=True,
         )
-        if not self._is_at_end(latest or 0, plateau):
+        if not self._is_at_end(step, plateau):
             mark_finished(self.workdir, False)
         return state, plateau
 
@@ -216,7 +244,7 @@ class Trainer:
         steps, values = log.unlogged_steps, log.summarize(step, rate)
         if self.stall_detector.update(steps, values["train_loss"]):
             values["stuck"] = 1.0
-            _warn(diagnosis(self.config, self.stall_detector, state, batch))
+            warn(diagnosis(self.config, self.stall_detector, state, batch))
         log.write_training(step, values)
 
     def _validate(
@@ -275,11 +303,6 @@ class Trainer:
             f"finished at step {step}; lowest validation error at step "
             f"{checkpoints.best_step}, in {self.workdir}"
         )
-
-
-def _warn(text: str) -> None:
-    if distributed.is_first():
-        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

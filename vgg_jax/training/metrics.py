@@ -4,16 +4,17 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import IO, Any
+from typing import Any
 
 import jax
 import numpy as np
 from etils.epath import Path
 from tensorboardX import SummaryWriter
+from tensorboardX.record_writer import register_writer_factory
 
-from vgg_jax import distributed
+from vgg_jax import buckets, distributed
 from vgg_jax.console import format_seconds
-from vgg_jax.files import write_text
+from vgg_jax.files import LineLog, is_in_bucket
 from vgg_jax.training.objectives import Sums, means
 from vgg_jax.training.schedule import Timetable
 
@@ -92,9 +93,9 @@ class MetricWriter:
         if not self._writes:
             return
         path = workdir / "metrics.jsonl"
-        if path.exists():
-            write_text(path, "".join(_lines_up_to(step, path)))
-        self._file: IO[str] = path.open("a")
+        self._lines = LineLog(path, _lines_up_to(step, path) if path.exists() else ())
+        if is_in_bucket(workdir):
+            register_writer_factory("gs", buckets.EventFiles())
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def __enter__(self) -> "MetricWriter":
@@ -102,7 +103,7 @@ class MetricWriter:
 
     def __exit__(self, *_: object) -> None:
         if self._writes:
-            self._file.close()
+            self._lines.close()
             self._events.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -112,13 +113,17 @@ class MetricWriter:
         """
         if not self._writes:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        self._lines.append(json.dumps({"step": step, **values}) + "\n")
         is_validation = any(name.startswith("validation_") for name in values)
         group = "validation" if is_validation else "train"
         for name, value in values.items():
             tag = f"{group}/{name.removeprefix(f'{group}_')}"
             self._events.add_scalar(tag, value, step)
+
+    def flush(self) -> None:
+        """Sees to it that all lines are in the file."""
+        if self._writes:
+            self._lines.flush()
 
 
 class Throughput:
@@ -224,6 +229,10 @@ class RunLog:
         self._writer.write(step, {**values, "epoch": self._timetable.epoch(step)})
         print(self._line(step, "validation", values), flush=True)
 
+    def flush(self) -> None:
+        """Sees to it that what was written is kept, as what a checkpoint follows on."""
+        self._writer.flush()
+
     def restart_clock(self, step: int) -> None:
         """Leaves the time since the last line out of the speed of training."""
         self._throughput.restart(step)
@@ -242,10 +251,22 @@ class RunLog:
 
 
 def _lines_up_to(step: int, path: Path) -> list[str]:
-    """Reads the whole lines of a metrics.jsonl that are of `step` or an earlier one."""
+    """Reads the whole lines of a metrics.jsonl that are of `step` or an earlier one.
+
+    Raises:
+        ValueError: a line is not the metrics of a step; the message names it.
+    """
     kept = []
-    for line in path.read_text().splitlines(keepends=True):
-        # A line cut short is the last thing a killed run wrote.
-        if line.endswith("\n") and json.loads(line)["step"] <= step:
-            kept.append(line)
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        if not line.endswith(b"\n"):  # cut short, the last thing a killed run wrote
+            break
+        try:
+            is_kept = json.loads(line)["step"] <= step
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} is damaged in line {number} ({error}); remove that line"
+            ) from error
+        if is_kept:
+            kept.append(line.decode())
     return kept

@@ -61,8 +61,6 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """Builds the optimizer that `config.name` names.
 
     The rate is part of the state: `set_learning_rate` changes it without a recompile.
-    With `config.trained_layers` the weights of all other layers stay as they are;
-    `init` raises a ValueError where there is no layer of such a name.
 
     Raises:
         ValueError: there is no such optimizer; the message names the nearest.
@@ -73,20 +71,8 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
             f"{did_you_mean(config.name, OPTIMIZERS)}"
         )
 
-    def untrained(params: Mapping[str, Any]) -> dict[str, bool]:
-        for name in config.trained_layers:
-            if name not in params:
-                raise ValueError(
-                    f"optimizer.trained_layers: no weights of a layer {name!r}: "
-                    f"{did_you_mean(name, params)}"
-                )
-        return {name: name not in config.trained_layers for name in params}
-
     def with_rate(learning_rate: Rate) -> optax.GradientTransformation:
-        optimizer = OPTIMIZERS[config.name](learning_rate, config)
-        if not config.trained_layers:
-            return optimizer
-        return optax.chain(optimizer, optax.masked(optax.set_to_zero(), untrained))
+        return OPTIMIZERS[config.name](learning_rate, config)
 
     return optax.inject_hyperparams(with_rate)(learning_rate=config.learning_rate)
 

@@ -15,7 +15,7 @@ from vgg_jax.data.zca import preprocessing_of
 from vgg_jax.distributed import batch_sharding, replicated
 from vgg_jax.inference.forward import Network
 from vgg_jax.models import ConvNet, create_model, option_names
-from vgg_jax.models.layers import check_size
+from vgg_jax.models.layers import BatchNorm, check_size
 from vgg_jax.training.objectives import task_for
 from vgg_jax.training.optimizer import make_optimizer
 from vgg_jax.training.schedule import schedule_for
@@ -74,7 +74,13 @@ def build_program(config: Config, mesh: Mesh) -> Program:
             f"{config.model.name} with this head has not; set it to False"
         )
     optimizer = make_optimizer(config.optimizer)
-    init = functools.partial(init_state, lambda rngs: create(rngs=rngs), optimizer)
+    trained_layers = config.optimizer.trained_layers
+    init = functools.partial(
+        init_state,
+        lambda rngs: create(rngs=rngs),
+        optimizer,
+        trained_layers=trained_layers,
+    )
     key = _abstract(jax.eval_shape(jax.random.key, 0), replicated(mesh))
     shapes = jax.eval_shape(init, key)
     shardings = state_shardings(mesh, shapes, shard_fc=config.shard_fc)
@@ -83,6 +89,7 @@ def build_program(config: Config, mesh: Mesh) -> Program:
         normalization=preprocessing_of(config.data),
         place=placement(mesh, shard_fc=config.shard_fc),
         remat=config.remat,
+        trained_layers=trained_layers,
     )
     train_step = jit_train_step(
         forward,
@@ -163,6 +170,15 @@ def abstract_model(config: Config) -> ConvNet:
     return nnx.eval_shape(
         lambda: create_model(**dataclasses.asdict(config.model), rngs=nnx.Rngs(0))
     )
+
+
+def has_batch_norm(config: Config) -> bool:
+    """Returns whether a configuration's network has batch normalization.
+
+    Raises:
+        ValueError: the number of classes is left to the data.
+    """
+    return any(isinstance(row, BatchNorm) for row in abstract_model(config).layers)
 
 
 def _abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

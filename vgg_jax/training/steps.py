@@ -11,8 +11,9 @@ import optax
 from flax import nnx, struct
 from jax import lax
 
+from vgg_jax.console import did_you_mean
 from vgg_jax.models import ConvNet
-from vgg_jax.models.layers import stages
+from vgg_jax.models.layers import BatchNorm, stages
 from vgg_jax.models.network import class_scores
 from vgg_jax.preprocessing import Preprocessing, translate
 from vgg_jax.training.objectives import CLASSIFICATION, Objective, Sums
@@ -29,7 +30,8 @@ class TrainState:
         step: the number of steps so far, int32.
         params: the parameters of each layer.
         batch_stats: the running statistics; empty without batch normalization.
-        opt_state: the state of the optimizer, which has the learning rate.
+        opt_state: the state of the optimizer, which has the learning rate and, of the
+            layers that are trained alone, the momentum.
     """
 
     step: jax.Array
@@ -49,15 +51,38 @@ def init_state(
     create: Callable[[nnx.Rngs], ConvNet],
     optimizer: optax.GradientTransformation,
     key: jax.Array,
+    trained_layers: tuple[str, ...] = (),
 ) -> TrainState:
-    """Makes the state before the first step, from a constructor of the model."""
+    """Makes the state before the first step, from a constructor of the model.
+
+    Raises:
+        ValueError: there is no layer of a name in `trained_layers`.
+    """
     _, params, batch_stats = split(create(nnx.Rngs(key)))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(trained_parameters(params, trained_layers)),
     )
+
+
+def trained_parameters(
+    params: dict[str, Any], trained_layers: tuple[str, ...]
+) -> dict[str, Any]:
+    """Returns the parameters of the layers that are trained; () trains all.
+
+    Raises:
+        ValueError: there are no parameters of such a layer; the message names the
+            nearest.
+    """
+    for name in trained_layers:
+        if name not in params:
+            raise ValueError(
+                f"optimizer.trained_layers: no weights of a layer {name!r}: "
+                f"{did_you_mean(name, params)}"
+            )
+    return {name: params[name] for name in trained_layers or params}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,12 +95,16 @@ class Forward:
         place: puts each layer's input where its weights are, see `sharding.placement`.
         remat: whether only the input of each stage is kept, and what is between is
             computed again for the gradient.
+        trained_layers: the names of the layers that are trained; () trains all. Batch
+            normalization that is not trained runs with its running statistics, which
+            stay as they are.
     """
 
     graphdef: nnx.GraphDef
     normalization: Preprocessing
     place: Placement
     remat: bool
+    trained_layers: tuple[str, ...] = ()
 
     def __call__(
         self,
@@ -91,25 +120,37 @@ class Forward:
 
         Args:
             params, batch_stats: the variables of the network.
-            batch: the batch that `train_step` takes; label and weight do not matter.
+            batch: the batch that `train_step` takes. Images of weight 0 do not enter
+                batch statistics; the label does not matter.
             keys: the key of each image's dropout, [N]; None leaves dropout out.
         """
         x = self.normalization(batch["image"], batch.get("shift"))
         if "offset" in batch:
             x = translate(x, batch["offset"])
-        model: ConvNet = nnx.merge(self.graphdef, params, batch_stats)
-        for layers in stages(model.layers):
+        weight = batch.get("weight")
+        counted = None if weight is None else weight > 0
+        for layers in stages(self._model(params, batch_stats).layers):
 
             def run(
                 params: Any, batch_stats: Any, x: jax.Array, layers: Any = layers
             ) -> tuple[jax.Array, dict[str, Any]]:
-                model = nnx.merge(self.graphdef, params, batch_stats)
-                x = model.run(x, layers, train=keys is not None, rngs=keys)
+                model = self._model(params, batch_stats)
+                train = None if keys is not None else False
+                x = model.run(x, layers, train=train, rngs=keys, counted=counted)
                 return x, split(model)[2]
 
             run = jax.checkpoint(run) if self.remat else run
             x, batch_stats = run(params, batch_stats, self.place(layers[0], x))
         return self.place(None, class_scores(x)), batch_stats
+
+    def _model(self, params: dict[str, Any], batch_stats: dict[str, Any]) -> ConvNet:
+        """Makes the network, its layers in the mode of training or as they were."""
+        model: ConvNet = nnx.merge(self.graphdef, params, batch_stats)
+        model.train()
+        for layer in model.layers if self.trained_layers else ():
+            if isinstance(layer, BatchNorm) and layer.name not in self.trained_layers:
+                getattr(model, layer.name).use_running_average = True
+        return model
 
 
 def image_keys(key: jax.Array, step: jax.Array, count: int) -> jax.Array:
@@ -141,8 +182,9 @@ def train_step(
             colors are shifted, shift float32 [N, C]; where crops are padded, offset
             int32 [N, 2]; to learn boxes, box float32 [N, 4].
         key: the run's dropout key; see `image_keys`.
-        forward: the network.
-        optimizer: the optimizer of the parameters.
+        forward: the network, and which of its layers are trained; nothing is computed
+            for the gradients of the others.
+        optimizer: the optimizer of the trained layers' parameters.
         accumulate_steps: the number of parts of the batch that are computed one after
             another, with the update of the whole batch; batch normalization takes the
             statistics of each part.
@@ -150,13 +192,16 @@ def train_step(
 
     Returns:
         The state after it; the batch's sums of the `objective`, and "gradient_norm",
-        the gradient's length before L2: not finite when the step has gone wrong.
+        the length before L2 of the gradient by the layers that are trained: not finite
+        when the step has gone wrong.
     """
     weight = jnp.maximum(jnp.sum(batch["weight"]), 1.0)
+    trained = trained_parameters(state.params, forward.trained_layers)
 
     def loss_fn(
-        params: dict[str, Any], batch_stats: dict[str, Any], part: Batch
+        trained: dict[str, Any], batch_stats: dict[str, Any], part: Batch
     ) -> tuple[jax.Array, tuple[Sums, dict[str, Any]]]:
+        params = state.params | trained
         outputs, batch_stats = forward(params, batch_stats, part, keys=part["key"])
         sums = objective(outputs, part)
         return sums["loss"] / weight, (sums, batch_stats)
@@ -165,7 +210,7 @@ def train_step(
         batch_stats: dict[str, Any], part: Batch
     ) -> tuple[tuple[dict[str, Any], Sums], dict[str, Any]]:
         gradient = jax.grad(loss_fn, has_aux=True)
-        gradients, (sums, batch_stats) = gradient(state.params, batch_stats, part)
+        gradients, (sums, batch_stats) = gradient(trained, batch_stats, part)
         return (gradients, sums), batch_stats
 
     def accumulate(total: tuple[Any, Any], part: Batch) -> tuple[tuple[Any, Any], None]:
@@ -183,12 +228,12 @@ def train_step(
         ((gradients, sums), batch_stats), _ = lax.scan(
             accumulate, (zeros, state.batch_stats), parts
         )
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
     sums["gradient_norm"] = optax.tree.norm(gradients)
     return (
         TrainState(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=state.params | optax.apply_updates(trained, updates),
             batch_stats=batch_stats,
             opt_state=opt_state,
         ),

@@ -8,8 +8,17 @@ from typing import Any
 from etils.epath import Path
 
 from vgg_jax import distributed
-from vgg_jax.config import Config, differences, from_dict, settings, to_dict
+from vgg_jax.config import (
+    Config,
+    differences,
+    from_dict,
+    settings,
+    to_dict,
+    validate,
+)
 from vgg_jax.files import read_json, validate_writable, write_json
+from vgg_jax.training.lock import WorkdirLock, refuse_held
+from vgg_jax.training.program import has_batch_norm
 from vgg_jax.training.schedule import schedule_for
 
 CONFIG = "config.json"
@@ -30,11 +39,13 @@ def refuse_other_run(workdir: Path, config: Config) -> None:
     be any.
 
     Raises:
+        WorkdirHeld: another training writes into it; the message names the process.
         WorkdirMismatch: it holds a run with other settings; the message lists them.
         ValueError: its config.json is damaged.
         OSError: the folder cannot be made or written to.
     """
     validate_writable(workdir)
+    refuse_held(workdir)
     if not (workdir / CONFIG).exists():
         return
     stored = read_config(workdir)
@@ -43,11 +54,16 @@ def refuse_other_run(workdir: Path, config: Config) -> None:
     schedule = config.optimizer.schedule
     if schedule_for(config.optimizer).depends_on_num_epochs:
         resumable.remove("num_epochs")
+    other_parts = config.accumulate_steps != stored.accumulate_steps
+    if other_parts and has_batch_norm(config):
+        resumable.remove("accumulate_steps")
     changed = [
         f"  {field}: {theirs!r} there, {ours!r} now"
         for field, ours, theirs in differences(to_dict(config), to_dict(stored))
         if field not in resumable
     ]
+    if any("accumulate_steps" in line for line in changed):
+        changed.append("  (batch normalization takes the statistics of each part)")
     if any("num_epochs" in line for line in changed):
         changed.append(f"  (the {schedule} schedule depends on num_epochs)")
     if changed:
@@ -70,6 +86,7 @@ def claim(workdir: Path, config: Config) -> None:
     """Makes the folder this configuration's; the first host writes.
 
     Raises:
+        WorkdirHeld: another training writes into it; the message names the process.
         WorkdirMismatch: it holds a run with other settings; the message lists them.
         ValueError: its config.json is damaged.
         OSError: the folder cannot be made or written to.
@@ -77,7 +94,8 @@ def claim(workdir: Path, config: Config) -> None:
     refuse_other_run(workdir, config)
     workdir.mkdir(parents=True, exist_ok=True)
     if distributed.is_first():
-        write_json(workdir / CONFIG, to_dict(config))
+        with WorkdirLock(workdir):
+            write_json(workdir / CONFIG, to_dict(config))
 
 
 def read_config(workdir: Path) -> Config:
@@ -94,7 +112,9 @@ def read_config(workdir: Path) -> Config:
             f"`python train.py --config configs/NAME.py --workdir {workdir}`"
         )
     try:
-        return from_dict(read_json(path))
+        config = from_dict(read_json(path))
+        validate(config)
+        return config
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"cannot read {path} as the settings of a run "

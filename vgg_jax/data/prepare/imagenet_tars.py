@@ -13,6 +13,7 @@ import cv2
 
 from vgg_jax.console import progress_bar
 from vgg_jax.data import transforms
+from vgg_jax.data.headers import jpeg_header
 from vgg_jax.data.prepare.writer import Contents, Member, Preparation
 
 TARS = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.tar"}
@@ -128,7 +129,7 @@ def rgb_jpeg(data: bytes, name: str) -> bytes:
     The training set has 22 CMYK pictures and a PNG among its JPEG files, which are
     encoded anew, as TFDS does since version 3.0.0 of the data set.
     """
-    if transforms.jpeg_header(data).components in (1, 3):
+    if jpeg_header(data).components in (1, 3):
         return data
     image = transforms.decode(data, 3, name)
     # Nothing but rounding may be lost: the default halves the colors' resolution.

@@ -1,0 +1,190 @@
+"""Every benchmark runs: its smallest case, and the text that it prints."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import cpu, data, dense, gpu, soak, start, worker
+from benchmarks.cases import make_case
+from vgg_jax.config import VGGConfig
+
+SMALLEST = make_case(
+    VGGConfig(name="vgg11", width=1 / 64, num_classes=10, fc_kernel=1), 32, 8
+)
+
+Printed = pytest.CaptureFixture[str]
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def number(cell: str) -> float:
+    return float(cell.replace(",", ""))
+
+
+def test_training_and_dense_evaluation_on_the_devices_that_are_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    case = gpu.Case(dataclasses.replace(SMALLEST, batch_size=2), (32,))
+    monkeypatch.setitem(gpu.CASES, "smallest", case)
+    one = gpu.make_mesh(jax.devices()[:1])
+    monkeypatch.setattr(gpu, "make_mesh", lambda: one)
+    gpu.main(["smallest", "--dtype=float32", "--seconds=0.01"])
+    title, _, names, _, train, evaluation = capsys.readouterr().out.splitlines()
+    assert title.startswith("1 x cpu, jax ")
+    assert cells(names) == ["network", "part", "float32, images/s"]
+    assert cells(train)[:2] == ["smallest", "train"]
+    assert cells(evaluation)[:2] == ["smallest", "dense, Q=32"]
+    for row in (train, evaluation):
+        assert number(cells(row)[2]) > 0
+
+
+def test_a_case_that_does_not_fit_the_card_is_a_dash(
+    monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    def full(*_: object) -> None:
+        raise gpu.OutOfMemory("set batch_size to 1")
+
+    monkeypatch.setattr(gpu, "measure_train", full)
+    monkeypatch.setitem(gpu.CASES, "smallest", gpu.Case(SMALLEST, ()))
+    gpu.main(["smallest", "--dtype=bfloat16"])
+    printed = capsys.readouterr()
+    assert cells(printed.out.splitlines()[-1]) == ["smallest", "train", "-"]
+    assert "smallest, train, bfloat16: set batch_size to 1" in printed.err
+
+
+def test_jax_alone_on_cpu(monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> None:
+    monkeypatch.setitem(cpu.CASES, "smallest", SMALLEST)
+    quick = ["--part=forward", "--launches=1", "--turns=1", "--seconds=0.01"]
+    cpu.main(["smallest", *quick])
+    names, _, row = capsys.readouterr().out.splitlines()
+    assert cells(names) == ["network", "part", "JAX images/s"]
+    assert cells(row)[:2] == ["smallest", "forward"] and number(cells(row)[2]) > 0
+
+
+def test_beside_another_python(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Printed
+) -> None:
+    """The other side is a program that answers as `benchmarks.in_torch` does."""
+    answers = "import sys\nprint(7)\nfor line in sys.stdin: print(0.5, flush=True)\n"
+    (tmp_path / "benchmarks").mkdir()
+    for side in ("in_jax", "in_torch"):
+        (tmp_path / "benchmarks" / f"{side}.py").write_text(answers)
+    monkeypatch.setattr(cpu, "ROOT", tmp_path)
+    monkeypatch.setitem(cpu.CASES, "smallest", SMALLEST)
+    cpu.main(["smallest", f"--torch={sys.executable}", "--launches=1", "--turns=1"])
+    names, _, *rows = capsys.readouterr().out.splitlines()
+    assert cells(names)[2:] == ["JAX images/s", "PyTorch images/s", "ratio"]
+    assert [cells(row)[1:] for row in rows] == [
+        [part, "16.0", "16.0", "1.00"] for part in cpu.PARTS
+    ]
+
+
+def test_a_worker_answers_until_there_are_no_more_requests(
+    monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(sys, "stdin", ['"forward"\n', '"forward"\n'])
+    worker.serve(7, {"forward": taken.append}, 1e-9)
+    parameters, *times = map(json.loads, capsys.readouterr().out.splitlines())
+    assert parameters == 7 and len(times) == 2 and min(times) > 0
+    assert taken == [1, 1, 1, 1]  # compiles, is timed once, answers twice
+
+
+def test_rates_of_the_input_pipeline(
+    monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    monkeypatch.setattr(data, "SECONDS", 0.001)
+    monkeypatch.setattr(data, "BATCH", 2)
+    monkeypatch.setattr(data, "SIZES", ((320, 240),))
+    monkeypatch.setattr(data, "READERS", ((0, 1),))
+    data.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert "320x240" in lines[1] and "normalization, cpu" in lines
+    rates = [number(line.split()[-1]) for line in lines if line[:2] == "  "]
+    assert len(rates) == 11 and min(rates) > 0
+
+
+def test_dense_evaluators_agree(tmp_path: Path, capsys: Printed) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (20, 30, 3), np.uint8)
+    picture = cv2.resize(noise, (480, 320), interpolation=cv2.INTER_CUBIC)
+    cv2.imwrite(str(tmp_path / "noise.png"), picture)
+    small = ["--network=vgg11", "--width=0.015625", "--scale=224"]
+    dense.main([f"--photos={tmp_path}", "--count=1", "--batch_size=1", *small])
+    shapes, buckets, largest = map(json.loads, capsys.readouterr().out.splitlines())
+    assert shapes["evaluator"] == "one_program_a_shape"
+    assert buckets["evaluator"] == "buckets" and buckets["count"] == 1
+    assert largest["largest_difference"] < 1e-4
+
+
+def test_the_start_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    """Of a program that prints what train.py does; the slow test has the real one."""
+    (tmp_path / "train.py").write_text("print('vgg11: ...')\nprint('step 1/9  ...')\n")
+    monkeypatch.setattr(start, "ROOT", tmp_path)
+    start.main(["--config", "any.py"])
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("first start: first step after ")
+    assert second.startswith("second start: first step after ")
+    (tmp_path / "train.py").write_text("print('error: ...')\n")
+    with pytest.raises(SystemExit, match=r"train\.py took no step"):
+        start.main(["--config", "any.py"])
+
+
+@pytest.mark.slow
+def test_the_start_of_train_py_itself(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        folder = tmp_path / "pictures" / "train" / label
+        folder.mkdir(parents=True)
+        for i in range(8):
+            pixels = np.full((32, 32), 8 * i, np.uint8)
+            cv2.imwrite(str(folder / f"{i}.png"), pixels)
+    config = tmp_path / "tiny.py"
+    config.write_text(
+        "from configs.fashion_mnist_vgg import get_config as standard\n"
+        "def get_config():\n"
+        "    config = standard()\n"
+        "    config.model.num_classes, config.model.width = 2, 0.05\n"
+        "    config.optimizer.metric = 'top1_error'\n"
+        "    config.data.dataset = 'folder'\n"
+        f"    config.data.data_dir = '{tmp_path}/pictures'\n"
+        "    config.data.validation_fraction = 0.25\n"
+        "    config.batch_size = 4\n"
+        "    return config\n"
+    )
+    seconds = start.seconds_to_first_step(
+        str(config), tmp_path / "run", tmp_path / "cache"
+    )
+    assert seconds > 0
+
+
+@pytest.mark.parametrize("name", ["cpu", "dense", "gpu", "soak", "start"])
+def test_commands_have_a_help(name: str, capsys: Printed) -> None:
+    modules = {"cpu": cpu, "dense": dense, "gpu": gpu, "soak": soak, "start": start}
+    module = modules[name]
+    with pytest.raises(SystemExit) as ended:
+        module.main(["--help"])  # type: ignore[attr-defined]
+    assert ended.value.code == 0
+    assert f"usage: python -m benchmarks.{name}" in capsys.readouterr().out
+
+
+def test_soak_counts_what_a_process_takes() -> None:
+    before = soak.measure(os.getpid())
+    with open(os.devnull) as _, open(os.devnull) as _:
+        memory, threads, descriptors = soak.measure(os.getpid())
+    assert memory > 0 and threads >= 1
+    assert descriptors == before[2] + 2
+    with subprocess.Popen(["sleep", "60"]) as child:
+        assert child.pid in set(soak.descendants(os.getpid()))
+        child.kill()

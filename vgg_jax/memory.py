@@ -1,0 +1,68 @@
+"""Says which settings make a program smaller, where a device has too little memory."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import jax
+
+from vgg_jax.config import Config
+
+
+class OutOfMemory(RuntimeError):
+    """A program needs more memory than its device has."""
+
+
+def training_advice(config: Config, devices: int) -> Iterator[str]:
+    """Yields settings with which a training step is smaller, the mildest first."""
+    if config.model.dtype == "float32":
+        yield "model.dtype=bfloat16"
+    if not config.remat:
+        yield "remat=True"
+    if not config.shard_fc and devices > 1:
+        yield "shard_fc=True"
+    parts = 2 * config.accumulate_steps
+    if config.batch_size % (parts * devices) == 0:
+        yield f"accumulate_steps={parts}, or more"
+    if config.batch_size > devices:
+        yield f"batch_size={config.batch_size // 2}, or smaller, or more devices"
+
+
+def evaluation_advice(config: Config, images_per_device: int) -> Iterator[str]:
+    """Yields settings with which an evaluation's batch is smaller.
+
+    Args:
+        config: `evaluation` is looked at.
+        images_per_device: how many images a device is given at once with it.
+    """
+    if images_per_device > 1:
+        size = max(1, config.evaluation.batch_size // 2)
+        yield f"evaluation.batch_size={size}, or smaller"
+    else:
+        yield "evaluation.scales of smaller images, or a protocol of fewer crops"
+
+
+@contextlib.contextmanager
+def naming_settings(program: str, advice: Iterable[str]) -> Iterator[None]:
+    """Adds to the error of a device whose memory is full what would need less.
+
+    Args:
+        program: what was run, for the message.
+        advice: settings that make it smaller.
+
+    Raises:
+        OutOfMemory: in place of JAX's own error, in one line.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise OutOfMemory(
+            f"{program} does not fit into the memory of a {_device_kind()}; it is "
+            f"smaller with {'; '.join(advice)} ({reason})"
+        ) from error
+
+
+def _device_kind() -> str:
+    return jax.local_devices()[0].device_kind
