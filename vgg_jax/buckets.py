@@ -68,7 +68,7 @@ def errors() -> tuple[type[Exception], ...]:
 
     return (
         *(HttpError, ChecksumError, NonRetryableError, aiohttp.ClientError),
-        google.api_core.exceptions.GoogleAPICallError,
+        google.api_core.exceptions.GoogleAPIError,
         google.auth.exceptions.GoogleAuthError,
     )
 
@@ -106,8 +106,10 @@ def explain(error: BaseException) -> str | None:
 
 def _place(message: str) -> str | None:
     """Finds the object that a message of gcsfs is about: gs://BUCKET/NAME."""
-    message = message.splitlines()[0]
-    match = re.search(r"\bb/([^/\s]+)(?:/o\b(?:[/?](?:name=)?([^?&\s]*))?)?", message)
+    match = re.match(
+        r"(?:Forbidden: )?(?:http\S*/v1/)?b/([^/\s]+)/o\b(?:[/?](?:name=)?([^?&\s]*))?",
+        message,
+    )
     if match is None:
         return None
     name = urllib.parse.unquote(match[2] or "")
