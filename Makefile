@@ -5,6 +5,8 @@
 CONFIG := configs/fashion_mnist_vgg.py
 WORKDIR = runs/$(basename $(notdir $(CONFIG)))
 REQUIREMENTS := requirements.txt
+HOURS := 0.25
+SEED := 0
 EVALUATE = eval.py --config $(CONFIG) --workdir $(WORKDIR) --protocol center --protocol dense
 
 # Text is UTF-8 whatever the locale, and progress reaches a log file as it happens.
@@ -16,7 +18,7 @@ ifneq ($(shell test -d "$$HOME" && test -w "$$HOME" && echo writable),writable)
 export HOME := $(CURDIR)/.home
 endif
 
-.PHONY: help train environment test test-all test-slurm test-ray lint benchmark-cpu clean
+.PHONY: help train environment test test-all test-slurm test-ray torture lint benchmark-cpu clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -46,6 +48,10 @@ test-ray:  ## two workers of Ray, in an environment of its own, one of them kill
 
 lint:  ## ruff, mypy, shellcheck, and import-linter, which holds the floors of docs/architecture.md
 	@scripts/check lint
+
+torture: environment  ## try to break runs for HOURS (0.25); ONLY="kills,disks" WRITE=docs/trust.md
+	.venv/bin/python -m tests.torture --hours $(HOURS) --seed $(SEED) \
+	    $(if $(ONLY),--only $(ONLY)) $(if $(WRITE),--write $(WRITE))
 
 benchmark-cpu: environment  ## speed on this CPU beside PyTorch's; CASES="vgg16_batch4" for one
 	@scripts/environment .venv-torch requirements-benchmark.txt

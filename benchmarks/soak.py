@@ -1,6 +1,6 @@
 """Trains and saves for a while and prints what the process takes: it should not grow.
 
-python benchmarks/soak.py [--minutes 30] [--workers 0]
+python -m benchmarks.soak [--minutes 30] [--workers 0]
 
 A small network trains on pictures of noise and saves every 5 steps, under the usual
 limit of 1,024 open files. Each line of the table is a moment: minutes since the start,
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -96,23 +96,23 @@ def limit_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Trains and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("python -m benchmarks.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--workers", type=int, default=0)
-    arguments = parser.parse_args()
+    values = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         pictures, workdir = Path(folder) / "pictures", Path(folder) / "run"
         draw_noise(pictures)
         with subprocess.Popen(
-            command(pictures, workdir, arguments.workers),
+            command(pictures, workdir, values.workers),
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             preexec_fn=limit_open_files,
         ) as process:
             try:
-                watch(process, workdir / "metrics.jsonl", arguments.minutes)
+                watch(process, workdir / "metrics.jsonl", values.minutes)
             finally:
                 process.terminate()
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,10 +12,13 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import cpu, data, dense, gpu, start, worker
-from benchmarks.cases import make_case, small_vgg13
+from benchmarks import cpu, data, dense, gpu, soak, start, worker
+from benchmarks.cases import make_case
+from vgg_jax.config import VGGConfig
 
-SMALLEST = make_case(small_vgg13(1 / 64), 32, 8)
+SMALLEST = make_case(
+    VGGConfig(name="vgg11", width=1 / 64, num_classes=10, fc_kernel=1), 32, 8
+)
 
 Printed = pytest.CaptureFixture[str]
 
@@ -164,10 +169,22 @@ def test_the_start_of_train_py_itself(tmp_path: Path) -> None:
     assert seconds > 0
 
 
-@pytest.mark.parametrize("name", ["cpu", "dense", "gpu", "start"])
+@pytest.mark.parametrize("name", ["cpu", "dense", "gpu", "soak", "start"])
 def test_commands_have_a_help(name: str, capsys: Printed) -> None:
-    module = {"cpu": cpu, "dense": dense, "gpu": gpu, "start": start}[name]
+    modules = {"cpu": cpu, "dense": dense, "gpu": gpu, "soak": soak, "start": start}
+    module = modules[name]
     with pytest.raises(SystemExit) as ended:
         module.main(["--help"])  # type: ignore[attr-defined]
     assert ended.value.code == 0
     assert f"usage: python -m benchmarks.{name}" in capsys.readouterr().out
+
+
+def test_soak_counts_what_a_process_takes() -> None:
+    before = soak.measure(os.getpid())
+    with open(os.devnull) as _, open(os.devnull) as _:
+        memory, threads, descriptors = soak.measure(os.getpid())
+    assert memory > 0 and threads >= 1
+    assert descriptors == before[2] + 2
+    with subprocess.Popen(["sleep", "60"]) as child:
+        assert child.pid in set(soak.descendants(os.getpid()))
+        child.kill()

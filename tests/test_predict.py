@@ -127,3 +127,12 @@ def test_a_run(
     config.localization = LocalizationConfig()
     with pytest.raises(ValueError, match=r"predicts boxes.* vgg_jax\.localization"):
         load_run(tmp_path)
+
+
+def test_a_picture_of_too_many_pixels_is_named(
+    classifier: Classifier, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "large.png"
+    cv2.imwrite(str(path), np.zeros((80, 80, 3), np.uint8))
+    assert predict_files(classifier, [path], tmp_path / "maps") == 1
+    assert f"{path}: expected at most 5,000 pixels" in capsys.readouterr().err

@@ -389,6 +389,29 @@ def test_other_platforms_run_the_plain_program(platform, derivative, count, repe
     assert len(convolutions(found)) == count
 
 
+@pytest.mark.parametrize("platform", ["tpu", "cuda", "cpu"])
+def test_sixteen_bits_are_summed_in_float32_and_have_derivatives_of_sixteen(platform):
+    def loss(x, kernel):
+        options = {"preferred_element_type": jnp.float32}
+        y = cpu.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=DIMENSIONS, **options
+        )
+        assert y.dtype == jnp.float32
+        return jnp.sum(y**2)
+
+    x, kernel = (a.astype(jnp.bfloat16) for a in (X, KERNEL))
+    traced = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).trace(x, kernel)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    if platform == "cpu":  # a convolution apart from what computes its input
+        assert text.count("stablehlo.optimization_barrier") == 2
+        return
+    assert "optimization_barrier" not in text
+    types = [line.rpartition(" : ")[2] for line in convolutions(text)]
+    from_bf16 = [t for t in types if t.partition("->")[0].count("bf16") == 2]
+    assert len(from_bf16) == len(types) == 3
+    assert sorted(t.partition("->")[2].count("bf16") for t in types) == [0, 1, 1]
+
+
 def test_cpu_runs_the_other_forms():
     found = operations(lowered(value_and_gradient, fast, "cpu"))
     assert "select_and_scatter" not in found

@@ -15,7 +15,7 @@ from etils.epath import Path
 from vgg_jax import distributed
 from vgg_jax.config import Config
 from vgg_jax.console import progress_bar
-from vgg_jax.data.base import Source, Subset
+from vgg_jax.data.base import CorruptImage, Source, Subset
 from vgg_jax.data.zca import preprocessing_of, whitening_digest
 from vgg_jax.evaluation.cache import Inputs, network_inputs
 from vgg_jax.files import load_arrays, save_arrays
@@ -127,7 +127,12 @@ def collect_activations(
     }
     digests, labels = [], []
     for i in range(len(source)):
-        example = source[i]
+        try:
+            example = source[i]
+        except CorruptImage:  # `over_source` reports it; no image has this digest
+            digests.append(b"")
+            labels.append(0)
+            continue
         digests.append(image_digest(example["image"]))
         labels.append(example["label"])
     network = Network.from_model(model, preprocessing_of(config.data))

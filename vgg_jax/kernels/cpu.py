@@ -250,7 +250,7 @@ def _conv(
     x: jax.Array, kernel: jax.Array, geometry: _Geometry, dtype: jnp.dtype
 ) -> jax.Array:
     plain = functools.partial(_plain, geometry=geometry, dtype=dtype)
-    form = _plain
+    form: Callable[..., jax.Array] = _plain
     if geometry.is_dense:
         form = _dense
     elif geometry.strides == (1, 1) and geometry.has_few(*kernel.shape[2:]):

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
+import tensorstore
 from etils.epath import Path
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
@@ -31,6 +32,10 @@ from vgg_jax.training.program import abstract_model
 from vgg_jax.training.schedule import Plateau
 from vgg_jax.training.steps import TrainState, split
 from vgg_jax.training.workdir import read_config
+
+# Orbax asks TensorStore for its counters at every save, for its own log; each answer
+# stays in memory for good, some 35 kB a save.
+tensorstore.experimental_collect_matching_metrics = lambda *_: []
 
 METADATA = "_CHECKPOINT_METADATA"  # the last file of a checkpoint on a disk
 COMMITTED = "commit_success.txt"  # and in a bucket
