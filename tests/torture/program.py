@@ -16,6 +16,7 @@ import jax
 
 from tests.torture.attack import Attack, Verdict
 from tests.torture.laboratory import Laboratory, open_laboratory
+from tests.torture.processes import MainThreadOutput
 from tests.torture.tally import (
     Tally,
     failure_line,
@@ -34,6 +35,7 @@ def run(values: argparse.Namespace) -> int:
         importlib.import_module(f"tests.torture.{name}").ATTACK for name in values.names
     ]
     tallies = {attack.name: Tally() for attack in attacks}
+    sys.stderr = MainThreadOutput(sys.stderr)  # type: ignore[assignment]
     with open_laboratory(values.folder) as laboratory:
         jax.config.update(
             "jax_compilation_cache_dir",
