@@ -219,6 +219,18 @@ def test_a_bucket_that_is_not_there_is_named(
     )
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError("no data set in web/b/runs/o/1.0.0; prepare it"),
+        OSError("Forbidden by the administrator"),
+        ValueError("UNAVAILABLE: no such thing"),
+    ],
+)
+def test_other_errors_are_not_taken_for_a_buckets(error: Exception) -> None:
+    assert buckets.explain(error) is None
+
+
 def test_a_busy_bucket_is_asked_again(bucket: Bucket, at_once: None) -> None:
     left = 3
 

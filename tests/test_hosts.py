@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -366,24 +367,48 @@ def test_a_time_to_meet_is_whole_seconds(text: str) -> None:
     assert distributed._meeting_seconds({distributed.MEETING: "90"}) == 90
 
 
+@pytest.mark.parametrize(("number", "told"), [(signal.SIGINT, 0), (signal.SIGTERM, 1)])
+def test_a_signal_on_one_host_stops_all_at_one_point(
+    number: signal.Signals, told: int
+) -> None:
+    processes = start(2, [sys.executable, "-m", "tests.work_on_hosts"])
+    wait_for(processes[0], "step 3")
+    processes[told].send_signal(number)
+    ends = [
+        re.findall("stopped at step .*", output)
+        for output in finish(processes, 128 + number)
+    ]
+    assert ends[0] == ends[1] and len(ends[0]) == 1
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_host_that_stands_still_ends_the_others(lost: int) -> None:
+    processes = start(2, [sys.executable, "-m", "tests.work_on_hosts"])
+    wait_for(processes[0], "step 3")
+    processes[lost].send_signal(signal.SIGSTOP)
+    output = processes[1 - lost].communicate(timeout=SECONDS)[0]
+    processes[lost].kill()
+    processes[lost].communicate()
+    assert processes[1 - lost].returncode == cli.RETRY
+    said = (line for line in output.splitlines() if not line.startswith("step "))
+    [line] = [line for line in said if line != f"host {1 - lost} of 2"]
+    assert line.startswith(f"host {1 - lost}: error: lost another host (host {lost} ")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_lost_host_ends_all_and_the_run_goes_on(
-    lost: int, number: signal.Signals, pictures: Path, tmp_path: Path
+    lost: int, pictures: Path, tmp_path: Path
 ) -> None:
     arguments = command("train.py", pictures, tmp_path / "run", "--config.num_epochs=9")
     processes = start(2, arguments)
     wait_for(processes[0], "step 6/")
-    processes[lost].send_signal(number)
-    output = processes[1 - lost].communicate(timeout=SECONDS)[0]
     processes[lost].kill()
-    processes[lost].communicate()
+    output = processes[1 - lost].communicate(timeout=SECONDS)[0]
     assert processes[1 - lost].returncode == cli.RETRY, output
     assert output.count("lost another host") == 1, output
     assert "goes on from the last checkpoint" in output
-    if number == signal.SIGSTOP:
-        return
     outputs = finish(start(2, arguments))
     assert "from the start" not in outputs[0] and "finished at step" in outputs[0]
     whole = command("train.py", pictures, tmp_path / "whole", "--config.num_epochs=9")
@@ -392,10 +417,9 @@ def test_a_lost_host_ends_all_and_the_run_goes_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("told", [0, 1])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("number", "told"), [(signal.SIGTERM, 0), (signal.SIGINT, 1)])
 def test_a_signal_on_one_host_stops_all_after_one_step(
-    told: int, number: signal.Signals, pictures: Path, tmp_path: Path
+    number: signal.Signals, told: int, pictures: Path, tmp_path: Path
 ) -> None:
     more = ("--config.num_epochs=30", "--config.data.num_workers=1")
     arguments = command("train.py", pictures, tmp_path, *more)

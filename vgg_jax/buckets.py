@@ -23,6 +23,9 @@ from etils import epath
 
 SCHEME = "gs://"
 
+# What TensorStore says of a bucket that does not answer.
+UNANSWERED = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
+
 # A lease that is not renewed for so many seconds is over, as its process must be dead.
 LEASE_SECONDS = 60.0
 RENEWALS = 4  # in that time
@@ -65,26 +68,31 @@ def errors() -> tuple[type[Exception], ...]:
 
     return (
         *(HttpError, ChecksumError, NonRetryableError, aiohttp.ClientError),
-        google.api_core.exceptions.GoogleAPICallError,
+        google.api_core.exceptions.GoogleAPIError,
         google.auth.exceptions.GoogleAuthError,
     )
 
 
 def explain(error: BaseException) -> str | None:
     """Says in a line what a bucket refused, and what to do; None for other errors."""
+    words = str(error)
+    # TensorStore raises one kind of error, whose first word tells more.
+    store = re.match(r"([A-Z_]+): [^\[]*?(gs://[^\s\"\[]+)", words)
+    code, place = store.groups() if store else ("", None)
     # Not the message alone: other errors quote one.
     if isinstance(error, OSError) and error.errno is None:
-        place = _place(str(error))
-        if place and str(error).startswith("Forbidden"):
-            return (
-                f"{place}: permission denied; give this machine's account the role "
-                "Storage Object User (roles/storage.objectUser) on the bucket"
-            )
+        place = _place(words)
+        code = "PERMISSION_DENIED" if words.startswith("Forbidden") else ""
         if place and isinstance(error, FileNotFoundError):
             return f"{place} is not there; is there such a bucket?"
-    if not isinstance(error, errors()):
+    if place and code == "PERMISSION_DENIED":
+        return (
+            f"{place}: permission denied; give this machine's account the role "
+            "Storage Object User (roles/storage.objectUser) on the bucket"
+        )
+    if code not in UNANSWERED and not isinstance(error, errors()):
         return None
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = " ".join(words.partition("[")[0].split()) or type(error).__name__
     if re.search(r"\b401\b", reason) or "auth" in type(error).__module__:
         return (
             f"Google Cloud does not know this account ({reason}); type `gcloud auth "
@@ -98,8 +106,10 @@ def explain(error: BaseException) -> str | None:
 
 def _place(message: str) -> str | None:
     """Finds the object that a message of gcsfs is about: gs://BUCKET/NAME."""
-    message = message.splitlines()[0]
-    match = re.search(r"\bb/([^/\s]+)(?:/o\b(?:[/?](?:name=)?([^?&\s]*))?)?", message)
+    match = re.match(
+        r"(?:Forbidden: )?(?:http\S*/v1/)?b/([^/\s]+)/o\b(?:[/?](?:name=)?([^?&\s]*))?",
+        message,
+    )
     if match is None:
         return None
     name = urllib.parse.unquote(match[2] or "")

@@ -27,6 +27,8 @@ SECONDS = 30
 INTERVAL = 3  # seconds from beat to beat
 
 KEY = "vgg_jax/heartbeat"
+_word = threading.Lock()  # is never given back
+
 GONE = "gone"  # the last beat of a host that ends before the others
 
 
@@ -39,7 +41,13 @@ def lost(reason: str) -> str:
 
 
 def end(host: int | str, message: str) -> NoReturn:
-    """Ends this process from any thread: one line on stderr, exit code `RETRY`."""
+    """Ends this process from any thread: one line on stderr, exit code `RETRY`.
+
+    Several threads may notice a loss at the same time; the first one has the word.
+    """
+    if not _word.acquire(blocking=False):
+        time.sleep(1)
+        os._exit(RETRY)
     sys.stdout.flush()
     os.write(2, f"host {host}: error: {message}\n".encode())
     os._exit(RETRY)

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(values: argparse.Namespace) -> int:
     """Trains on the cluster; returns 0."""
     workdir = resolve(values.workdir)
-    ignored = [".git", ".venv*", "runs"]
+    ignored = [".*", "runs"]
     # Without a cluster in reach, Ray starts one on this machine.
     ray.init(
         runtime_env={"working_dir": str(ROOT), "excludes": ignored},

@@ -10,7 +10,7 @@ from flax import nnx
 
 from tests.models import drawn
 from vgg_jax.config import Config, DataConfig, EvaluationConfig, VGGConfig
-from vgg_jax.data.base import Example, Source, Subset
+from vgg_jax.data.base import CorruptImage, Example, Source, Subset
 from vgg_jax.features.collection import Collection, collect_activations
 
 
@@ -25,6 +25,33 @@ class Pictures:
         image = blocks.repeat(8, axis=0).repeat(8, axis=1)
         data = cv2.imencode(".png", image)[1].tobytes()
         return {"image": data, "label": index % 2, "name": f"{index}.png"}
+
+
+class DamagedRecord(Pictures):
+    def __getitem__(self, index: int) -> Example:
+        if index == 2:
+            raise CorruptImage("cannot read record 2")
+        return super().__getitem__(index)
+
+
+def test_a_record_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
+    model = nnx.merge(*drawn.network("vgg11", width=0.02, fc_kernel=1, num_classes=2))
+    config = Config(
+        model=VGGConfig(name="vgg11"),
+        data=DataConfig(
+            dataset="folder", crop=32, num_threads=1, on_corrupt_image="skip"
+        ),
+        evaluation=EvaluationConfig(batch_size=8),
+    )
+    how = {"workdir": tmp_path, "step": 1, "scales": (32,), "layer": "relu7"}
+    (found,), labels = collect_activations(
+        model, DamagedRecord(), config, progress=None, **how
+    )
+    assert labels.tolist() == [0, 1, 1, 0]
+    assert len(found) == 4
+    config.data.on_corrupt_image = "raise"
+    with pytest.raises(CorruptImage, match="cannot read record 2; on_corrupt"):
+        collect_activations(model, DamagedRecord(), config, progress=None, **how)
 
 
 def test_what_is_kept_is_found_by_its_picture(tmp_path: Path) -> None:

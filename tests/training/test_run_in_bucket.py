@@ -5,19 +5,24 @@ import json
 from http import HTTPStatus
 from pathlib import Path
 
+import chex
+import jax.numpy as jnp
 import pytest
 from etils import epath
 
 from tests.bucket import Bucket
-from tests.runs import save_run
 from tests.training.conftest import TinyConfig
+from vgg_jax.config import Config
 from vgg_jax.evaluation.evaluate import run_evaluation
 from vgg_jax.files import parse_path
 from vgg_jax.report.__main__ import main as report
 from vgg_jax.report.artifacts import write_artifacts
-from vgg_jax.training.checkpoint import SaveError, restore_model, saved_steps
+from vgg_jax.training.checkpoint import Checkpoints, SaveError, saved_steps
 from vgg_jax.training.loop import train
 from vgg_jax.training.metrics import MetricWriter
+from vgg_jax.training.schedule import Plateau
+from vgg_jax.training.steps import TrainState
+from vgg_jax.training.workdir import claim, read_config
 
 pytestmark = pytest.mark.usefixtures("one_device")
 RUN = "gs://runs/a/vgg11"
@@ -32,11 +37,27 @@ def metrics(workdir: epath.Path | Path) -> list[dict[str, float]]:
     return rows
 
 
+def save(workdir: epath.Path, config: Config, step: int) -> TrainState:
+    """Saves a state of a few numbers, and returns it."""
+    state = TrainState(
+        step=jnp.int32(step),
+        params={"fc8": {"kernel": jnp.arange(6.0) + step}},
+        batch_stats={},
+        opt_state={"momentum": jnp.ones(6)},
+    )
+    claim(workdir, config)
+    with Checkpoints(workdir, "validation_top1_error", read_only=False) as checkpoints:
+        checkpoints.save(state, Plateau(), None)
+        checkpoints.wait()
+    return state
+
+
 def test_what_a_run_leaves_in_a_bucket_is_read_from_there(
     bucket: Bucket, tiny_config: TinyConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workdir, config = parse_path(RUN), tiny_config()
-    save_run(workdir, config)
+    save(workdir, config, 4)
+    state = save(workdir, config, 8)
     with MetricWriter(workdir, 0) as writer:
         writer.write(1, {"train_loss": 2.0, "epoch": 1.0})
         writer.write(2, {"train_loss": 1.0, "epoch": 1.0})
@@ -45,9 +66,11 @@ def test_what_a_run_leaves_in_a_bucket_is_read_from_there(
     assert [row["train_loss"] for row in metrics(workdir)] == [2.0, 1.5]
     # The remains of a save that a kill cut short count for nothing.
     parse_path(f"{RUN}/checkpoints/12/params/manifest.ocdbt").write_text("half")
-    assert saved_steps(workdir) == [0]
-    model, stored, step = restore_model(RUN)
-    assert stored == config and step == 0 and model.num_classes == 3
+    assert saved_steps(workdir) == [8] and read_config(workdir) == config
+    with Checkpoints(workdir, "validation_top1_error", read_only=True) as checkpoints:
+        restored = checkpoints.restore_newest(state)
+    assert restored is not None
+    chex.assert_trees_all_equal(restored[0], state)
     assert report(["--workdir", RUN]) == 0
     written = {name.removeprefix("a/vgg11/") for name in bucket.names("a/vgg11/")}
     assert {"config.json", "metrics.jsonl", "report.html"} <= written
@@ -112,7 +135,7 @@ def test_a_save_that_a_bucket_refuses_is_said_in_a_line(
         HTTPStatus.FORBIDDEN if method != "GET" and "checkpoints" in path else None
     )
     with pytest.raises(SaveError) as error:
-        save_run(parse_path(RUN), tiny_config())
+        save(parse_path(RUN), tiny_config(), 4)
     assert "cannot save in gs://runs/a/vgg11/checkpoints" in str(error.value)
     assert "roles/storage.objectUser" in str(error.value)
     assert "disk" not in str(error.value) and "\n" not in str(error.value)

@@ -64,6 +64,7 @@ def data_inputs(config: DataConfig, split: str, source: Source) -> Inputs:
         "class_names": list(source.class_names),
         "sample": sample_digest(source),
         "on_corrupt_image": config.on_corrupt_image,
+        "max_pixels": config.max_pixels,
     }
 
 
