@@ -295,7 +295,7 @@ def command(
                 # Orbax leaves it behind where a checkpoint is damaged.
                 warnings.filterwarnings("ignore", "coroutine .*_background_load")
             code = main(values)
-            distributed.part()
+            distributed.wait_for_all()  # the first host has more to write
         return code
     except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr, flush=True)

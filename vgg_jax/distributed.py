@@ -307,8 +307,8 @@ def code_version() -> dict[str, str]:
     }
 
 
-def part() -> None:
-    """Waits until all hosts have done their work; the first has more of it."""
+def wait_for_all() -> None:
+    """Waits until all hosts have called it."""
     gather(None)
 
 
