@@ -214,6 +214,23 @@ def test_pods_that_cannot_meet_are_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_program_that_joins_ends_as_any_other(tmp_path: Path) -> None:
+    """Threads that wait in C++ when Python ends make it abort."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys, time\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from vgg_jax import distributed\n"
+        "distributed.join()\n"
+        "if distributed.is_first():\n"
+        "    time.sleep(4)\n"
+    )
+    outputs = finish(start(2, [sys.executable, str(program)]))
+    assert [output.split() for output in outputs] == [
+        ["host", str(host), "of", "2"] for host in range(2)
+    ]
+
+
 def test_two_hosts_train_as_one(pictures: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     alone = start(1, command("train.py", pictures, one))

@@ -310,6 +310,8 @@ def command(
         message = message or "expected more memory than there is"
         if (reason := distributed.reason_of_loss(error)) is not None:
             code, message = RETRY, reason
+            if distributed.several():
+                heartbeat.end(jax.process_index(), reason)
         where = f"host {jax.process_index()}: " if distributed.several() else ""
         print(f"{where}error: {message}", file=sys.stderr, flush=True)
     distributed.abandon(code)

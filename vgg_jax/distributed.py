@@ -4,6 +4,7 @@ Each host runs the same script. One mesh has all devices, and its axis "data" sh
 rows of a batch out over them.
 """
 
+import atexit
 import contextlib
 import functools
 import glob
@@ -30,7 +31,7 @@ from jax.sharding import PartitionSpec as P
 
 from vgg_jax import heartbeat
 from vgg_jax.launcher import COORDINATOR, find_place, refuse_lonely
-from vgg_jax.stop_vote import FOR_EVER, StopVote
+from vgg_jax.stop_vote import StopVote
 
 DATA = "data"  # the mesh's axis
 
@@ -39,6 +40,8 @@ DATA = "data"  # the mesh's axis
 # it belongs to the cluster, not to a run, and is needed before anything else is read.
 MEETING = "VGG_JAX_MEETING_SECONDS"
 MEETING_SECONDS = 1800
+
+FOR_EVER = 99 * 24 * 3600 * 1000  # milliseconds, for JAX wants a number
 
 # JAX's own watch over the hosts aborts with a stack trace. It is the second net, behind
 # that of `heartbeat`.
@@ -208,6 +211,19 @@ def _start_watch() -> None:
         _stop_vote.start()
         _watch = heartbeat.Heartbeat(*place, str(jax_hosts.coordinator_address))
         _watch.start()
+        atexit.register(_end_watch, _stop_vote, _watch)
+
+
+def _end_watch(vote: StopVote, watch: heartbeat.Heartbeat) -> None:
+    """Takes leave of the other hosts as this process exits.
+
+    Hosts that are done may be silent, but this one tells that it lives for as long as
+    JAX waits for those that are not.
+    """
+    watch.stop()
+    jax.distributed.shutdown()
+    vote.end()
+    watch.silence()
 
 
 def _client() -> Any:

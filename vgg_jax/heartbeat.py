@@ -5,7 +5,6 @@ scheduler cannot tell from a crash. Here every host writes a number into the sto
 the coordinator (host 0) every few seconds, and reads those of the others.
 """
 
-import atexit
 import contextlib
 import ctypes
 import itertools
@@ -27,6 +26,8 @@ SECONDS = 30
 INTERVAL = 3  # seconds from beat to beat
 
 KEY = "vgg_jax/heartbeat"
+_word = threading.Lock()  # is never given back
+
 GONE = "gone"  # the last beat of a host that ends before the others
 
 
@@ -39,7 +40,13 @@ def lost(reason: str) -> str:
 
 
 def end(host: int | str, message: str) -> NoReturn:
-    """Ends this process from any thread: one line on stderr, exit code `RETRY`."""
+    """Ends this process from any thread: one line on stderr, exit code `RETRY`.
+
+    Several threads may notice a loss at the same time; the first one has the word.
+    """
+    if not _word.acquire(blocking=False):
+        time.sleep(1)
+        os._exit(RETRY)
     sys.stdout.flush()
     os.write(2, f"host {host}: error: {message}\n".encode())
     os._exit(RETRY)
@@ -63,17 +70,29 @@ class Heartbeat:
         self._answered = now  # when the coordinator last did
         self._last = {str(other): ("", now) for other in range(hosts)}
         self._ending = threading.Event()
+        self._silent = threading.Event()
+        self._beating = threading.Thread(target=self._beat, daemon=True)
 
     def start(self) -> None:
-        """Beats and watches in threads of their own, until the process exits."""
-        for work in (self._beat, self._watch):
-            threading.Thread(target=work, daemon=True).start()
-        atexit.register(self.stop)  # hosts that are done may be silent
+        """Beats and watches in threads of their own."""
+        self._beating.start()
+        threading.Thread(target=self._watch, daemon=True).start()
         self.end_at_abort()
 
     def stop(self) -> None:
         """Ends the watch over the others; this host goes on to tell that it lives."""
         self._ending.set()
+
+    def silence(self) -> None:
+        """Ends the beats too, and with them all that this object does.
+
+        To be called before Python ends: it ends a thread in the middle of C++ by an
+        exception that C++ answers with an abort.
+        """
+        self.stop()
+        self._silent.set()
+        self._beating.join(2 * INTERVAL)
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)
 
     def leave(self) -> None:
         """Tells the other hosts that this one ends now; they then end too.
@@ -94,7 +113,7 @@ class Heartbeat:
             time.sleep(INTERVAL + 2)
 
     def _beat(self) -> None:
-        """Writes this host's number and reads the others', for ever."""
+        """Writes this host's number and reads the others'."""
         for beat in itertools.count():
             own = f"{KEY}/{self.host}"
             # Without an answer `_watch` ends the process once that has lasted too long.
@@ -105,7 +124,8 @@ class Heartbeat:
                     if self._last[other][0] != value:
                         self._last[other] = (value, time.monotonic())
                 self._answered = time.monotonic()
-            time.sleep(INTERVAL)
+            if self._silent.wait(INTERVAL):
+                return
 
     def _watch(self) -> None:
         """Ends this process once another host is lost."""

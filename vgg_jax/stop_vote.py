@@ -5,14 +5,13 @@ has such a vote too, but takes SIGTERM alone for a request, and Orbax counts in 
 """
 
 import contextlib
-import datetime
 import threading
 from typing import Any
 
 import jax
 
 KEY = "vgg_jax/stop"
-FOR_EVER = int(datetime.timedelta(days=99).total_seconds() * 1000)  # milliseconds
+POLL = 2_000  # milliseconds to wait for a number before it is asked for again
 
 
 class StopVote:
@@ -38,10 +37,17 @@ class StopVote:
         self._is_voting = False
         self._last: int | None = None  # the point to stop at
         self._signal: int | None = None
+        self._is_over = False
+        self._voting = threading.Thread(target=self._vote, daemon=True)
 
     def start(self) -> None:
-        """Waits for a request, in a thread that ends with the process."""
-        threading.Thread(target=self._vote, daemon=True).start()
+        """Waits for a request, in a thread."""
+        self._voting.start()
+
+    def end(self) -> None:
+        """Ends the thread, as `Heartbeat.silence` does and for its reason."""
+        self._is_over = True
+        self._voting.join(2 * POLL / 1000)
 
     def request(self, signal: int) -> None:
         """Asks all hosts to stop for this signal; the first request counts."""
@@ -69,5 +75,14 @@ class StopVote:
                 self._changed.notify_all()
 
     def _read(self, name: str) -> int:
-        """Waits until a number is in the store."""
-        return int(self.client.blocking_key_value_get(f"{KEY}/{name}", FOR_EVER))
+        """Waits until a number is in the store, or until `end` is called.
+
+        Raises:
+            JaxRuntimeError: `end` was called, or the coordinator is gone.
+        """
+        while True:
+            try:
+                return int(self.client.blocking_key_value_get(f"{KEY}/{name}", POLL))
+            except jax.errors.JaxRuntimeError as error:
+                if self._is_over or "DEADLINE_EXCEEDED" not in str(error):
+                    raise

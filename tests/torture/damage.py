@@ -15,7 +15,13 @@ import eval
 import predict
 import train
 from tests.torture.attack import RIGHT, Attack, Case, Outcome, lost, one_by_one, wrong
-from tests.torture.laboratory import EVAL, TRAIN, Laboratory, checkpoint_folders
+from tests.torture.laboratory import (
+    EVAL,
+    TRAIN,
+    Laboratory,
+    PreparationFailed,
+    checkpoint_folders,
+)
 from tests.torture.mutations import MUTATIONS
 from tests.torture.processes import FAILURES, Ended, call
 from vgg_jax import cli
@@ -196,7 +202,7 @@ def expected_result(laboratory: Laboratory, name: str, kept: str | None) -> str:
                 shutil.rmtree(checkpoint)
         ended, result = _read(laboratory, reader, workdir)
         if fault := ended.fault([0]):
-            raise RuntimeError(f"{name} fails without any damage: {fault}")
+            raise PreparationFailed(f"{name} without any damage: {fault}")
         laboratory.expected[name, kept] = result
     return laboratory.expected[name, kept]
 

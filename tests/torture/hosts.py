@@ -14,6 +14,7 @@ from tests.torture.laboratory import (
     TRAIN,
     Laboratory,
     Leftover,
+    PreparationFailed,
     checkpoint_folders,
     compare,
     printed_step,
@@ -85,7 +86,7 @@ def expected(laboratory: Laboratory) -> Leftover:
         with two_hosts(laboratory, workdir) as hosts:
             faults = [host.wait().fault([0]) for host in hosts]
         if any(faults):
-            raise RuntimeError(f"two hosts fail without any attack: {faults}")
+            raise PreparationFailed(f"two hosts without any attack: {faults}")
         laboratory.left_by_hosts = laboratory.left(workdir)
     return laboratory.left_by_hosts
 

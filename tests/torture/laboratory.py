@@ -68,6 +68,10 @@ class Whole:
     validated: tuple[int, ...]
 
 
+class PreparationFailed(RuntimeError):
+    """A command failed though nobody attacked it."""
+
+
 class Laboratory:
     """A folder for all that the attacks need and leave, and the commands they run."""
 
@@ -217,7 +221,7 @@ class Laboratory:
         It is run twice: what it needs is compiled before its time is taken.
 
         Raises:
-            RuntimeError: it failed though nobody attacked it.
+            PreparationFailed: it failed though nobody attacked it.
         """
         workdir, notes = self.folder / name / "run", self.folder / f"{name}.json"
         if not notes.exists():
@@ -232,7 +236,7 @@ class Laboratory:
                     start_seconds = time.monotonic() - began
                     ended = started.wait(10 * PATIENCE)
                 if fault := ended.fault([0]):
-                    raise RuntimeError(f"{script} fails without any attack: {fault}")
+                    raise PreparationFailed(f"{script} without any attack: {fault}")
                 if is_compiled:
                     times = {"start_seconds": start_seconds, "seconds": ended.seconds}
                     notes.write_text(json.dumps(times))

@@ -7,11 +7,13 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 POLL_SECONDS = 0.005
 FAILURES = range(1, 126)  # exit codes of an error; 126 and 127 are a shell's
@@ -176,6 +178,27 @@ def timer(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+class MainThreadOutput(io.TextIOBase):
+    """Passes on what the main thread writes.
+
+    After hundreds of damaged checkpoints, threads of libraries complain of event loops
+    that are closed by now; in a process of its own a command ends before that.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes a text, or drops it."""
+        if threading.current_thread() is threading.main_thread():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Writes what waits to be written."""
+        self._stream.flush()
+
+
 @contextlib.contextmanager
 def _quiet_libraries() -> Iterator[None]:
     """Drops what libraries log past `sys.stderr`, for hundreds of damaged files."""
@@ -203,7 +226,7 @@ def call(
     code: int | None = 1
     with (
         contextlib.redirect_stdout(printed),
-        contextlib.redirect_stderr(printed),
+        contextlib.redirect_stderr(MainThreadOutput(printed)),
         _quiet_libraries(),
     ):
         try:

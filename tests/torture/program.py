@@ -14,8 +14,9 @@ from pathlib import Path
 
 import jax
 
-from tests.torture.attack import Attack, Verdict
-from tests.torture.laboratory import Laboratory, open_laboratory
+from tests.torture.attack import Attack, Verdict, wrong
+from tests.torture.laboratory import Laboratory, PreparationFailed, open_laboratory
+from tests.torture.processes import MainThreadOutput
 from tests.torture.tally import (
     Tally,
     failure_line,
@@ -34,6 +35,7 @@ def run(values: argparse.Namespace) -> int:
         importlib.import_module(f"tests.torture.{name}").ATTACK for name in values.names
     ]
     tallies = {attack.name: Tally() for attack in attacks}
+    sys.stderr = MainThreadOutput(sys.stderr)  # type: ignore[assignment]
     with open_laboratory(values.folder) as laboratory:
         jax.config.update(
             "jax_compilation_cache_dir",
@@ -80,9 +82,9 @@ def share_time(
 ) -> None:
     """Runs cases until the time is over.
 
-    The next case is always of the attack that is farthest behind its share. An attack
-    that cannot be prepared ends the program: its first run, which nobody attacks, is
-    to succeed.
+    The next case is always of the attack that is farthest behind its share. A command
+    that fails though nobody attacked it counts as a case, and is tried again with the
+    next one.
     """
     began = last_report = time.monotonic()
 
@@ -108,6 +110,10 @@ def share_time(
                 tally.add(case, outcome)
                 if outcome.verdict is not Verdict.RIGHT:
                     report(failure_line(case, outcome))
+        except PreparationFailed as error:
+            outcome = wrong(str(error))
+            tally.add(cases[0], outcome)
+            report(failure_line(cases[0], outcome))
         finally:
             tally.seconds += time.monotonic() - since
         if time.monotonic() - last_report > PROGRESS_SECONDS:

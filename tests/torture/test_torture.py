@@ -27,7 +27,7 @@ from tests.torture import (
 from tests.torture.attack import RIGHT, Attack, Case, Outcome, Verdict, lost
 from tests.torture.fake import PAUSE_STEP, STEPS
 from tests.torture.isolated import Effort, measure, run_isolated
-from tests.torture.laboratory import Laboratory
+from tests.torture.laboratory import Laboratory, PreparationFailed
 from tests.torture.processes import Ended
 from tests.torture.program import share_time
 from tests.torture.tally import BEGIN, END, Tally, markdown, write_block
@@ -295,3 +295,15 @@ def test_a_case_is_the_same_whenever_it_is_run() -> None:
     assert one.rng().random() != other.rng().random()
     kinds = {attack.case(0, number).kind for number in range(len(attack.kinds))}
     assert kinds == set(attack.kinds)
+
+
+def test_a_command_that_fails_without_any_attack_is_a_failure(fake: Laboratory) -> None:
+    def run(laboratory: Any, cases: Sequence[Case]) -> Iterator[Outcome]:
+        time.sleep(0.01)
+        raise PreparationFailed("train.py without any attack: exit code 1")
+        yield
+
+    attack = Attack(name="a", does="", right="", weight=1, kinds={"all": 0}, run=run)
+    tallies = {"a": Tally()}
+    share_time([attack], fake, 0, 0.05, tallies, lambda text: None)
+    assert tallies["a"].verdicts[Verdict.WRONG] == tallies["a"].tried > 0

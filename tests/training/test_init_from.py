@@ -14,7 +14,7 @@ import pytest
 
 from vgg_jax.config import Config, Curriculum
 from vgg_jax.distributed import make_mesh
-from vgg_jax.training.checkpoint import Checkpoints
+from vgg_jax.training.checkpoint import METADATA, Checkpoints
 from vgg_jax.training.init_from import (
     PRE_INITIALIZED,
     layers_taken,
@@ -163,7 +163,9 @@ def test_a_run_that_is_not_there_or_not_finished_says_what_to_do(
     command = f"train.py --config configs/vgg11.py --workdir {tmp_path}/vgg11"
     assert command in str(error.value)
     assert not (tmp_path / "vgg13").exists()
-    (tmp_path / "vgg11" / "checkpoints" / "5").mkdir(parents=True)
+    checkpoint = tmp_path / "vgg11" / "checkpoints" / "5"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / METADATA).touch()
     with pytest.raises(ValueError, match="is at step 5, not at its end"):
         train(config, tmp_path / "vgg13")
 
