@@ -19,6 +19,7 @@ from etils import epath
 import train
 from tests.bucket import Bucket
 from vgg_jax import cli, distributed
+from vgg_jax.files import parse_path
 
 ROOT = Path(__file__).parents[1]
 DEVICES = 4
@@ -245,7 +246,7 @@ def test_two_hosts_train_as_one(pictures: Path, tmp_path: Path) -> None:
 def test_two_hosts_train_and_evaluate_in_a_bucket(
     pictures: Path, tmp_path: Path, bucket: Bucket
 ) -> None:
-    one, two = tmp_path / "one", epath.Path("gs://runs/two")
+    one, two = tmp_path / "one", parse_path("gs://runs/two")
     finish(start(1, command("train.py", pictures, one)))
     # In two parts: the second goes on from what the first saved.
     finish(start(2, command("train.py", pictures, two, "--config.num_epochs=1")))

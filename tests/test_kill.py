@@ -20,6 +20,7 @@ from etils import epath
 from tests.bucket import Bucket
 from vgg_jax.config import DataConfig
 from vgg_jax.distributed import make_mesh
+from vgg_jax.files import parse_path
 from vgg_jax.training.checkpoint import Checkpoints, saved_steps
 from vgg_jax.training.optimizer import learning_rate
 from vgg_jax.training.program import build_program
@@ -195,7 +196,7 @@ def test_killed_while_saving_in_a_bucket(
     whole: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(globals(), "ENVIRONMENT", ENVIRONMENT | bucket.environment)
-    workdir = epath.Path("gs://runs/whole")
+    workdir = parse_path("gs://runs/whole")
     kill(workdir, while_saving_in_bucket(bucket, after=20))
     assert 12 <= saved_steps(workdir)[-1] <= 24
     kill(workdir, while_saving_in_bucket(bucket, after=40))
