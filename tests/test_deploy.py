@@ -16,7 +16,7 @@ import yaml
 
 from vgg_jax import cli
 from vgg_jax.config import Config, Curriculum, validate
-from vgg_jax.launcher import Place, find_place
+from vgg_jax.hosts.launcher import Place, find_place
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

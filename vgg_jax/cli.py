@@ -29,12 +29,13 @@ from typing import Any, NoReturn
 import jax
 from etils import epath
 
-from vgg_jax import buckets, config_file, distributed, heartbeat
+from vgg_jax import buckets, config_file, distributed
 from vgg_jax.compilation import prepare_jax
 from vgg_jax.config import MAX_SCALE, Config, settings
 from vgg_jax.config_file import UsageError
 from vgg_jax.console import did_you_mean
 from vgg_jax.files import explain_error, parse_path
+from vgg_jax.hosts import heartbeat
 from vgg_jax.interrupt import STOPPED, Interrupt
 
 DONE, FAILED, USAGE = 0, 1, 2

@@ -29,9 +29,9 @@ from jax._src.distributed import global_state as jax_hosts
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vgg_jax import heartbeat
-from vgg_jax.launcher import COORDINATOR, find_place, refuse_lonely
-from vgg_jax.stop_vote import StopVote
+from vgg_jax.hosts import heartbeat
+from vgg_jax.hosts.launcher import COORDINATOR, find_place, refuse_lonely
+from vgg_jax.hosts.stop_vote import StopVote
 
 DATA = "data"  # the mesh's axis
 

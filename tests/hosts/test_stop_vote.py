@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import pytest
 
-from vgg_jax.stop_vote import StopVote
+from vgg_jax.hosts.stop_vote import StopVote
 
 
 class Store:

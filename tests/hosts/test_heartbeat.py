@@ -9,8 +9,8 @@ from typing import NoReturn
 import jax
 import pytest
 
-from vgg_jax import heartbeat
-from vgg_jax.heartbeat import GONE, KEY, RETRY, Heartbeat
+from vgg_jax.hosts import heartbeat
+from vgg_jax.hosts.heartbeat import GONE, KEY, RETRY, Heartbeat
 
 
 class Store:
@@ -70,7 +70,7 @@ def test_a_lost_host_is_noticed(
 def test_an_abort_is_a_loss_where_the_coordinator_is_gone() -> None:
     """JAX aborts when it loses the coordinator; other aborts stay what they are."""
     code = (
-        "import os, socket; from vgg_jax.heartbeat import Heartbeat\n"
+        "import os, socket; from vgg_jax.hosts.heartbeat import Heartbeat\n"
         "listening = socket.create_server(('127.0.0.1', 0))\n"
         "port = listening.getsockname()[1]\n"
         "for address in (f'127.0.0.1:{port}', '127.0.0.1:9'):\n"

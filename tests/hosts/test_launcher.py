@@ -2,8 +2,8 @@
 
 import pytest
 
-from vgg_jax import launcher
-from vgg_jax.launcher import Place, find_place, refuse_lonely
+from vgg_jax.hosts import launcher
+from vgg_jax.hosts.launcher import Place, find_place, refuse_lonely
 
 JAX = {
     "JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234",
