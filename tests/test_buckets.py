@@ -273,3 +273,17 @@ def test_data_that_are_not_in_a_bucket_are_asked_for(
     )
     with pytest.raises(FileNotFoundError, match="no data in gs://runs/fashion_mnist"):
         open_source(config, "train")
+
+
+def test_a_name_that_leads_out_of_the_folder_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A bucket keeps such names as they are; a disk follows them."""
+
+    class Store:
+        def find(self, folder: str, detail: bool) -> dict[str, dict[str, str]]:
+            return {f"{folder}/../../../.bashrc": {"type": "file"}}
+
+    monkeypatch.setattr(mirror.buckets, "file_system", Store)
+    with pytest.raises(OSError, match="would be copied to another folder"):
+        list(mirror._list("runs/data"))

@@ -1,7 +1,7 @@
 """This module copies data sets from a bucket to this machine, once.
 
-Training reads pictures in random order, each in a read of its own, for which a bucket
-takes tens of milliseconds; and ArrayRecord's reader knows the files of disks alone.
+Training reads pictures in random order, each in a read of its own, which costs a round
+trip to a bucket; and ArrayRecord's reader knows the files of disks alone.
 """
 
 import functools
@@ -126,13 +126,22 @@ def _copy(folder: str, local: pathlib.Path) -> None:
 
 
 def _list(folder: str) -> Iterator[Object]:
-    """Lists the files of a folder in a bucket and of the folders below it."""
+    """Lists the files of a folder in a bucket and of the folders below it.
+
+    Raises:
+        OSError: a name leads out of the folder.
+    """
     try:
         entries = buckets.file_system().find(folder, detail=True)
     except FileNotFoundError:
         return
     for name, entry in entries.items():
         if entry["type"] == "file" and not name.endswith("/"):
+            if ".." in name.split("/"):
+                raise OSError(
+                    f"{buckets.SCHEME}{name} would be copied to another folder; remove "
+                    "it from the bucket"
+                )
             yield Object(name, entry["size"], entry["mtime"].timestamp())
 
 
