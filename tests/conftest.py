@@ -7,5 +7,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
+# JAX has read it; the commands that tests start compile as users' do.
+os.environ.pop("JAX_DISABLE_MOST_OPTIMIZATIONS", None)
 
 pytest_plugins = ["tests.bucket", "tests.data.fixtures", "tests.evaluation.fixtures"]

@@ -299,7 +299,7 @@ def test_divergence_names_the_last_good_checkpoint(
         pictures,
         tmp_path,
         "--config.model.name=vgg11",
-        "--config.optimizer.learning_rate=1e30",
+        "--config.optimizer.learning_rate=4e9",
     )
     done = call(arguments)
     assert done.returncode == 1

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from tests.runs import save_run
-from vgg_jax.config import Config, DataConfig, EvaluationConfig, VGGConfig
+from vgg_jax.config import (
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    OptimizerConfig,
+    VGGConfig,
+)
 from vgg_jax.features import collection, svm
 
 
@@ -21,6 +27,7 @@ def save_network(workdir: Path, seed: int) -> None:
         data=DataConfig(
             dataset="folder", crop=32, scale_min=32, scale_max=32, num_threads=2
         ),
+        optimizer=OptimizerConfig(metric="top1_error"),
         evaluation=EvaluationConfig(center_scale=32, scales=(32,), batch_size=16),
     )
     save_run(workdir, config, seed)

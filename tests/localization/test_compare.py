@@ -74,6 +74,7 @@ def command(*workdirs: str) -> list[str]:
     return [*(f"--workdir={b}" for b in boxes), f"--classifier_workdir={classes}"]
 
 
+@pytest.mark.slow
 def test_scr_and_pcr_together(tmp_path, few, capsys):
     save_run(tmp_path / "classes", CLASSES)
     for regression in ("scr", "pcr"):

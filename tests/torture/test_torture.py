@@ -251,7 +251,7 @@ def test_a_process_that_dies_is_the_outcome_of_its_case(
 
 def test_work_that_takes_too_much_is_noticed() -> None:
     block, effort = measure(lambda: np.ones(2**27, np.uint8))
-    assert 0.9 * block.nbytes < effort.peak_bytes < 2 * block.nbytes
+    assert 0.5 * block.nbytes < effort.peak_bytes < 2 * block.nbytes
     assert effort.excess is None
     assert "MiB" in (Effort(peak_bytes=2**31).excess or "")
     assert "s of CPU" in (Effort(cpu_seconds=60).excess or "")

@@ -60,6 +60,7 @@ def test_signals_are_those_of_a_gradient_taken_by_hand(tiny_config: Any) -> None
     assert "the ReLU after conv4_1" in str(finding(signals))
 
 
+@pytest.mark.slow
 def test_the_report_says_which_schemes_start(tiny_config: Any) -> None:
     config = tiny_config("vgg16", init="glorot")
     config.model.width, config.data.std = 0.125, (1.0,)  # pixels 0-255, rate 0.01

@@ -47,6 +47,7 @@ def curriculum(tiny_config: Any) -> Curriculum:
     return Curriculum(runs={"vgg11": tiny_config(), "vgg13": b, "vgg13_fine": b_fine})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_a_curriculum_stopped_midway_goes_on(
     curriculum: Curriculum,

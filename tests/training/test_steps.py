@@ -108,6 +108,13 @@ def jitted(graphdef: Any, optimizer: Any, **options: Any) -> Any:
     )
 
 
+@functools.cache
+def plain_step() -> tuple[nnx.GraphDef, TrainState, Any]:
+    """The network's definition, its first state and its step, compiled once."""
+    graphdef, state, optimizer = start()
+    return graphdef, state, jitted(graphdef, optimizer)
+
+
 def test_normalize_subtracts_the_mean_of_each_channel() -> None:
     images = np.array([[[[10, 20, 30]]]], np.uint8)
     got = Normalization((1.0, 2.0, 3.0), (1.0, 2.0, 3.0))(jnp.asarray(images))
@@ -115,11 +122,10 @@ def test_normalize_subtracts_the_mean_of_each_channel() -> None:
 
 
 def test_the_step_adds_each_images_own_shift_to_its_pixels() -> None:
-    graphdef, state, optimizer = start()
-    step = jitted(graphdef, optimizer)
-    data = batch(4)
+    _, state, step = plain_step()
+    data = batch(8)
     data["image"] = data["image"] // 2 + 64
-    levels = np.array([0, 5, -60, 60])
+    levels = np.array([0, 5, -60, 60, 0, 20, -20, 1])
     moved = data["image"] + levels.astype(np.uint8)[:, None, None, None]
     plain = step(state, data | {"image": moved}, KEY)
     shifted = step(state, data | {"shift": np.float32(levels[:, None])}, KEY)
@@ -129,7 +135,7 @@ def test_the_step_adds_each_images_own_shift_to_its_pixels() -> None:
 
 
 def test_one_step_equals_the_update_by_hand() -> None:
-    graphdef, state, optimizer = start()
+    graphdef, state, step = plain_step()
     data = batch(8)
 
     def loss(params: Any) -> jax.Array:
@@ -142,7 +148,7 @@ def test_one_step_equals_the_update_by_hand() -> None:
     expected = jax.tree.map(
         lambda w, g: w - 0.02 * (g + 1e-3 * w), state.params, gradients
     )
-    after, sums = jitted(graphdef, optimizer)(state, data, KEY)
+    after, sums = step(state, data, KEY)
     chex.assert_trees_all_close(after.params, expected, atol=1e-6)
     assert int(after.step) == 1
     np.testing.assert_allclose(sums["loss"] / 8, loss(state.params), rtol=1e-5)
@@ -260,8 +266,8 @@ def test_an_unknown_trained_layer_is_named() -> None:
 
 
 def test_eight_images_are_learned_by_heart() -> None:
-    graphdef, state, optimizer = start()
-    step, data = jitted(graphdef, optimizer), batch(8)
+    graphdef, state, step = plain_step()
+    data = batch(8)
     coarse = np.random.default_rng(1).integers(0, 256, (8, 4, 4, 1), np.uint8)
     data["image"] = coarse.repeat(8, axis=1).repeat(8, axis=2)
     for _ in range(300):
