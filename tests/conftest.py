@@ -5,9 +5,21 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
-# JAX has read it; the commands that tests start compile as users' do.
-os.environ.pop("JAX_DISABLE_MOST_OPTIMIZATIONS", None)
 
 pytest_plugins = ["tests.bucket", "tests.data.fixtures", "tests.evaluation.fixtures"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--quick-compile",
+        action="store_true",
+        help="compile without most optimizations; commands that tests start do not",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("quick_compile"):
+        jax.config.update("jax_disable_most_optimizations", True)
