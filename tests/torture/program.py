@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import importlib
+import itertools
 import os
 import platform
 import re
@@ -129,7 +130,12 @@ def show(text: str) -> None:
 
 def heading(values: argparse.Namespace) -> str:
     """Says with which command, where and when a table came to be."""
-    words = [word for word in sys.argv[1:] if not word.startswith("--write")]
+    # The name of the document is a word of its own, or follows `--write=`.
+    words = [
+        word
+        for before, word in itertools.pairwise(sys.argv)
+        if before != "--write" and not word.startswith("--write")
+    ]
     command = shlex.join(["python", "-m", "tests.torture", *words])
     return (
         f"`{command}`, {datetime.date.today():%Y-%m-%d}, {machine()}, "
