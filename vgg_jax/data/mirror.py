@@ -17,7 +17,7 @@ from vgg_jax.config import DataConfig
 from vgg_jax.console import progress_bar
 from vgg_jax.data.prepare.writer import Preparation
 from vgg_jax.distributed import on_first
-from vgg_jax.files import PARTIAL, is_in_bucket, lock, parse_path
+from vgg_jax.files import is_in_bucket, lock, parse_path, replacing
 
 MIRRORS = "buckets"  # the folder of the copies, below the cache
 DOWNLOADS = 16  # at a time
@@ -104,15 +104,15 @@ def _copy(folder: str, local: pathlib.Path) -> None:
     def download(copy: tuple[Object, pathlib.Path]) -> None:
         entry, path = copy
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + PARTIAL)
-        buckets.file_system().get_file(entry.name, os.fspath(partial))
-        if partial.stat().st_size != entry.size:
-            raise OSError(
-                f"expected {entry.size:,} bytes of {buckets.SCHEME}{entry.name}, got "
-                f"{partial.stat().st_size:,}; give the same command again"
-            )
-        os.utime(partial, (entry.written, entry.written))
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            buckets.file_system().get_file(entry.name, os.fspath(partial))
+            size = os.stat(partial).st_size
+            if size != entry.size:
+                raise OSError(
+                    f"expected {entry.size:,} bytes of {buckets.SCHEME}{entry.name}, "
+                    f"got {size:,}; give the same command again"
+                )
+            os.utime(partial, (entry.written, entry.written))
 
     if not missing:
         return
