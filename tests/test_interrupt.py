@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -39,6 +40,21 @@ def test_a_signal_stops_at_once_while_there_is_nothing_to_save(
         assert inner.signal is None
         os.kill(os.getpid(), wanted)  # once is enough: the first is being acted on
     assert stopped.value.args == (wanted,)
+
+
+def test_what_a_callback_loses_is_raised_again(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Late:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with Interrupt(), pytest.raises(KeyboardInterrupt) as stopped:
+        late = Late()
+        del late  # what `__del__` raises goes no further
+        time.sleep(20)
+    assert stopped.value.args == (signal.SIGTERM,)
+    assert capsys.readouterr().err == ""
 
 
 def test_outside_of_the_main_thread_nothing_is_taken() -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any, ClassVar
@@ -60,6 +61,8 @@ class Interrupt:
         self._handlers = {s: signal.signal(s, self._catch) for s in SIGNALS}
         if self._ends_process:
             self._start_watch()
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = self._raise_again
         self._blocks.append(self)
         return self
 
@@ -73,6 +76,7 @@ class Interrupt:
             return
         for number, handler in self._handlers.items():
             signal.signal(number, handler or signal.SIG_DFL)
+        sys.unraisablehook = self._hook
         self._blocks.remove(self)
         if self._ends_process:
             if not isinstance(error, KeyboardInterrupt):  # else the watch goes on
@@ -113,6 +117,23 @@ class Interrupt:
         elif not outer._stops:  # else it is tidying up, and the watch ends that
             outer._stops = True
             raise KeyboardInterrupt(signal.Signals(number))
+
+    def _raise_again(self, lost: Any) -> None:
+        """Sends a signal once more whose KeyboardInterrupt was lost.
+
+        Python drops what is raised within a callback, such as JAX's of each garbage
+        collection, or within `__del__`, and tells only `sys.unraisablehook`.
+        """
+        first = self._blocks[0]
+        if isinstance(lost.exc_value, KeyboardInterrupt) and first._stops:
+            first._stops = False
+            # Later, for what is raised within this hook is lost as well.
+            resend = threading.Timer(
+                0.05, os.kill, (os.getpid(), lost.exc_value.args[0])
+            )
+            resend.start()
+        else:
+            self._hook(lost)
 
     def _start_watch(self) -> None:
         """Has a thread told of each signal, whatever the main thread is busy with."""
