@@ -16,10 +16,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--quick-compile",
         action="store_true",
-        help="compile without most optimizations; commands that tests start do not",
+        help="compile without most optimizations, in what the tests start as well",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("quick_compile"):
         jax.config.update("jax_disable_most_optimizations", True)
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"

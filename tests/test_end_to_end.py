@@ -16,6 +16,7 @@ import pytest
 
 from tests.shapes import draw_shapes
 from vgg_jax.interrupt import GRACE_SECONDS
+from vgg_jax.training.workdir import read_class_names
 
 Call = Callable[[list[str]], subprocess.CompletedProcess[str]]
 
@@ -187,11 +188,7 @@ def test_an_evaluation_ends_at_once_and_keeps_what_it_finished(
 def test_a_run_leaves_its_files(whole: Path) -> None:
     for name in ("config.json", "curves.png", "metrics.jsonl", "checkpoints"):
         assert (whole / name).exists(), name
-    assert json.loads((whole / "class_names.json").read_text()) == [
-        "bar",
-        "box",
-        "disc",
-    ]
+    assert read_class_names(whole) == ("bar", "box", "disc")
     assert list((whole / "tensorboard").glob("events.*"))
     rows = history(whole)
     validations = [row for row in rows if "validation_loss" in row]

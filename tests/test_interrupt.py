@@ -49,10 +49,13 @@ def test_what_a_callback_loses_is_raised_again(
         def __del__(self) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with Interrupt(), pytest.raises(KeyboardInterrupt) as stopped:
+    def work() -> None:
         late = Late()
         del late  # what `__del__` raises goes no further
         time.sleep(20)
+
+    with Interrupt(), pytest.raises(KeyboardInterrupt) as stopped:
+        work()
     assert stopped.value.args == (signal.SIGTERM,)
     assert capsys.readouterr().err == ""
 

@@ -95,6 +95,20 @@ def _os_error(number: int, path: Path) -> OSError:
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives an operating system's error in the block the file's name if it has none.
+
+    An error of an open file, such as that of a full disk, does not say which file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Gives a local file to write, which takes the place of `path` when the block ends.
 
@@ -108,7 +122,8 @@ def replacing(path: Path) -> Iterator[Path]:
             epath.Path(partial).copy(path, overwrite=True)
         return
     partial = pathlib.Path(f"{path}{PARTIAL}")
-    yield partial
+    with naming(path):
+        yield partial
     os.replace(partial, path)
 
 
@@ -241,8 +256,9 @@ class LineLog:
     def append(self, line: str) -> None:
         """Adds a line, which ends in a newline."""
         if self._file is not None:
-            self._file.write(line)
-            self._file.flush()
+            with naming(self._path):
+                self._file.write(line)
+                self._file.flush()
             return
         self._lines.append(line)
         self._is_written = False
@@ -259,7 +275,8 @@ class LineLog:
         """Writes what is not yet written."""
         self.flush()
         if self._file is not None:
-            self._file.close()
+            with naming(self._path):
+                self._file.close()
 
 
 @contextlib.contextmanager

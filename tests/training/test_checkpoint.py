@@ -1,16 +1,13 @@
 """Checkpoints: what comes back, and what a disk that refuses one leaves behind."""
 
-import contextlib
 import dataclasses
 import gc
 import json
-import resource
 import shutil
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import chex
@@ -21,6 +18,7 @@ import optax
 import pytest
 from orbax.checkpoint import v1 as ocp
 
+from tests.disk import file_sizes_up_to
 from vgg_jax.config import OptimizerConfig
 from vgg_jax.distributed import make_mesh, replicated
 from vgg_jax.training.checkpoint import (
@@ -54,20 +52,6 @@ def abstract(devices: list[jax.Device]) -> TrainState:
     return jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), state(0)
     )
-
-
-@contextlib.contextmanager
-def small_files() -> Iterator[None]:
-    """No file may grow past 10 kB, as on a disk that is full.
-
-    Not a fixture: pytest reports before a fixture ends, perhaps into a longer file.
-    """
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_step_rate_and_plateau_come_back_on_any_number_of_devices(
@@ -104,7 +88,7 @@ def test_a_refused_save_is_told_and_leaves_the_last_good_one(tmp_path: Path) -> 
     with Checkpoints(tmp_path, METRIC, read_only=False) as checkpoints:
         checkpoints.save(state(1), Plateau(drops=1), None)
         checkpoints.wait()
-        with small_files():
+        with file_sizes_up_to(10_000):
             checkpoints.save(state(2), Plateau(), None)
             with pytest.raises(
                 SaveError, match=r"checkpoint: step 1\. Is the disk full"
@@ -158,7 +142,7 @@ def test_a_save_after_a_refused_one_is_not_skipped(tmp_path: Path) -> None:
         checkpoints.save(state(1), Plateau(), None)
         for step in (2, 3):
             checkpoints.wait()
-            with small_files():
+            with file_sizes_up_to(10_000):
                 checkpoints.save(state(step), Plateau(), None)
                 with pytest.raises(SaveError):
                     checkpoints.wait()
@@ -176,7 +160,7 @@ def test_a_refused_save_ends_the_block_with_its_error(tmp_path: Path) -> None:
                 raise error
 
     for error, expected in ((None, SaveError), (KeyError("another"), KeyError)):
-        with small_files(), pytest.raises(expected):
+        with file_sizes_up_to(10_000), pytest.raises(expected):
             save(error)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from vgg_jax.training.metrics import (
     MetricWriter,
@@ -83,9 +83,13 @@ def test_tensorboard_has_groups_and_the_file_its_names(tmp_path: Path) -> None:
         {"step": 7, **validation},
     ]
     (events,) = (tmp_path / "tensorboard").iterdir()
+    found = [*map(Event.FromString, records(events))]
+    # What an earlier file has from step 1 on is hidden.
+    starts = [e.step for e in found if e.session_log.status == SessionLog.START]
+    assert starts == [1] and found[0].file_version == "brain.Event:2"
     points = {
         value.tag: (event.step, round(value.simple_value, 6))
-        for event in map(Event.FromString, records(events))
+        for event in found
         for value in event.summary.value
     }
     assert points == {

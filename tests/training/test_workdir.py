@@ -1,14 +1,16 @@
 """A run's folder belongs to one configuration, and its metrics to one history."""
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
+from tests.disk import file_sizes_up_to
 from vgg_jax import distributed
 from vgg_jax.config import Config, DataConfig, NiNConfig, VGGConfig, from_dict, to_dict
-from vgg_jax.files import DIGEST
+from vgg_jax.files import DIGEST, LineLog, explain_os_error
 from vgg_jax.training.metrics import MetricWriter
 from vgg_jax.training.schedule import SCHEDULES
 from vgg_jax.training.workdir import (
@@ -173,6 +175,27 @@ def test_a_damaged_line_of_metrics_is_named(tmp_path: Path) -> None:
             MetricWriter(tmp_path, 3)
 
 
+def test_metrics_on_a_full_disk_name_their_file(tmp_path: Path) -> None:
+    def write(log: LineLog | MetricWriter) -> None:
+        with file_sizes_up_to(10_000), contextlib.closing(log):
+            for step in range(1, 500):
+                if isinstance(log, LineLog):
+                    log.append(f"step {step:20}\n")
+                else:
+                    log.write(step, {"train_loss": 0.1})
+
+    log, lines = tmp_path / "log", tmp_path / "metrics.jsonl"
+    with pytest.raises(OSError, match="File too large") as error:
+        write(LineLog(log))
+    assert explain_os_error(error.value, []) == f"{log}: File too large"
+    with pytest.raises(OSError, match="File too large") as error:
+        write(MetricWriter(tmp_path, 0))  # TensorBoard's file is the longer one
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert explain_os_error(error.value, []) == f"{events.parent}: File too large"
+    assert events.stat().st_size == 10_000 > lines.stat().st_size
+    assert json.loads(lines.read_text().splitlines()[-1])["step"] > 100
+
+
 def test_labels_that_mean_something_else_are_refused(tmp_path: Path) -> None:
     check_class_names(tmp_path, ("a", "b"))  # of a run from before names were kept
     write_class_names(tmp_path, ("a", "b"))
@@ -192,9 +215,10 @@ def test_other_data_is_refused_and_shown(tmp_path: Path) -> None:
         check_data_facts(tmp_path, {"images": 4, "axes": [[1.5]]})
     assert "images: 3 there, 4 now" in str(error.value)
     assert "axes: None there, [[1.5]] now" in str(error.value)
-    for damage in ("", "[]", '{"images": '):
+    text = (tmp_path / "data.json").read_text()
+    for damage in ("", "[]", '{"images": ', text.replace("3", "4", 1)):
         (tmp_path / "data.json").write_text(damage)
-        with pytest.raises(WorkdirMismatch, match=r"cannot read .*data\.json; delete"):
+        with pytest.raises(WorkdirMismatch, match=r"data\.json.*[dD]elete it"):
             check_data_facts(tmp_path, facts)
 
 
@@ -212,9 +236,17 @@ def test_class_names(tmp_path: Path) -> None:
     assert read_class_names(tmp_path) is None
     write_class_names(tmp_path, ("T-shirt/top", "b\u00e9ret"))
     assert read_class_names(tmp_path) == ("T-shirt/top", "b\u00e9ret")
-    for damage in ("", "{}", "[1]"):
-        (tmp_path / "class_names.json").write_text(damage)
+    path = tmp_path / "class_names.json"
+    text = path.read_text()
+    path.write_text('["a", "b"]')  # of an earlier state of this project
+    assert read_class_names(tmp_path) == ("a", "b")
+    for damage in ("{}", "[1]", "3"):
+        path.write_text(damage)
         with pytest.raises(ValueError, match=r"class_names\.json as a list of names"):
+            read_class_names(tmp_path)
+    for damage in ("", text[:-5], text.replace("shirt", "skirt")):
+        path.write_text(damage)
+        with pytest.raises(ValueError, match=r"names\.json is damaged: .*Delete it"):
             read_class_names(tmp_path)
 
 

@@ -9,12 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 from etils.epath import Path
-from tensorboardX import SummaryWriter
-from tensorboardX.record_writer import register_writer_factory
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import directory_check, register_writer_factory
+from tensorboardX.summary import scalar
 
 from vgg_jax import buckets, distributed
 from vgg_jax.console import format_seconds
-from vgg_jax.files import LineLog, is_in_bucket
+from vgg_jax.files import LineLog, is_in_bucket, naming
 from vgg_jax.training.objectives import Sums, means
 from vgg_jax.training.schedule import Timetable
 
@@ -94,36 +96,91 @@ class MetricWriter:
             return
         path = workdir / "metrics.jsonl"
         self._lines = LineLog(path, _lines_up_to(step, path) if path.exists() else ())
-        if is_in_bucket(workdir):
-            register_writer_factory("gs", buckets.EventFiles())
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._curves = Curves(workdir / "tensorboard", step)
 
     def __enter__(self) -> "MetricWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Writes what is not yet written."""
         if self._writes:
             self._lines.close()
-            self._events.close()
+            self._curves.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes a line to the file, and a point to each curve of TensorBoard.
 
         In TensorBoard the names are in groups: `train_loss` is `train/loss`.
+
+        Raises:
+            OSError: a file cannot be written; the error names it.
         """
         if not self._writes:
             return
         self._lines.append(json.dumps({"step": step, **values}) + "\n")
         is_validation = any(name.startswith("validation_") for name in values)
         group = "validation" if is_validation else "train"
-        for name, value in values.items():
-            tag = f"{group}/{name.removeprefix(f'{group}_')}"
-            self._events.add_scalar(tag, value, step)
+        tags = {f"{group}/{n.removeprefix(f'{group}_')}": v for n, v in values.items()}
+        self._curves.add(step, tags)
 
     def flush(self) -> None:
         """Sees to it that all lines are in the file."""
         if self._writes:
             self._lines.flush()
+
+
+class Curves:
+    """A file of TensorBoard's, to which points of curves are added.
+
+    On a disk a point is there when `add` returns; to a bucket the whole file is sent,
+    at most every `SECONDS`. The writer of tensorboardX would write in a thread of its
+    own, which ends at the first error: after that a run would wait for it for good.
+
+    Args:
+        folder: where the file is made.
+        step: the step to start at; TensorBoard hides what an earlier file has past it.
+    """
+
+    SECONDS = 120.0
+
+    def __init__(self, folder: Path, step: int):
+        self._folder = folder
+        self._pause = self.SECONDS if is_in_bucket(folder) else 0.0
+        self._flushed = time.monotonic()
+        if is_in_bucket(folder):
+            register_writer_factory("gs", buckets.EventFiles())
+        directory_check(str(folder))
+        with naming(folder):
+            self._file = EventsWriter(str(folder / "events"))
+            self._write(step + 1, file_version="brain.Event:2")
+            self._write(step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a point to the curve of each name.
+
+        Raises:
+            OSError: the file cannot be written; the error names the folder.
+        """
+        with naming(self._folder):
+            for tag, value in values.items():
+                event = Event(
+                    step=step, wall_time=time.time(), summary=scalar(tag, value)
+                )
+                self._file.write_event(event)
+            if time.monotonic() - self._flushed >= self._pause:
+                self._file.flush()
+                self._flushed = time.monotonic()
+
+    def _write(self, step: int, **what: Any) -> None:
+        self._file.write_event(Event(step=step, wall_time=time.time(), **what))
+
+    def close(self) -> None:
+        """Writes what is not yet written."""
+        with naming(self._folder):
+            self._file.close()
 
 
 class Throughput:

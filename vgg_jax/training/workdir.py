@@ -23,6 +23,7 @@ from vgg_jax.training.schedule import schedule_for
 
 CONFIG = "config.json"
 CLASS_NAMES = "class_names.json"
+CLASSES = "class_names"  # the name, in that file, of the list
 DATA = "data.json"
 FINISHED = "finished"  # an empty file: the training came to its end
 
@@ -127,7 +128,7 @@ def read_config(workdir: Path) -> Config:
 def write_class_names(workdir: Path, names: Sequence[str]) -> None:
     """Stores the name of each label, so that it is known later without the data."""
     if distributed.is_first():
-        write_json(workdir / CLASS_NAMES, list(names))
+        write_json(workdir / CLASS_NAMES, {CLASSES: list(names)})
 
 
 def read_class_names(workdir: Path) -> tuple[str, ...] | None:
@@ -140,9 +141,10 @@ def read_class_names(workdir: Path) -> tuple[str, ...] | None:
     if not path.exists():
         return None
     try:
-        names = read_json(path)
-    except ValueError:
-        names = None
+        stored = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}. Delete it") from error
+    names = stored.get(CLASSES) if isinstance(stored, dict) else stored
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise ValueError(f"cannot read {path} as a list of names; delete it")
     return tuple(names)
@@ -197,8 +199,8 @@ def _read_facts(path: Path) -> dict[str, Any]:
         return {}
     try:
         facts = read_json(path)
-    except ValueError:
-        facts = None
+    except ValueError as error:
+        raise WorkdirMismatch(f"{error}. Delete it") from error
     if not isinstance(facts, dict):
         raise WorkdirMismatch(f"cannot read {path}; delete it")
     return facts
