@@ -1,0 +1,87 @@
+"""Networks take weights under the names and in the axes of others."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from vgg_jax import create_model
+from vgg_jax.models import ConvNet
+from vgg_jax.weights import load_weights
+
+
+def network(name: str = "vgg16", seed: int = 0, **options: object) -> ConvNet:
+    options = {"num_classes": 5, "width": 1 / 16, **options}
+    return create_model(name, rngs=jax.random.key(seed), **options)
+
+
+def as_in_torch(model: ConvNet) -> dict[str, np.ndarray]:
+    """The arrays of a network as torchvision names them."""
+    arrays = {}
+    part, first = "features", 0
+    for i, row in enumerate(model.layers):
+        if row.name == "fc6":
+            part, first = "classifier", i
+        module = getattr(model, row.name, None)
+        if module is None or row.name.startswith("drop"):
+            continue
+        name = f"{part}.{i - first}"
+        if row.name.startswith("bn"):
+            for ours, theirs in (
+                ("scale", "weight"),
+                ("bias", "bias"),
+                ("mean", "running_mean"),
+                ("var", "running_var"),
+            ):
+                arrays[f"{name}.{theirs}"] = np.asarray(getattr(module, ours)[...])
+            arrays[f"{name}.num_batches_tracked"] = np.int64(3)
+            continue
+        kernel = np.asarray(module.kernel[...]).transpose(3, 2, 0, 1)
+        if part == "classifier":
+            kernel = kernel.reshape(len(kernel), -1)
+        arrays[f"{name}.weight"] = kernel
+        arrays[f"{name}.bias"] = np.asarray(module.bias[...])
+    return arrays
+
+
+@pytest.mark.parametrize("name", ["vgg11", "vgg16", "vgg19_bn"])
+def test_torchvisions_names(name: str) -> None:
+    theirs, ours = network(name, 0), network(name, 1)
+    loaded = load_weights(ours, as_in_torch(theirs))
+    assert loaded.naming == "torchvision" and not loaded.kept and not loaded.unused
+    images = jax.random.normal(jax.random.key(2), (2, 224, 224, 3))
+    np.testing.assert_array_equal(ours(images), theirs(images))
+
+
+def test_another_number_of_classes_keeps_the_head() -> None:
+    ours = network(num_classes=3, seed=1)
+    before = ours.fc8.kernel[...]
+    loaded = load_weights(ours, as_in_torch(network()))
+    assert loaded.kept == ("fc8",)
+    np.testing.assert_array_equal(ours.fc8.kernel[...], before)
+
+
+def test_a_backbone_takes_what_it_has() -> None:
+    ours = network(num_classes=None, seed=1)
+    loaded = load_weights(ours, as_in_torch(network()))
+    assert not loaded.kept
+    assert loaded.unused == ("classifier.0", "classifier.3", "classifier.6")
+
+
+def test_another_network_is_an_error_that_lists_both() -> None:
+    ours = network("vgg13", seed=1)
+    before = nnx.to_pure_dict(nnx.state(ours))
+    with pytest.raises(ValueError, match="does not have the weights of") as error:
+        load_weights(ours, as_in_torch(network()))
+    assert "conv4_1: expected under the name 'features.15'" in str(error.value)
+    assert "'features.26' of the file: no layer of this" in str(error.value)
+    after = nnx.to_pure_dict(nnx.state(ours))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_values_that_are_no_numbers() -> None:
+    arrays = as_in_torch(network())
+    arrays["classifier.6.bias"] = np.full(5, np.nan, np.float32)
+    with pytest.raises(ValueError, match=r"5 of the 5 values of fc8\.bias are not"):
+        load_weights(network(seed=1), arrays)
+    load_weights(network(seed=1, num_classes=3), arrays)

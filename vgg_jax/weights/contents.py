@@ -1,0 +1,86 @@
+"""This module says what a file of weights holds, before a network takes it."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+# The axes of a convolution's kernel in a file: output, input, height, width as in
+# PyTorch and Caffe, or height, width, input, output as in TensorFlow and here.
+OIHW, HWIO = "oihw", "hwio"
+
+# What a layer can have, by the names that Flax gives it.
+VARIABLES = ("kernel", "bias", "scale", "mean", "var")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contents:
+    """The layers of a file of weights, under the file's own names and in its own axes.
+
+    Args:
+        format: the kind of file, a key of `formats.FORMATS`.
+        layers: for each layer the arrays that it has, by names of `VARIABLES`. The
+            order is that of the network where the file tells it. The matrix of a
+            fully-connected layer is [out, in] where `axes` is `OIHW` and [in, out]
+            where it is `HWIO`.
+        axes: `OIHW` or `HWIO`.
+        others: the names of arrays that belong to no layer, such as an optimizer's.
+        mean: what the file says is to be subtracted from the pixels 0-255 of each
+            channel, in the order of the channels that `layers` expect.
+        class_names: the names of the outputs, in their order.
+        metadata: further facts that the file tells, such as "lineage".
+    """
+
+    format: str
+    layers: Mapping[str, Mapping[str, np.ndarray]]
+    axes: str
+    others: tuple[str, ...] = ()
+    mean: tuple[float, ...] | None = None
+    class_names: tuple[str, ...] | None = None
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+# What frameworks call the variables of a layer.
+_VARIABLE = {
+    "weight": "kernel",
+    "kernel": "kernel",
+    "filters": "kernel",
+    "bias": "bias",
+    "biases": "bias",
+    "gamma": "scale",
+    "scale": "scale",
+    "beta": "bias",
+    "running_mean": "mean",
+    "moving_mean": "mean",
+    "mean": "mean",
+    "running_var": "var",
+    "moving_variance": "var",
+    "var": "var",
+}
+_COUNTERS = ("num_batches_tracked",)  # of PyTorch; nothing is computed with it
+
+
+def group(
+    arrays: Mapping[str, np.ndarray], separator: str = "."
+) -> tuple[dict[str, dict[str, np.ndarray]], tuple[str, ...]]:
+    """Groups named arrays into layers: "conv1.weight" is the kernel of "conv1".
+
+    The weight of batch normalization, a vector, is its scale.
+
+    Returns:
+        The layers, and the names of arrays that belong to none.
+    """
+    layers: dict[str, dict[str, np.ndarray]] = {}
+    others = []
+    for name, array in arrays.items():
+        layer, _, last = name.rpartition(separator)
+        variable = _VARIABLE.get(last)
+        if last in _COUNTERS:
+            continue
+        if variable is None or not layer:
+            others.append(name)
+            continue
+        if variable == "kernel" and array.ndim == 1:
+            variable = "scale"
+        layers.setdefault(layer, {})[variable] = array
+    return layers, tuple(others)

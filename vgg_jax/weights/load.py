@@ -1,0 +1,344 @@
+"""This module puts the weights of a file into a network."""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vgg_jax.models import MODELS, ConvNet
+from vgg_jax.models.layers import BatchNorm, Conv, FullyConnected, Layer
+from vgg_jax.preprocessing import Normalization
+from vgg_jax.weights.contents import OIHW, Contents, group
+from vgg_jax.weights.lineage import (
+    LINEAGES,
+    Origin,
+    assert_source,
+    recognize,
+)
+from vgg_jax.weights.naming import NAMINGS, Match, match
+
+Variables = dict[str, dict[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """What came with weights, and what became of them.
+
+    Args:
+        source: the file or the name that was given.
+        format: the kind of file, a key of `formats.FORMATS`.
+        naming: how its layers are named, a key of `naming.NAMINGS`.
+        lineage: who trained the weights, a key of `lineage.LINEAGES`; None if unknown.
+        evidence: a sentence about how lineage and the order of channels are known.
+        normalization: what is to be done to RGB pixels 0-255 before the network, which
+            takes RGB whatever the file's order was; None where nothing tells it.
+        class_names: the names of the outputs, where the file has them.
+        taken: the layers of the network that have the file's weights now.
+        kept: the layers of the network that are as they were before.
+        unused: the names in the file that nothing was taken from.
+    """
+
+    source: str
+    format: str
+    naming: str
+    lineage: str | None
+    evidence: str
+    normalization: Normalization | None
+    class_names: tuple[str, ...] | None
+    taken: tuple[str, ...]
+    kept: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Says in a few lines what was loaded."""
+        lines = [
+            f"{self.source}: {self.format}, names of {self.naming}",
+            f"  lineage: {self.lineage or 'unknown'} ({self.evidence})",
+            f"  taken: {', '.join(self.taken)}",
+        ]
+        if self.kept:
+            lines.append(f"  as before: {', '.join(self.kept)}")
+        if self.unused:
+            lines.append(f"  unused in the file: {', '.join(self.unused)}")
+        return "\n".join(lines)
+
+
+def load_weights(
+    model: ConvNet,
+    path_or_mapping: str | os.PathLike[str] | Mapping[str, np.ndarray],
+    source: str | None = None,
+) -> Loaded:
+    """Fills a network in place with the weights of a file of any known format.
+
+    The layer of the classes stays as it is where the network has another number of
+    them; a backbone takes the layers that it has. The network takes RGB afterwards.
+
+    Args:
+        model: the network.
+        path_or_mapping: a file, or the name of published weights, see
+            `published.PUBLISHED`; or arrays by the names that PyTorch gives them, such
+            as a `state_dict()` turned into NumPy.
+        source: whose weights they are, a key of `lineage.LINEAGES`; None leaves that to
+            the values of the first filters.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: a library that reads the format is missing; the message names it.
+        ValueError: the file is damaged, or not of this network, or its weights are not
+            those of `source`; the message lists what was expected and found.
+    """
+    if isinstance(path_or_mapping, Mapping):
+        layers, others = group(path_or_mapping)
+        contents = Contents(format="mapping", layers=layers, axes=OIHW, others=others)
+        name = "the mapping"
+    else:
+        from vgg_jax.weights.formats import read
+
+        name = os.fspath(path_or_mapping)
+        contents = read(name)
+    return fill(model, contents, name, source)
+
+
+def fill(
+    model: ConvNet, contents: Contents, name: str, source: str | None = None
+) -> Loaded:
+    """Fills a network in place with what a file holds; see `load_weights`.
+
+    Args:
+        model: the network.
+        contents: what was read.
+        name: the name of the file, for messages.
+        source: a key of `lineage.LINEAGES`, or None.
+
+    Raises:
+        ValueError: as `load_weights`.
+    """
+    found = match(model.layers, list(contents.layers))
+    shapes = _shapes(model)
+    variables: Variables = {
+        row.name: in_our_axes(contents.layers[found.found[row.name]], row, contents)
+        for row in model.layers
+        if row.name in found.found
+    }
+    head = _head(model)
+    problems = [
+        f"  {row}: expected under the name {wanted!r}, which the file does not have"
+        for row, wanted in found.missing.items()
+        if row not in head
+    ]
+    for row, arrays in list(variables.items()):
+        differing = _differences(row, shapes[row], arrays)
+        if differing and row in head:
+            del variables[row]
+        elif differing:
+            problems += differing
+    problems += [
+        f"  {layer!r} of the file: no layer of this network"
+        for layer in found.unused
+        if layer in _trunk_names(found)
+    ]
+    if problems:
+        raise ValueError(
+            f"{name} does not have the weights of this network:\n"
+            + "\n".join(problems)
+            + "\n  layers of the file: "
+            + (", ".join(contents.layers) or "none")
+        )
+    _refuse_not_finite(variables, name)
+    origin = _origin(model, contents, variables, source, name)
+    _put_in_order(variables, _first(model), origin)
+    for row, arrays in variables.items():
+        for variable, array in arrays.items():
+            target: nnx.Variable = getattr(getattr(model, row), variable)
+            target[...] = jnp.asarray(array, target[...].dtype)
+    return Loaded(
+        source=name,
+        format=contents.format,
+        naming=found.naming,
+        lineage=origin.lineage,
+        evidence=origin.evidence,
+        normalization=_normalization(contents, origin),
+        class_names=contents.class_names,
+        taken=tuple(variables),
+        kept=tuple(row for row in shapes if row not in variables),
+        unused=found.unused + contents.others,
+    )
+
+
+def _shapes(model: ConvNet) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Returns the shape of each variable of each layer that has weights."""
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    for row in model.layers:
+        if isinstance(row, Conv | BatchNorm):
+            module = getattr(model, row.name)
+            state = nnx.to_pure_dict(nnx.state(module, (nnx.Param, nnx.BatchStat)))
+            shapes[row.name] = {name: array.shape for name, array in state.items()}
+    return shapes
+
+
+def _first(model: ConvNet) -> str:
+    """Names the first convolution, which sees the color channels."""
+    return next(row.name for row in model.layers if isinstance(row, Conv))
+
+
+def _head(model: ConvNet) -> tuple[str, ...]:
+    """Names the layer whose outputs are the classes; a backbone has none."""
+    convolutions = [row.name for row in model.layers if isinstance(row, Conv)]
+    return () if model.num_classes is None else (convolutions[-1],)
+
+
+def in_our_axes(
+    arrays: Mapping[str, np.ndarray], row: Layer, contents: Contents
+) -> dict[str, np.ndarray]:
+    """Gives the arrays of a layer the axes that they have here: HWIO.
+
+    The matrix of a fully-connected layer becomes the kernel that it equals on a map of
+    the row's kernel size; a file's order of its inputs is C, H, W where its kernels are
+    `OIHW`, and H, W, C where they are `HWIO`. What does not fit keeps its shape.
+    """
+    arranged = {name: np.asarray(array) for name, array in arrays.items()}
+    kernel = arranged.get("kernel")
+    if kernel is None:
+        return arranged
+    is_dense = isinstance(row, FullyConnected)
+    if is_dense and contents.axes == OIHW and kernel.shape[:2] == (1, 1):
+        kernel = kernel[0, 0]  # Caffe's matrices are [1, 1, out, in]
+    if kernel.ndim == 2 and isinstance(row, Conv):
+        side = row.kernel
+        outputs, inputs = kernel.shape if contents.axes == OIHW else kernel.shape[::-1]
+        if inputs % side**2 == 0:
+            channels = inputs // side**2
+            if contents.axes == OIHW:
+                kernel = kernel.reshape(outputs, channels, side, side)
+            else:
+                kernel = kernel.reshape(side, side, channels, outputs)
+    if kernel.ndim == 4 and contents.axes == OIHW:
+        kernel = kernel.transpose(2, 3, 1, 0)
+    return arranged | {"kernel": kernel}
+
+
+def _differences(
+    row: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    arrays: Mapping[str, np.ndarray],
+) -> list[str]:
+    """Says which variables of a layer are not what the network has."""
+    found = {name: array.shape for name, array in arrays.items()}
+    return [
+        f"  {row}.{name}: expected {shapes.get(name, 'no such array')}, "
+        f"got {found.get(name, 'no such array')}"
+        for name in dict.fromkeys((*shapes, *found))
+        if shapes.get(name) != found.get(name)
+    ]
+
+
+def _refuse_not_finite(variables: Variables, name: str) -> None:
+    """Raises an error where weights that are to be taken are not numbers."""
+    for row, arrays in variables.items():
+        for variable, array in arrays.items():
+            count = array.size - np.count_nonzero(np.isfinite(array))
+            if count:
+                raise ValueError(
+                    f"{name}: {count:,} of the {array.size:,} values of {row}."
+                    f"{variable} are not finite numbers; the file is damaged, or that "
+                    "layer was never trained: a backbone (num_classes=None) or another "
+                    "number of classes leaves the last layer out"
+                )
+
+
+def _origin(
+    model: ConvNet,
+    contents: Contents,
+    variables: Variables,
+    source: str | None,
+    name: str,
+) -> Origin:
+    """Finds out whose weights they are: by their values, else by what is said of them.
+
+    Raises:
+        ValueError: they are known, and not those of `source`.
+    """
+    first = variables[_first(model)]
+    known = recognize(first["kernel"], first.get("bias"))
+    asserted = None if source is None else assert_source(source)
+    if known is not None:
+        if source not in (None, known.lineage):
+            raise ValueError(
+                f"{name}: expected weights of {source!r}, and {known.evidence}; leave "
+                f"source out, or give source={known.lineage!r}"
+            )
+        return known
+    if asserted is not None:
+        return Origin(
+            lineage=source,
+            channels=asserted.channels,
+            transposed=False,
+            evidence=f"given as source={source!r}; the values of the first filters are "
+            "not known, so that the order of channels is the one usual there",
+        )
+    lineage = contents.metadata.get("lineage")
+    channels = contents.metadata.get("channels")
+    if lineage is not None:
+        return Origin(
+            lineage=lineage,
+            channels=channels or "RGB",
+            transposed=False,
+            evidence="the file says so",
+        )
+    return Origin(
+        lineage=None,
+        channels=channels,
+        transposed=False,
+        evidence="the values of the first filters are not known; channels are as in "
+        "the file",
+    )
+
+
+def _put_in_order(variables: Variables, first: str, origin: Origin) -> None:
+    """Exchanges rows and columns, and turns BGR into RGB, where a file has them so."""
+    for arrays in variables.values():
+        if origin.transposed and "kernel" in arrays:
+            arrays["kernel"] = arrays["kernel"].swapaxes(0, 1)
+    if origin.channels == "BGR":
+        kernel = variables[first]["kernel"]
+        variables[first]["kernel"] = kernel[:, :, ::-1]
+
+
+def _normalization(contents: Contents, origin: Origin) -> Normalization | None:
+    """Returns what the file says is done to pixels, else what its authors do."""
+    stored = contents.metadata.get("normalization")
+    if stored is not None:
+        return Normalization(**json.loads(stored))
+    if contents.mean is not None:
+        mean = contents.mean[::-1] if origin.channels == "BGR" else contents.mean
+        return Normalization(mean=mean, std=(1.0,) * len(mean))
+    return None if origin.lineage is None else LINEAGES[origin.lineage].normalization
+
+
+@functools.cache
+def known_networks() -> Mapping[str, ConvNet]:
+    """Makes every network of `MODELS` without values, by its name."""
+    return {
+        name: nnx.eval_shape(lambda build=build: build(rngs=jax.random.key(0)))
+        for name, build in MODELS.items()
+    }
+
+
+def _trunk_names(found: Match) -> set[str]:
+    """Returns the names that a layer of any known network's trunk has in this naming.
+
+    A file with such a layer which a network does not have is of a deeper network.
+    """
+    names = NAMINGS[found.naming]
+    return {
+        found.prefix + name
+        for network in known_networks().values()
+        for row, name in names(network.layers).items()
+        if row.startswith(("conv", "bn", "cccp")) and row not in _head(network)
+    }
