@@ -4,14 +4,16 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vgg_jax.models import MODELS, ConvNet
+from vgg_jax.files import parse_path
+from vgg_jax.models import MODELS, ConvNet, create_model
 from vgg_jax.models.layers import BatchNorm, Conv, FullyConnected, Layer
 from vgg_jax.preprocessing import Normalization
 from vgg_jax.weights.contents import OIHW, Contents, group
@@ -22,6 +24,7 @@ from vgg_jax.weights.lineage import (
     recognize,
 )
 from vgg_jax.weights.naming import NAMINGS, Match, match
+from vgg_jax.weights.published import PUBLISHED, Published, identify
 
 Variables = dict[str, dict[str, np.ndarray]]
 
@@ -42,6 +45,7 @@ class Loaded:
         taken: the layers of the network that have the file's weights now.
         kept: the layers of the network that are as they were before.
         unused: the names in the file that nothing was taken from.
+        path: the file that was read; None for a mapping.
     """
 
     source: str
@@ -54,6 +58,7 @@ class Loaded:
     taken: tuple[str, ...]
     kept: tuple[str, ...]
     unused: tuple[str, ...]
+    path: str | None = None
 
     def __str__(self) -> str:
         """Says in a few lines what was loaded."""
@@ -98,27 +103,39 @@ def load_weights(
         contents = Contents(format="mapping", layers=layers, axes=OIHW, others=others)
         name = "the mapping"
     else:
+        from vgg_jax.weights.fetch import fetch
         from vgg_jax.weights.formats import read
 
         name = os.fspath(path_or_mapping)
-        contents = read(name)
+        path = fetch(name)
+        is_named = os.fspath(path) != os.fspath(parse_path(name))
+        loaded = fill(
+            model,
+            read(os.fspath(path)),
+            name,
+            source,
+            lambda: PUBLISHED[name] if is_named else identify(path),
+        )
+        return dataclasses.replace(loaded, path=os.fspath(path))
     return fill(model, contents, name, source)
 
 
-def fill(
-    model: ConvNet, contents: Contents, name: str, source: str | None = None
-) -> Loaded:
-    """Fills a network in place with what a file holds; see `load_weights`.
+class Fit(NamedTuple):
+    """How what a file holds fits a network.
 
     Args:
-        model: the network.
-        contents: what was read.
-        name: the name of the file, for messages.
-        source: a key of `lineage.LINEAGES`, or None.
-
-    Raises:
-        ValueError: as `load_weights`.
+        found: the names of the network's rows in the file.
+        variables: the arrays of the rows that fit, in this library's axes.
+        problems: a line for each difference, but for those of the classes' layer.
     """
+
+    found: Match
+    variables: Variables
+    problems: list[str]
+
+
+def fit(model: ConvNet, contents: Contents) -> Fit:
+    """Finds the rows of a network in a file, and compares names and shapes."""
     found = match(model.layers, list(contents.layers))
     shapes = _shapes(model)
     variables: Variables = {
@@ -143,6 +160,32 @@ def fill(
         for layer in found.unused
         if layer in _trunk_names(found)
     ]
+    return Fit(found, variables, problems)
+
+
+def fill(
+    model: ConvNet,
+    contents: Contents,
+    name: str,
+    source: str | None = None,
+    published: Callable[[], Published | None] = lambda: None,
+) -> Loaded:
+    """Fills a network in place with what a file holds; see `load_weights`.
+
+    The network may be an abstract one, of `nnx.eval_shape`.
+
+    Args:
+        model: the network.
+        contents: what was read.
+        name: the name of the file, for messages.
+        source: a key of `lineage.LINEAGES`, or None.
+        published: finds out which published file it is, where nothing else tells whose
+            weights they are.
+
+    Raises:
+        ValueError: as `load_weights`.
+    """
+    found, variables, problems = fit(model, contents)
     if problems:
         raise ValueError(
             f"{name} does not have the weights of this network:\n"
@@ -151,22 +194,22 @@ def fill(
             + (", ".join(contents.layers) or "none")
         )
     _refuse_not_finite(variables, name)
-    origin = _origin(model, contents, variables, source, name)
+    origin = find_origin(model, contents, variables, name, source, published)
     _put_in_order(variables, _first(model), origin)
     for row, arrays in variables.items():
         for variable, array in arrays.items():
             target: nnx.Variable = getattr(getattr(model, row), variable)
-            target[...] = jnp.asarray(array, target[...].dtype)
+            target.set_value(jnp.asarray(array, target.get_value().dtype))
     return Loaded(
         source=name,
         format=contents.format,
         naming=found.naming,
         lineage=origin.lineage,
         evidence=origin.evidence,
-        normalization=_normalization(contents, origin),
-        class_names=contents.class_names,
+        normalization=find_normalization(contents, origin),
+        class_names=find_class_names(contents),
         taken=tuple(variables),
-        kept=tuple(row for row in shapes if row not in variables),
+        kept=tuple(row for row in _shapes(model) if row not in variables),
         unused=found.unused + contents.others,
     )
 
@@ -252,14 +295,23 @@ def _refuse_not_finite(variables: Variables, name: str) -> None:
                 )
 
 
-def _origin(
+def find_origin(
     model: ConvNet,
     contents: Contents,
     variables: Variables,
-    source: str | None,
     name: str,
+    source: str | None = None,
+    published: Callable[[], Published | None] = lambda: None,
 ) -> Origin:
     """Finds out whose weights they are: by their values, else by what is said of them.
+
+    Args:
+        model: the network.
+        contents: what the file holds.
+        variables: the arrays of its rows, as `fit` gives them.
+        name: the name of the file, for messages.
+        source: what the user says, a key of `lineage.LINEAGES`, or None.
+        published: finds out which published file it is; asked last.
 
     Raises:
         ValueError: they are known, and not those of `source`.
@@ -291,6 +343,14 @@ def _origin(
             transposed=False,
             evidence="the file says so",
         )
+    row = published()
+    if row is not None:
+        return Origin(
+            lineage=row.lineage,
+            channels=row.channels,
+            transposed=False,
+            evidence=f"it is the file published as {row.name}",
+        )
     return Origin(
         lineage=None,
         channels=channels,
@@ -310,7 +370,7 @@ def _put_in_order(variables: Variables, first: str, origin: Origin) -> None:
         variables[first]["kernel"] = kernel[:, :, ::-1]
 
 
-def _normalization(contents: Contents, origin: Origin) -> Normalization | None:
+def find_normalization(contents: Contents, origin: Origin) -> Normalization | None:
     """Returns what the file says is done to pixels, else what its authors do."""
     stored = contents.metadata.get("normalization")
     if stored is not None:
@@ -321,13 +381,27 @@ def _normalization(contents: Contents, origin: Origin) -> Normalization | None:
     return None if origin.lineage is None else LINEAGES[origin.lineage].normalization
 
 
+def find_class_names(contents: Contents) -> tuple[str, ...] | None:
+    """Returns the names of the classes, which this library writes into the metadata."""
+    stored = contents.metadata.get("class_names")
+    return contents.class_names or (None if stored is None else (*json.loads(stored),))
+
+
 @functools.cache
 def known_networks() -> Mapping[str, ConvNet]:
     """Makes every network of `MODELS` without values, by its name."""
-    return {
-        name: nnx.eval_shape(lambda build=build: build(rngs=jax.random.key(0)))
-        for name, build in MODELS.items()
-    }
+    return {name: abstract_network(name) for name in MODELS}
+
+
+def abstract_network(name: str, **options: Any) -> ConvNet:
+    """Makes a network without values: its variables have shapes only.
+
+    Args:
+        name: a key of `MODELS`.
+        **options: the options of `models.create_model`.
+    """
+    key = jax.random.key(0)
+    return nnx.eval_shape(lambda: create_model(name, rngs=key, **options))
 
 
 def _trunk_names(found: Match) -> set[str]:
