@@ -161,6 +161,7 @@ def run(folder: Path) -> int:
         RuntimeError: a command or the training alone failed.
         AssertionError: the job did not go on as it should.
     """
+    install()
     with Slurm() as slurm:
         print("Slurm is up; two tasks train", flush=True)
         job = Job(slurm, folder)
@@ -201,5 +202,4 @@ def stop_and_wait(job: Job, number: int, way: str) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    install()
     sys.exit(scenario("tests.slurm", __doc__, run, "job.log"))
