@@ -143,7 +143,7 @@ def fit(model: ConvNet, contents: Contents) -> Fit:
         for row in model.layers
         if row.name in found.found
     }
-    head = _head(model)
+    head = class_layer(model)
     problems = [
         f"  {row}: expected under the name {wanted!r}, which the file does not have"
         for row, wanted in found.missing.items()
@@ -193,7 +193,7 @@ def fill(
             + "\n  layers of the file: "
             + (", ".join(contents.layers) or "none")
         )
-    _refuse_not_finite(variables, name)
+    refuse_not_finite(variables, name)
     origin = find_origin(model, contents, variables, name, source, published)
     _put_in_order(variables, _first(model), origin)
     for row, arrays in variables.items():
@@ -207,7 +207,7 @@ def fill(
         lineage=origin.lineage,
         evidence=origin.evidence,
         normalization=find_normalization(contents, origin),
-        class_names=find_class_names(contents),
+        class_names=contents.class_names,
         taken=tuple(variables),
         kept=tuple(row for row in _shapes(model) if row not in variables),
         unused=found.unused + contents.others,
@@ -230,7 +230,7 @@ def _first(model: ConvNet) -> str:
     return next(row.name for row in model.layers if isinstance(row, Conv))
 
 
-def _head(model: ConvNet) -> tuple[str, ...]:
+def class_layer(model: ConvNet) -> tuple[str, ...]:
     """Names the layer whose outputs are the classes; a backbone has none."""
     convolutions = [row.name for row in model.layers if isinstance(row, Conv)]
     return () if model.num_classes is None else (convolutions[-1],)
@@ -281,7 +281,7 @@ def _differences(
     ]
 
 
-def _refuse_not_finite(variables: Variables, name: str) -> None:
+def refuse_not_finite(variables: Variables, name: str) -> None:
     """Raises an error where weights that are to be taken are not numbers."""
     for row, arrays in variables.items():
         for variable, array in arrays.items():
@@ -382,12 +382,6 @@ def find_normalization(contents: Contents, origin: Origin) -> Normalization | No
     return None if lineage is None else lineage.normalization
 
 
-def find_class_names(contents: Contents) -> tuple[str, ...] | None:
-    """Returns the names of the classes, which this library writes into the metadata."""
-    stored = contents.metadata.get("class_names")
-    return contents.class_names or (None if stored is None else (*json.loads(stored),))
-
-
 @functools.cache
 def known_networks() -> Mapping[str, ConvNet]:
     """Makes every network of `MODELS` without values, by its name."""
@@ -415,5 +409,5 @@ def _trunk_names(found: Match) -> set[str]:
         found.prefix + name
         for network in known_networks().values()
         for row, name in names(network.layers).items()
-        if row.startswith(("conv", "bn", "cccp")) and row not in _head(network)
+        if row.startswith(("conv", "bn", "cccp")) and row not in class_layer(network)
     }

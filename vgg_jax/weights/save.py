@@ -34,8 +34,8 @@ _TORCH = {
     "mean": "running_mean",
     "var": "running_var",
 }
-# The layers that are matrices, not convolutions, under these names.
-_MATRICES: Mapping[str, Callable[[Layer], bool]] = {
+# The names of a safetensors file, and which layers are matrices under them.
+NAMES: Mapping[str, Callable[[Layer], bool]] = {
     "torchvision": lambda row: isinstance(row, FullyConnected),
     "timm": lambda row: row.name == "fc8",
     "vgg_jax": lambda row: False,
@@ -86,10 +86,8 @@ def save_weights(
         first = next(row.name for row in model.layers if isinstance(row, Conv))
         variables[first]["kernel"] = variables[first]["kernel"][:, :, ::-1]
     if place.name.endswith(SAFETENSORS):
-        if names not in _MATRICES:
-            raise ValueError(
-                f"unknown names {names!r}: {did_you_mean(names, _MATRICES)}"
-            )
+        if names not in NAMES:
+            raise ValueError(f"unknown names {names!r}: {did_you_mean(names, NAMES)}")
         _write_safetensors(place, _in_torch(model.layers, variables, names), metadata)
     elif place.name.endswith(KERAS):
         _write_keras(place, model.layers, variables, metadata)
@@ -153,7 +151,7 @@ def _in_torch(
         for name, array in variables.get(row.name, {}).items():
             if name == "kernel":
                 array = array.transpose(3, 2, 0, 1)
-                if _MATRICES[names](row):
+                if NAMES[names](row):
                     array = array.reshape(len(array), -1)
             key = f"{prefixes[row.name]}.{_TORCH[name]}"
             arrays[key] = np.ascontiguousarray(array)
