@@ -1,6 +1,7 @@
 """This module knows the formats of weights by the first bytes of a file."""
 
 import importlib
+import re
 from collections.abc import Callable
 from typing import BinaryIO, NamedTuple, cast
 
@@ -10,6 +11,11 @@ from vgg_jax.files import parse_path
 from vgg_jax.weights.contents import Contents
 
 HEAD = 1024  # bytes of a file that tell its format
+
+
+# The first field of a Caffe network: its name, a layer of either generation, or what a
+# mean image begins with.
+CAFFE = rb"\n[\x00-\x7f]|\x12|\xa2\x06|\x08\x01\x10"
 
 
 class Format(NamedTuple):
@@ -26,7 +32,20 @@ class Format(NamedTuple):
     extra: str | None
 
 
-FORMATS: dict[str, Format] = {}
+FORMATS: dict[str, Format] = {
+    "keras": Format(
+        lambda head: head.startswith(b"\x89HDF\r\n\x1a\n"),
+        "keras_file",
+        "requirements-weights.txt",
+    ),
+    "matconvnet": Format(
+        lambda head: head.startswith((b"MATLAB 5.0", b"MATLAB 7.3")),
+        "matconvnet_file",
+        None,
+    ),
+    # Protocol buffers have no mark: this is the last, as it takes the most files.
+    "caffe": Format(lambda head: re.match(CAFFE, head) is not None, "caffe_file", None),
+}
 
 
 def read(name: str) -> Contents:
