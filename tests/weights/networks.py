@@ -23,10 +23,11 @@ def network(name: str, **options: object) -> ConvNet:
         lambda: create_model(name, rngs=jax.random.key(0), **options)
     )
     definition, state = nnx.split(shapes)
-    zeros = jax.tree.map(
-        lambda leaf: jnp.asarray(np.zeros(leaf.shape, leaf.dtype)), state
-    )
-    return nnx.merge(definition, zeros)
+    return nnx.merge(definition, jax.tree.map(_zeros, state))
+
+
+def _zeros(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    return jnp.asarray(np.zeros(leaf.shape, leaf.dtype))
 
 
 def arrays_of(model: ConvNet) -> Layers:

@@ -65,6 +65,10 @@ def test_a_file_that_keras_wrote(
         assert loaded.unused == ()
 
 
+def forget_name(_: str, member: h5py.Group | h5py.Dataset) -> None:
+    member.attrs.pop("name", None)
+
+
 @pytest.mark.parametrize(
     ("file", "side", "naming"),
     [
@@ -82,7 +86,7 @@ def test_a_preset_whose_groups_keep_no_names(
     path = tmp_path / file
     path.write_bytes((written_by_keras / file).read_bytes())
     with h5py.File(path, "r+") as root:
-        root.visititems(lambda _, member: member.attrs.pop("name", None))
+        root.visititems(forget_name)
     model = small(side=side)
     assert load_weights(model, path).naming == naming
     assert_has(model, vgg11(side=side))
@@ -95,13 +99,10 @@ def write_first_keras_2(path: pathlib.Path, layers: Layers) -> None:
         for row, arrays in layers.items():
             name = HEAD.get(row) or f"block{row[4]}_conv{row[6]}"
             group = root.create_group(name)
-            weights = {
-                f"{name}_W_1:0": arrays["kernel"],
-                f"{name}_b_1:0": arrays["bias"],
-            }
+            kernel = arrays["kernel"]
             if row in HEAD:
-                kernel = weights[f"{name}_W_1:0"]
-                weights[f"{name}_W_1:0"] = kernel.reshape(-1, kernel.shape[-1])
+                kernel = kernel.reshape(-1, kernel.shape[-1])
+            weights = {f"{name}_W_1:0": kernel, f"{name}_b_1:0": arrays["bias"]}
             for weight, array in weights.items():
                 group[weight] = array
             group.attrs["weight_names"] = [weight.encode() for weight in weights]
