@@ -1,7 +1,6 @@
 """This module knows the formats of weights by the first bytes of a file."""
 
 import importlib
-import re
 from collections.abc import Callable
 from typing import BinaryIO, NamedTuple, cast
 
@@ -11,11 +10,6 @@ from vgg_jax.files import parse_path
 from vgg_jax.weights.contents import Contents
 
 HEAD = 1024  # bytes of a file that tell its format
-
-
-# The first field of a Caffe network: its name, a layer of either generation, or what a
-# mean image begins with.
-CAFFE = rb"\n[\x00-\x7f]|\x12|\xa2\x06|\x08\x01\x10"
 
 
 class Format(NamedTuple):
@@ -32,7 +26,26 @@ class Format(NamedTuple):
     extra: str | None
 
 
+def _is_torch(head: bytes) -> bool:
+    """Recognizes the zip file of PyTorch, its older stream, and its oldest tar file."""
+    stream = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # the number with which it begins
+    return head[:4] == b"PK\3\4" or stream in head[:32] or head[257:262] == b"ustar"
+
+
+def _is_pickle(head: bytes) -> bool:
+    """Recognizes pickles of the protocols 2 to 5, which begin with the protocol."""
+    return head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5")
+
+
+def _is_caffe(head: bytes) -> bool:
+    """Recognizes a network by its first field, its name or a layer, or a mean image."""
+    return head.startswith((b"\n", b"\x12", b"\xa2\x06", b"\x08\x01\x10"))
+
+
 FORMATS: dict[str, Format] = {
+    "torch": Format(_is_torch, "torch_file", None),
+    "safetensors": Format(lambda head: head[6:9] == b"\0\0{", "safetensors_file", None),
+    "pickle": Format(_is_pickle, "pickle_file", None),
     "keras": Format(
         lambda head: head.startswith(b"\x89HDF\r\n\x1a\n"),
         "keras_file",
@@ -44,7 +57,7 @@ FORMATS: dict[str, Format] = {
         None,
     ),
     # Protocol buffers have no mark: this is the last, as it takes the most files.
-    "caffe": Format(lambda head: re.match(CAFFE, head) is not None, "caffe_file", None),
+    "caffe": Format(_is_caffe, "caffe_file", None),
 }
 
 
