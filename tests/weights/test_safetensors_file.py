@@ -80,9 +80,7 @@ EIGHT = bytes(8)
         pytest.param(
             {"a": entry([2], 0, 8), "b": entry([1], 4, 8)}, EIGHT, id="two overlap"
         ),
-        pytest.param(
-            {"a": entry([3], 0, 8)}, EIGHT, id="another size than its shape's"
-        ),
+        pytest.param({"a": entry([3], 0, 8)}, EIGHT, id="another size than its shape's"),
         pytest.param({"a": entry([-2], 0, -8)}, EIGHT, id="below zero"),
         pytest.param({"a": entry([2**62], 0, 2**64)}, EIGHT, id="huge"),
         pytest.param({"a": entry([2**40, 2**40, 0], 0, 0)}, b"", id="huge and empty"),

@@ -44,6 +44,8 @@ def read(path: Path) -> Contents:
                     f"{_field(row, 'type')!r}"
                 )
             layers[name] = _convolution(*arrays)
+        if not layers:
+            raise ValueError("expected convolutions with weights, got none")
         # Today's files keep these in `meta`, older ones beside the layers.
         facts = _field(network, "meta") or network
         mean = _mean(_field(_field(facts, "normalization"), "averageImage"))

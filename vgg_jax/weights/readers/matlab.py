@@ -106,9 +106,9 @@ def _array(view: memoryview, order: str, depth: int) -> tuple[str, Value]:
     name = bytes(_next(parts).data).decode()
     kind = flags & 0xFF
     if kind == _CELL:
-        return name, [_array(part.data, order, depth + 1)[1] for part in parts]
+        return name, _values(parts, math.prod(shape), order, depth)
     if kind == _STRUCT:
-        return name, _structures(parts, order, depth)
+        return name, _structures(parts, math.prod(shape), order, depth)
     if kind == _CHAR:
         return name, _text(_next(parts), order)
     if _DOUBLE <= kind <= _UINT64:
@@ -128,7 +128,20 @@ def _next(parts: Iterator[Element]) -> Element:
     raise ValueError("expected more of an array; the file is damaged")
 
 
-def _structures(parts: Iterator[Element], order: str, depth: int) -> Value:
+def _values(
+    parts: Iterator[Element], count: int, order: str, depth: int
+) -> list[Value]:
+    """Reads arrays within an array, as many as its shape says."""
+    values = [_array(part.data, order, depth + 1)[1] for part in parts]
+    if len(values) != count:
+        raise ValueError(
+            f"expected {count:,} arrays within an array, got {len(values):,}; the file "
+            "is damaged"
+        )
+    return values
+
+
+def _structures(parts: Iterator[Element], count: int, order: str, depth: int) -> Value:
     """Reads structures, whose fields follow one another: all of one, then the next."""
     length = int(_numbers(_next(parts), order)[0])
     text = bytes(_next(parts).data)
@@ -138,7 +151,7 @@ def _structures(parts: Iterator[Element], order: str, depth: int) -> Value:
         text[i : i + length].split(b"\0")[0].decode()
         for i in range(0, len(text), length)
     ]
-    values = [_array(part.data, order, depth + 1)[1] for part in parts]
+    values = _values(parts, count * len(fields), order, depth)
     if not fields:
         return {}
     structures: list[Value] = [
