@@ -20,21 +20,22 @@ MINE = Normalization(mean=(1.5, 2.5, 1 / 3), std=(4.0, 5.0, 6.0))
 
 @pytest.mark.parametrize("channels", ["RGB", "BGR"])
 @pytest.mark.parametrize(
-    ("network", "names"),
+    ("network", "file", "names"),
     [
-        ("vgg16_bn", "timm"),
-        ("vgg19", "torchvision"),
-        ("vgg16_c", "vgg_jax"),
-        ("nin_cifar", "vgg_jax"),
+        ("vgg16_bn", "a.safetensors", "timm"),
+        ("vgg19", "a.safetensors", "torchvision"),
+        ("vgg16_c", "a.safetensors", "vgg_jax"),
+        ("nin_cifar", "a.safetensors", "vgg_jax"),
+        ("vgg11_bn", "a.weights.h5", "keras"),
     ],
 )
 def test_what_is_written_is_read_bit_by_bit(
-    network: str, names: str, channels: str, tmp_path: Path
+    network: str, file: str, names: str, channels: str, tmp_path: Path
 ) -> None:
     theirs, ours = random_network(network), random_network(network, seed=1)
-    path = tmp_path / "model.safetensors"
-    save_weights(theirs, path, names=names, channels=channels)
-    loaded = load_weights(ours, path)
+    options = {} if names == "keras" else {"names": names}
+    save_weights(theirs, tmp_path / file, channels=channels, **options)
+    loaded = load_weights(ours, tmp_path / file)
     assert loaded.naming == names and not loaded.kept and not loaded.unused
     assert_same_weights(theirs, ours)
 
@@ -64,9 +65,10 @@ def test_torchvisions_matrix_takes_channels_first(tmp_path: Path) -> None:
     assert arrays["classifier.0.weight"][3, place] == kernel[6, 2, 30, 3]
 
 
-def test_the_metadata_say_what_is_known(tmp_path: Path) -> None:
-    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
-    model, names = random_network(), list("abcde")
+@pytest.mark.parametrize("ending", ["safetensors", "weights.h5"])
+def test_the_metadata_say_what_is_known(tmp_path: Path, ending: str) -> None:
+    first, second = tmp_path / f"first.{ending}", tmp_path / "second.safetensors"
+    model, names = random_network(), [f"class {i}" for i in range(10_000)]
     save_weights(model, first, normalization=MINE, class_names=names)
     loaded = load_weights(model, first)
     assert loaded.normalization == MINE and loaded.class_names == tuple(names)

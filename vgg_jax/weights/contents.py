@@ -9,6 +9,9 @@ import numpy as np
 # PyTorch and Caffe, or height, width, input, output as in TensorFlow and here.
 OIHW, HWIO = "oihw", "hwio"
 
+# The arrays of layers by the names of these, then by names of `VARIABLES`.
+Layers = dict[str, dict[str, np.ndarray]]
+
 # What a layer can have, by the names that Flax gives it.
 VARIABLES = ("kernel", "bias", "scale", "mean", "var")
 
@@ -62,7 +65,7 @@ _COUNTERS = ("num_batches_tracked",)  # of PyTorch; nothing is computed with it
 
 def group(
     arrays: Mapping[str, np.ndarray], separator: str = "."
-) -> tuple[dict[str, dict[str, np.ndarray]], tuple[str, ...]]:
+) -> tuple[Layers, tuple[str, ...]]:
     """Groups named arrays into layers: "conv1.weight" is the kernel of "conv1".
 
     The weight of batch normalization, a vector, is its scale.
@@ -70,7 +73,7 @@ def group(
     Returns:
         The layers, and the names of arrays that belong to none.
     """
-    layers: dict[str, dict[str, np.ndarray]] = {}
+    layers: Layers = {}
     others = []
     for name, array in arrays.items():
         layer, _, last = name.rpartition(separator)

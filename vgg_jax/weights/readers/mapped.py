@@ -76,6 +76,7 @@ def naming_damage(path: Path) -> Iterator[None]:
         *(NotImplementedError, struct.error, TypeError, ValueError, zipfile.BadZipFile),
     ) as error:
         message = " ".join(str(error).split())
+        message = "".join(c if c.isprintable() else "?" for c in message)
         if len(message) > LONGEST_MESSAGE:
             message = f"{message[:LONGEST_MESSAGE]}..."
         if not isinstance(error, ValueError):

@@ -14,9 +14,9 @@ import ml_dtypes
 import numpy as np
 from etils.epath import Path
 
-from vgg_jax.preprocessing import Normalization
-from vgg_jax.weights.contents import HWIO, OIHW, Contents, axes_of, group
+from vgg_jax.weights.contents import Contents, axes_of, group
 from vgg_jax.weights.readers.mapped import map_array, map_file, naming_damage, view_of
+from vgg_jax.weights.readers.metadata import parse_class_names, validate_metadata
 from vgg_jax.weights.readers.pickled import are_sizes
 
 # Bytes of the header; that of a VGG has some thousand. JSON takes 40 times as much.
@@ -62,7 +62,7 @@ def read(path: Path) -> Contents:
     with naming_damage(path):
         view = view_of(map_file(path))
         header, start = _header(view)
-        metadata = _metadata(header.pop("__metadata__", {}))
+        metadata = validate_metadata(header.pop("__metadata__", {}))
         entries = {name: _entry(name, value) for name, value in header.items()}
         _validate_places(entries.values(), len(view) - start)
         arrays = {
@@ -75,7 +75,7 @@ def read(path: Path) -> Contents:
             layers=layers,
             axes=metadata.get("axes") or axes_of(arrays),
             others=others,
-            class_names=_class_names(metadata.get("class_names")),
+            class_names=parse_class_names(metadata.get("class_names")),
             metadata=metadata,
         )
 
@@ -100,22 +100,6 @@ def _unique(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
     if len(dict(pairs)) < len(pairs):
         raise ValueError("the header has two entries of one name; the file is damaged")
     return dict(pairs)
-
-
-def _metadata(metadata: object) -> dict[str, str]:
-    """Checks the texts that a file has beside its arrays."""
-    if not isinstance(metadata, dict) or not all(
-        isinstance(value, str) for value in metadata.values()
-    ):
-        raise ValueError("expected text as metadata in the header")
-    if metadata.get("axes", OIHW) not in (OIHW, HWIO):
-        raise ValueError(
-            f"expected {OIHW} or {HWIO} as metadata 'axes', got "
-            f"{metadata['axes']!r:.20}"
-        )
-    if "normalization" in metadata:
-        Normalization(**json.loads(metadata["normalization"]))
-    return metadata
 
 
 def _entry(name: str, value: object) -> _Entry:
@@ -149,13 +133,3 @@ def _validate_places(entries: Iterable[_Entry], size: int) -> None:
         raise ValueError(
             f"expected {end:,} bytes of arrays, got {size:,}; the file is damaged"
         )
-
-
-def _class_names(text: str | None) -> tuple[str, ...] | None:
-    """Returns the names of the classes that metadata has as JSON."""
-    if text is None:
-        return None
-    names = json.loads(text)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("expected a JSON list of text as metadata 'class_names'")
-    return tuple(names)
