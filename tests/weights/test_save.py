@@ -68,7 +68,8 @@ def test_torchvisions_matrix_takes_channels_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", ["safetensors", "weights.h5"])
 def test_the_metadata_say_what_is_known(tmp_path: Path, ending: str) -> None:
     first, second = tmp_path / f"first.{ending}", tmp_path / "second.safetensors"
-    model, names = random_network(), [f"class {i}" for i in range(10_000)]
+    names = [f"class {i}" for i in range(10_000)]
+    model = random_network(num_classes=len(names))
     save_weights(model, first, normalization=MINE, class_names=names)
     loaded = load_weights(model, first)
     assert loaded.normalization == MINE and loaded.class_names == tuple(names)
@@ -106,6 +107,17 @@ def test_keras_reads_layers_by_class_and_number(tmp_path: Path) -> None:
         np.testing.assert_array_equal(
             matrix, model.fc6.kernel[...].reshape(7 * 7 * 32, 4)
         )
+
+
+def test_class_names_of_another_head_are_left_out(tmp_path: Path) -> None:
+    names = list("abcde")
+    save_weights(random_network(), tmp_path / "5.safetensors", class_names=names)
+    model = random_network(num_classes=3, seed=1)
+    loaded = load_weights(model, tmp_path / "5.safetensors")
+    save_weights(model, tmp_path / "3.safetensors", loaded=loaded)
+    assert load_weights(model, tmp_path / "3.safetensors").class_names is None
+    with pytest.raises(ValueError, match="the names of 3 classes, got 5"):
+        save_weights(model, tmp_path / "3.safetensors", class_names=names)
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

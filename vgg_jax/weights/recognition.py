@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from vgg_jax.models import MODELS, ConvNet
+from vgg_jax.models import ConvNet
 from vgg_jax.weights.contents import Contents
 from vgg_jax.weights.load import (
     Fit,
@@ -42,6 +42,7 @@ def recognize_network(contents: Contents) -> Recognized | None:
     Networks with the same weights, such as vgg11 and vgg11_lrn, cannot be told apart;
     the first of `MODELS` is taken.
     """
+    candidates = []
     for name, model in known_networks().items():
         rows = {row.name: row for row in model.layers}
         (last,) = class_layer(model)
@@ -51,7 +52,9 @@ def recognize_network(contents: Contents) -> Recognized | None:
             classes = in_our_axes(layer, rows[last], contents)["kernel"].shape[-1]
             model = abstract_network(name, num_classes=classes)
             return Recognized(name, classes, model, fit(model, contents))
-    for name in MODELS:
+        if names.found.found:
+            candidates.append(name)
+    for name in candidates:
         model = abstract_network(name, num_classes=None)
         names = fit(model, contents)
         if not names.problems:
