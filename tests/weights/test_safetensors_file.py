@@ -80,7 +80,9 @@ EIGHT = bytes(8)
         pytest.param(
             {"a": entry([2], 0, 8), "b": entry([1], 4, 8)}, EIGHT, id="two overlap"
         ),
-        pytest.param({"a": entry([3], 0, 8)}, EIGHT, id="another size than its shape's"),
+        pytest.param(
+            {"a": entry([3], 0, 8)}, EIGHT, id="another size than its shape's"
+        ),
         pytest.param({"a": entry([-2], 0, -8)}, EIGHT, id="below zero"),
         pytest.param({"a": entry([2**62], 0, 2**64)}, EIGHT, id="huge"),
         pytest.param({"a": entry([2**40, 2**40, 0], 0, 0)}, b"", id="huge and empty"),
@@ -93,7 +95,7 @@ EIGHT = bytes(8)
         ),
         pytest.param({"a": 1}, b"", id="no entry"),
         pytest.param({"__metadata__": {"a": 1}}, b"", id="metadata that are no text"),
-        pytest.param(b"[" * 100_000, b"", id="deep"),
+        pytest.param(b'{"a":' + b"[" * 100_000, b"", id="deep"),
         pytest.param(b"{", b"", id="no JSON"),
     ],
 )
@@ -103,5 +105,4 @@ def test_what_the_library_refuses_is_refused(
     path = write(tmp_path, header, data)
     with pytest.raises((safetensors.SafetensorError, AttributeError)):
         safetensors.numpy.load_file(path)
-    if header != b"[" * 100_000:  # begins otherwise than any file of this kind
-        refuse(path)
+    refuse(path)
