@@ -95,7 +95,7 @@ EIGHT = bytes(8)
         ),
         pytest.param({"a": 1}, b"", id="no entry"),
         pytest.param({"__metadata__": {"a": 1}}, b"", id="metadata that are no text"),
-        pytest.param(b"[" * 100_000, b"", id="deep"),
+        pytest.param(b'{"a":' + b"[" * 100_000, b"", id="deep"),
         pytest.param(b"{", b"", id="no JSON"),
     ],
 )
@@ -105,5 +105,4 @@ def test_what_the_library_refuses_is_refused(
     path = write(tmp_path, header, data)
     with pytest.raises((safetensors.SafetensorError, AttributeError)):
         safetensors.numpy.load_file(path)
-    if header != b"[" * 100_000:  # begins otherwise than any file of this kind
-        refuse(path)
+    refuse(path)

@@ -16,7 +16,7 @@ from vgg_jax.weights.readers.mapped import MOST_AXES
 # A training state of a large network has a tenth as many; each can take 150 bytes.
 MOST_INSTRUCTIONS = 250_000
 # What a tree of dictionaries can have.
-MOST_ENTRIES, DEEPEST, LONGEST_NAME = 100_000, 20, 500
+MOST_ENTRIES, DEEPEST, LONGEST_NAME = 20_000, 20, 500
 
 Leaf = TypeVar("Leaf")
 
@@ -240,7 +240,7 @@ def flatten(tree: object, leaf: type[Leaf], separator: str) -> dict[str, Leaf]:
                 name = f"{prefix}{key}"
                 if entries > MOST_ENTRIES or len(name) > LONGEST_NAME:
                     raise ValueError(
-                        f"expected at most {MOST_ENTRIES:,} arrays, with names of at "
+                        f"expected at most {MOST_ENTRIES:,} entries, with names of at "
                         f"most {LONGEST_NAME} characters"
                     )
                 if isinstance(value, leaf):

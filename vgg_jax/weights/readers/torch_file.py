@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Mapping
 from typing import IO, cast
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 from etils.epath import Path
 
@@ -40,7 +40,7 @@ DTYPES: Mapping[str, np.dtype] = {
     "torch.FloatStorage": np.dtype("<f4"),
     "torch.DoubleStorage": np.dtype("<f8"),
     "torch.HalfStorage": np.dtype("<f2"),
-    "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "torch.BFloat16Storage": np.dtype(jnp.bfloat16),
     "torch.LongStorage": np.dtype("<i8"),
     "torch.IntStorage": np.dtype("<i4"),
     "torch.ShortStorage": np.dtype("<i2"),
@@ -202,7 +202,8 @@ def _entry(
             f"the zip file lacks {name!r:.100}; it is damaged or not whole"
         )
     entry = entries[name]
-    if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+    is_plain = entry.compress_size == entry.file_size and not entry.flag_bits & 1
+    if entry.compress_type != zipfile.ZIP_STORED or not is_plain:
         raise ValueError(
             f"{name!r:.100} is compressed or encrypted, which PyTorch never does; "
             "unpack the file and zip it with `zip -0`"
