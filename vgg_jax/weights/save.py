@@ -17,6 +17,7 @@ from vgg_jax.console import did_you_mean
 from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import BatchNorm, Conv, FullyConnected, Layer
 from vgg_jax.preprocessing import Normalization
+from vgg_jax.version import __version__
 from vgg_jax.weights.contents import VARIABLES
 from vgg_jax.weights.fetch import EXTRA
 from vgg_jax.weights.load import Loaded
@@ -112,8 +113,6 @@ def _metadata(
     channels: str,
 ) -> dict[str, str]:
     """Returns what a file tells besides the weights."""
-    from vgg_jax import __version__
-
     metadata = {"format": "pt", "vgg_jax": __version__, "channels": channels}
     if loaded is not None:
         row = PUBLISHED.get(loaded.source)

@@ -3,21 +3,21 @@
 import json
 
 from vgg_jax.preprocessing import Normalization
-from vgg_jax.weights.contents import HWIO, OIHW
+from vgg_jax.weights.contents import HWIO, OIHW, Refusal
 
 
 def validate_metadata(metadata: object) -> dict[str, str]:
     """Checks the texts that a file has beside its arrays, and returns them.
 
     Raises:
-        ValueError: they are no texts, or those with a meaning cannot be understood.
+        Refusal: they are no texts, or those with a meaning cannot be understood.
     """
     if not isinstance(metadata, dict) or not all(
         isinstance(value, str) for value in metadata.values()
     ):
-        raise ValueError("expected text as metadata")
+        raise Refusal("expected text as metadata")
     if metadata.get("axes", OIHW) not in (OIHW, HWIO):
-        raise ValueError(
+        raise Refusal(
             f"expected {OIHW} or {HWIO} as metadata 'axes', got "
             f"{metadata['axes']!r:.20}"
         )
@@ -30,11 +30,11 @@ def parse_class_names(text: str | None) -> tuple[str, ...] | None:
     """Returns the names of the classes that metadata has as JSON.
 
     Raises:
-        ValueError: other JSON.
+        Refusal: other JSON.
     """
     if text is None:
         return None
     names = json.loads(text)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("expected a JSON list of text as metadata 'class_names'")
+        raise Refusal("expected a JSON list of text as metadata 'class_names'")
     return tuple(names)

@@ -7,15 +7,20 @@ needs a file on a disk; here they are mapped.
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from etils.epath import Path
 
-from vgg_jax.weights.contents import Contents, axes_of, group
-from vgg_jax.weights.readers.mapped import map_array, map_file, naming_damage, view_of
+from vgg_jax.weights.contents import Contents, Refusal, axes_of, group
+from vgg_jax.weights.readers.mapped import (
+    map_array,
+    map_file,
+    naming_damage,
+    view_of,
+)
 from vgg_jax.weights.readers.metadata import parse_class_names, validate_metadata
 from vgg_jax.weights.readers.pickled import are_sizes
 
@@ -85,21 +90,14 @@ def _header(view: memoryview) -> tuple[dict[str, object], int]:
     (size,) = struct.unpack_from("<Q", view)
     start = 8 + size
     if size > LARGEST_HEADER or start > len(view):
-        raise ValueError(
+        raise Refusal(
             f"expected a header of at most {LARGEST_HEADER:,} bytes, and the file has "
             f"one of {size:,} in {len(view):,}; it is damaged or not whole: get it anew"
         )
-    header = json.loads(bytes(view[8:start]), object_pairs_hook=_unique)
+    header = json.loads(bytes(view[8:start]))
     if not isinstance(header, dict):
-        raise ValueError("expected a JSON object as header; the file is damaged")
+        raise Refusal("expected a JSON object as header; the file is damaged")
     return header, start
-
-
-def _unique(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
-    """Makes a dictionary of a JSON object whose names differ."""
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("the header has two entries of one name; the file is damaged")
-    return dict(pairs)
 
 
 def _entry(name: str, value: object) -> _Entry:
@@ -107,7 +105,7 @@ def _entry(name: str, value: object) -> _Entry:
     match value:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": list(place)}:
             if dtype not in DTYPES:
-                raise ValueError(
+                raise Refusal(
                     f"{name!r:.100} has values of type {dtype!r:.20}; expected one of "
                     + ", ".join(DTYPES)
                 )
@@ -116,7 +114,7 @@ def _entry(name: str, value: object) -> _Entry:
                 entry = _Entry(DTYPES[dtype], extents, *ends)
                 if math.prod((entry.dtype.itemsize, *extents)) == ends[1] - ends[0]:
                     return entry
-    raise ValueError(
+    raise Refusal(
         f"expected type, shape and place of {name!r:.100}, which go together, in the "
         "header; the file is damaged"
     )
@@ -127,9 +125,9 @@ def _validate_places(entries: Iterable[_Entry], size: int) -> None:
     end = 0
     for entry in sorted(entries, key=lambda entry: (entry.begin, entry.end)):
         if entry.begin != end:
-            raise ValueError("arrays overlap or have gaps; the file is damaged")
+            raise Refusal("arrays overlap or have gaps; the file is damaged")
         end = entry.end
     if end != size:
-        raise ValueError(
+        raise Refusal(
             f"expected {end:,} bytes of arrays, got {size:,}; the file is damaged"
         )
