@@ -5,6 +5,7 @@ that nothing is decompressed, and nothing comes from other files that this one n
 """
 
 import re
+import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
@@ -57,6 +58,7 @@ def read(path: Path) -> Contents:
     """
     view = view_of(map_file(path))
     with naming_damage(path), path.open("rb") as file:
+        _validate_heaps(view)
         try:
             with h5py.File(file, "r") as root:
                 datasets, names = _walk(root, view)
@@ -79,6 +81,26 @@ def read(path: Path) -> Contents:
     taken = {id(array) for arrays in layers.values() for array in arrays.values()}
     others = tuple(name for name, array in datasets.items() if id(array) not in taken)
     return Contents(format="keras", layers=layers, axes=HWIO, others=others)
+
+
+def _validate_heaps(view: memoryview) -> None:
+    """Looks at the collections of texts: HDF5's library never ends at one of no size.
+
+    A collection has 16 bytes of its own, then objects: their number, which is 0 for
+    what is free, and their size, which is that of the whole for what is free.
+    """
+    for match in re.finditer(rb"GCOL\x01\x00{3}", view):
+        place = match.start() + 16
+        end = match.start() + struct.unpack_from("<Q", view, place - 8)[0]
+        while place + 16 <= end:
+            number, _, _, size = struct.unpack_from("<HHIQ", view, place)
+            step = 16 + size + -size % 8 if number else size
+            if step < 16 or place + step > end:
+                raise ValueError(
+                    f"expected texts of HDF5 at byte {place:,}; the file is damaged or "
+                    "not whole: get it anew"
+                )
+            place += step
 
 
 def _walk(
