@@ -134,10 +134,12 @@ def storage(size: bytes, key: bytes = b"0", more: bytes = b"") -> bytes:
     return b"(" + STORAGE + text(key) + text(b"cpu") + size + more + b"tQ"
 
 
-def tensor(size: int, offset: int, shape: list[int], strides: list[int]) -> bytes:
+def tensor(
+    size: int, offset: int, shape: list[int], strides: list[int], more: bytes = b""
+) -> bytes:
     """A dictionary with a tensor of one storage."""
     tuples = [b"(" + b"".join(map(whole, values)) + b"t" for values in (shape, strides)]
-    part = storage(whole(size)) + whole(offset) + b"".join(tuples)
+    part = storage(whole(size), more=more) + whole(offset) + b"".join(tuples)
     return b"}" + text(b"a.weight") + REBUILD + b"(" + part + b"\x89NtRs"
 
 
@@ -181,8 +183,11 @@ PICKLES = {
     "a storage of minus one": storage(whole(-1)),
     "a storage of True": storage(b"\x88"),
     "a storage of text": storage(text(b"1")),
-    "a storage in another": storage(whole(1), more=text(b"1") + b"K\0K\1\x87"),
-    "a storage of two sizes": storage(whole(1)) + storage(whole(2)) + b"\x86",
+    "a storage in another": tensor(1, 0, [1], [1], text(b"1") + b"K\0K\1\x87"),
+    "a storage of two sizes": tensor(2, 0, [2], [1])
+    + text(b"b")
+    + tensor(1, 0, [1], [1])
+    + b"s",
     "a storage of a path": storage(whole(1), b"../../etc/passwd"),
     "a huge storage": tensor(2**60, 0, [2**60], [1]),
     "a huge tensor": tensor(1, 0, [2**60], [0]),
@@ -192,7 +197,7 @@ PICKLES = {
     "a tensor before its storage": tensor(1, -1, [1], [1]),
     "a tensor backwards": tensor(1, 0, [2], [-1]),
     "a tensor of more strides than axes": tensor(1, 0, [1], [1, 1]),
-    "a tensor of too many axes": tensor(1, 0, [1] * 100, [1] * 100),
+    "a tensor of too many axes": tensor(1, 0, [1] * 20, [1] * 20),
     "a tensor without a storage": REBUILD + b"(NNNNtR",
     "an array of objects": array(b"O8", [1], b"C\10" + bytes(8)),
     "an array of wide values": array(b"V1000000000", [1], b"C\0"),

@@ -57,6 +57,7 @@ def test_metadata(tmp_path: pathlib.Path) -> None:
         ({"normalization": '{"mean": [1, 2, 3], "std": [1, 2]}'}, "as many values"),
         ({"normalization": '{"average": 3}'}, "average"),
         ({"normalization": "3"}, "damaged"),
+        ({"normalization": '{"\\u001b[2J": 3}'}, "'?[2J'"),
     ],
 )
 def test_metadata_of_another_kind(

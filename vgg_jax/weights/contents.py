@@ -16,6 +16,10 @@ Layers = dict[str, dict[str, np.ndarray]]
 VARIABLES = ("kernel", "bias", "scale", "mean", "var")
 
 
+class Refusal(ValueError):
+    """A file cannot be read; the message says why, and what to do."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contents:
     """The layers of a file of weights, under the file's own names and in its own axes.
@@ -95,11 +99,11 @@ def axes_of(arrays: Iterable[str]) -> str:
     PyTorch calls a kernel `weight` and has `OIHW`; Flax says `kernel` and has `HWIO`.
 
     Raises:
-        ValueError: there are both.
+        Refusal: there are both.
     """
     last = {name.replace("/", ".").rpartition(".")[2] for name in arrays}
     if {"weight", "kernel"} <= last:
-        raise ValueError(
+        raise Refusal(
             "expected kernels called 'weight', as in PyTorch, or 'kernel', as in Flax, "
             "got both: their axes differ"
         )

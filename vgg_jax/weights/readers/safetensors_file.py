@@ -7,7 +7,7 @@ needs a file on a disk; here they are mapped.
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -15,8 +15,13 @@ import numpy as np
 from etils.epath import Path
 
 from vgg_jax.preprocessing import Normalization
-from vgg_jax.weights.contents import HWIO, OIHW, Contents, axes_of, group
-from vgg_jax.weights.readers.mapped import map_array, map_file, naming_damage, view_of
+from vgg_jax.weights.contents import HWIO, OIHW, Contents, Refusal, axes_of, group
+from vgg_jax.weights.readers.mapped import (
+    map_array,
+    map_file,
+    naming_damage,
+    view_of,
+)
 from vgg_jax.weights.readers.pickled import are_sizes
 
 # Bytes of the header; that of a VGG has some thousand. JSON takes 40 times as much.
@@ -85,21 +90,14 @@ def _header(view: memoryview) -> tuple[dict[str, object], int]:
     (size,) = struct.unpack_from("<Q", view)
     start = 8 + size
     if size > LARGEST_HEADER or start > len(view):
-        raise ValueError(
+        raise Refusal(
             f"expected a header of at most {LARGEST_HEADER:,} bytes, and the file has "
             f"one of {size:,} in {len(view):,}; it is damaged or not whole: get it anew"
         )
-    header = json.loads(bytes(view[8:start]), object_pairs_hook=_unique)
+    header = json.loads(bytes(view[8:start]))
     if not isinstance(header, dict):
-        raise ValueError("expected a JSON object as header; the file is damaged")
+        raise Refusal("expected a JSON object as header; the file is damaged")
     return header, start
-
-
-def _unique(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
-    """Makes a dictionary of a JSON object whose names differ."""
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("the header has two entries of one name; the file is damaged")
-    return dict(pairs)
 
 
 def _metadata(metadata: object) -> dict[str, str]:
@@ -107,9 +105,9 @@ def _metadata(metadata: object) -> dict[str, str]:
     if not isinstance(metadata, dict) or not all(
         isinstance(value, str) for value in metadata.values()
     ):
-        raise ValueError("expected text as metadata in the header")
+        raise Refusal("expected text as metadata in the header")
     if metadata.get("axes", OIHW) not in (OIHW, HWIO):
-        raise ValueError(
+        raise Refusal(
             f"expected {OIHW} or {HWIO} as metadata 'axes', got "
             f"{metadata['axes']!r:.20}"
         )
@@ -123,7 +121,7 @@ def _entry(name: str, value: object) -> _Entry:
     match value:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": list(place)}:
             if dtype not in DTYPES:
-                raise ValueError(
+                raise Refusal(
                     f"{name!r:.100} has values of type {dtype!r:.20}; expected one of "
                     + ", ".join(DTYPES)
                 )
@@ -132,7 +130,7 @@ def _entry(name: str, value: object) -> _Entry:
                 entry = _Entry(DTYPES[dtype], extents, *ends)
                 if math.prod((entry.dtype.itemsize, *extents)) == ends[1] - ends[0]:
                     return entry
-    raise ValueError(
+    raise Refusal(
         f"expected type, shape and place of {name!r:.100}, which go together, in the "
         "header; the file is damaged"
     )
@@ -143,10 +141,10 @@ def _validate_places(entries: Iterable[_Entry], size: int) -> None:
     end = 0
     for entry in sorted(entries, key=lambda entry: (entry.begin, entry.end)):
         if entry.begin != end:
-            raise ValueError("arrays overlap or have gaps; the file is damaged")
+            raise Refusal("arrays overlap or have gaps; the file is damaged")
         end = entry.end
     if end != size:
-        raise ValueError(
+        raise Refusal(
             f"expected {end:,} bytes of arrays, got {size:,}; the file is damaged"
         )
 
@@ -157,5 +155,5 @@ def _class_names(text: str | None) -> tuple[str, ...] | None:
         return None
     names = json.loads(text)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("expected a JSON list of text as metadata 'class_names'")
+        raise Refusal("expected a JSON list of text as metadata 'class_names'")
     return tuple(names)
