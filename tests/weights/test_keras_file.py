@@ -204,6 +204,23 @@ def test_an_array_that_the_file_cannot_hold(
     assert str(error.value).startswith(f"{path}: ")
 
 
+def test_texts_without_a_size_do_not_hang_the_library(
+    written_by_keras: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    path = tmp_path / "endless.weights.h5"
+    data = bytearray((written_by_keras / "keras_hub_model.weights.h5").read_bytes())
+    place = data.index(b"GCOL") + 16
+    while number := int.from_bytes(data[place : place + 2], "little"):
+        size = int.from_bytes(data[place + 8 : place + 16], "little")
+        place += 16 + size + -size % 8
+    assert number == 0  # what is free follows the texts
+    data[place + 8 : place + 16] = bytes(8)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="expected texts of HDF5") as error:
+        read(path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
 def test_an_hdf5_file_of_something_else(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "results.h5"
     with h5py.File(path, "w") as root:

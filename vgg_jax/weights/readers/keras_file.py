@@ -6,6 +6,7 @@ that nothing is decompressed, and nothing comes from other files that this one n
 
 import json
 import re
+import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
@@ -60,6 +61,7 @@ def read(path: Path) -> Contents:
     """
     view = view_of(map_file(path))
     with naming_damage(path), path.open("rb") as file:
+        _validate_heaps(view)
         try:
             with h5py.File(file, "r") as root:
                 datasets, names = _walk(root, view)
@@ -91,6 +93,26 @@ def read(path: Path) -> Contents:
             class_names=parse_class_names(metadata.get("class_names")),
             metadata=metadata,
         )
+
+
+def _validate_heaps(view: memoryview) -> None:
+    """Looks at the collections of texts: HDF5's library never ends at one of no size.
+
+    A collection has 16 bytes of its own, then objects: their number, which is 0 for
+    what is free, and their size, which is that of the whole for what is free.
+    """
+    for match in re.finditer(rb"GCOL\x01\x00{3}", view):
+        place = match.start() + 16
+        end = match.start() + struct.unpack_from("<Q", view, place - 8)[0]
+        while place + 16 <= end:
+            number, _, _, size = struct.unpack_from("<HHIQ", view, place)
+            step = 16 + size + -size % 8 if number else size
+            if step < 16 or place + step > end:
+                raise ValueError(
+                    f"expected texts of HDF5 at byte {place:,}; the file is damaged or "
+                    "not whole: get it anew"
+                )
+            place += step
 
 
 def _walk(
