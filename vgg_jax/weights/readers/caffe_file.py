@@ -12,7 +12,12 @@ import numpy as np
 from etils.epath import Path
 
 from vgg_jax.weights.contents import OIHW, Contents, Layers
-from vgg_jax.weights.readers.mapped import map_file, naming_damage, view_of
+from vgg_jax.weights.readers.mapped import (
+    Refusal,
+    map_file,
+    naming_damage,
+    view_of,
+)
 
 Message = memoryview | bytearray
 
@@ -85,7 +90,7 @@ def read(path: Path) -> Contents:
             elif record.blobs:
                 others.append(f"{record.name} ({record.type})")
         if not layers:
-            raise ValueError("expected a network of Caffe, got no weights of one")
+            raise Refusal("expected a network of Caffe, got no weights of one")
     return Contents(format="caffe", layers=layers, axes=OIHW, others=tuple(others))
 
 
@@ -97,7 +102,7 @@ def _variables(record: Record) -> dict[str, np.ndarray]:
         # Once all blobs had four axes, these [1, 1, out, in].
         *ones, outputs, inputs = blobs[0].shape
         if math.prod(ones) != 1:
-            raise ValueError(
+            raise Refusal(
                 f"expected a matrix in {record.name}, got shape {blobs[0].shape}"
             )
         kernel = blobs[0].reshape(outputs, inputs)
@@ -118,7 +123,7 @@ def _variables(record: Record) -> dict[str, np.ndarray]:
 def _records(network: Message) -> Iterator[Record]:
     for number, value in _fields(network):
         if number == 1 and isinstance(value, int):
-            raise ValueError(
+            raise Refusal(
                 "expected the weights of a network, got an image as Caffe keeps the "
                 "mean of its data (.binaryproto)"
             )
@@ -171,9 +176,9 @@ def _blob(message: Message) -> np.ndarray:
             data += _message(value)
     shape = old_shape if shape is None else shape
     if min(shape, default=1) < 1 or len(shape) > 4:
-        raise ValueError(f"expected a shape of up to four sizes above 0, got {shape}")
+        raise Refusal(f"expected a shape of up to four sizes above 0, got {shape}")
     if math.prod(shape) * dtype.itemsize != len(data):
-        raise ValueError(
+        raise Refusal(
             f"expected {math.prod(shape):,} values of an array of shape {shape}, and "
             f"the file has {len(data) // dtype.itemsize:,} there; it is damaged or not "
             "whole: get it anew"
@@ -214,12 +219,12 @@ def _fields(message: Message) -> Iterator[tuple[int, int | Message]]:
         elif kind in (1, 5):
             length = 8 if kind == 1 else 4
         else:
-            raise ValueError(
+            raise Refusal(
                 f"expected a network of Caffe, got a field of the unknown kind {kind}; "
                 "the file is damaged or of another format"
             )
         if place + length > len(message):
-            raise ValueError(
+            raise Refusal(
                 f"expected {length:,} bytes of a field, and {len(message) - place:,} "
                 "are left; the file is damaged or not whole: get it anew"
             )
@@ -236,12 +241,12 @@ def _varint(message: Message, place: int) -> tuple[int, int]:
         number |= (byte & 0x7F) << shift
         if byte < 0x80:
             return number, place
-    raise ValueError("expected a number of at most ten bytes; the file is damaged")
+    raise Refusal("expected a number of at most ten bytes; the file is damaged")
 
 
 def _message(value: int | Message) -> Message:
     if isinstance(value, int):
-        raise ValueError(
+        raise Refusal(
             f"expected a message, got the number {value}; the file is damaged or of "
             "another format"
         )

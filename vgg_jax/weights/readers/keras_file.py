@@ -15,7 +15,13 @@ import numpy as np
 from etils.epath import Path
 
 from vgg_jax.weights.contents import HWIO, Contents, Layers
-from vgg_jax.weights.readers.mapped import map_array, map_file, naming_damage, view_of
+from vgg_jax.weights.readers.mapped import (
+    Refusal,
+    map_array,
+    map_file,
+    naming_damage,
+    view_of,
+)
 from vgg_jax.weights.readers.metadata import parse_class_names, validate_metadata
 
 Datasets = Mapping[str, np.ndarray]  # by their paths in the file
@@ -69,7 +75,7 @@ def read(path: Path) -> Contents:
                 order = _texts(root[base or "/"], "layer_names")
                 told = _texts(root, "vgg_jax")
         except (OSError, RuntimeError) as error:
-            raise ValueError(
+            raise Refusal(
                 f"the HDF5 library cannot read it ({error}); it is damaged or not "
                 "whole: get it anew"
             ) from error
@@ -78,7 +84,7 @@ def read(path: Path) -> Contents:
         else:
             layers = _keras_3_layers(datasets, names)
         if not layers:
-            raise ValueError(
+            raise Refusal(
                 "expected layers as Keras saves them, got an HDF5 file with "
                 f"{len(datasets)} arrays and none of a layer"
             )
@@ -108,7 +114,7 @@ def _validate_heaps(view: memoryview) -> None:
             number, _, _, size = struct.unpack_from("<HHIQ", view, place)
             step = 16 + size + -size % 8 if number else size
             if step < 16 or place + step > end:
-                raise ValueError(
+                raise Refusal(
                     f"expected texts of HDF5 at byte {place:,}; the file is damaged or "
                     "not whole: get it anew"
                 )
@@ -128,13 +134,13 @@ def _walk(
             names[path.removesuffix("/")] = _texts(group, "name")[0]
         for child in group:
             if not isinstance(group.get(child, getlink=True), h5py.HardLink):
-                raise ValueError(
+                raise Refusal(
                     f"{path}{child} of the file is a link to another place, which is "
                     "not followed"
                 )
             member = group[child]
             if member in seen:
-                raise ValueError(f"{path}{child} of the file stands in it twice")
+                raise Refusal(f"{path}{child} of the file stands in it twice")
             seen.add(member)
             if isinstance(member, h5py.Group):
                 groups.append((f"{path}{child}/", member))
@@ -146,7 +152,7 @@ def _walk(
 def _map_dataset(name: str, dataset: h5py.Dataset, view: memoryview) -> np.ndarray:
     start = dataset.id.get_offset()
     if dataset.shape is None or start is None:
-        raise ValueError(
+        raise Refusal(
             f"expected {name} in one piece as Keras saves it, and it is compressed, in "
             "another file or has no values"
         )

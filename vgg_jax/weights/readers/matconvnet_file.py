@@ -5,7 +5,12 @@ from etils.epath import Path
 
 from vgg_jax.weights.contents import HWIO, Contents, Layers
 from vgg_jax.weights.readers import matlab
-from vgg_jax.weights.readers.mapped import map_file, naming_damage, view_of
+from vgg_jax.weights.readers.mapped import (
+    Refusal,
+    map_file,
+    naming_damage,
+    view_of,
+)
 from vgg_jax.weights.readers.matlab import Value
 
 
@@ -18,7 +23,7 @@ def read(path: Path) -> Contents:
     view = view_of(map_file(path))
     with naming_damage(path):
         if bytes(view[:10]) == b"MATLAB 7.3":
-            raise ValueError(
+            raise Refusal(
                 "expected a file of MATLAB's version 5, got one of version 7.3; in "
                 "MATLAB, net = load(NAME); save(NAME, '-struct', 'net', '-v7')"
             )
@@ -26,7 +31,7 @@ def read(path: Path) -> Contents:
         network = variables.get("net", variables)
         rows = _field(network, "layers")
         if not isinstance(rows, list):
-            raise ValueError(
+            raise Refusal(
                 "expected a cell array named layers, as MatConvNet's SimpleNN has, got "
                 f"the variables {', '.join(variables) or 'none'}"
             )
@@ -39,13 +44,13 @@ def read(path: Path) -> Contents:
             if not arrays:
                 continue
             if _field(row, "type") != "conv":
-                raise ValueError(
+                raise Refusal(
                     f"expected weights in convolutions alone, got {name} of the type "
                     f"{_field(row, 'type')!r}"
                 )
             layers[name] = _convolution(*arrays)
         if not layers:
-            raise ValueError("expected convolutions with weights, got none")
+            raise Refusal("expected convolutions with weights, got none")
         # Today's files keep these in `meta`, older ones beside the layers.
         facts = _field(network, "meta") or network
         mean = _mean(_field(_field(facts, "normalization"), "averageImage"))

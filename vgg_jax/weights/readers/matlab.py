@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vgg_jax.weights.readers.mapped import Refusal
+
 # Arrays of numbers, in the smallest type that holds whole ones; texts, lists for
 # cells, dictionaries for structures (lists of them where there are several), and None
 # for what weights are not kept in.
@@ -51,14 +53,14 @@ def load(view: memoryview) -> dict[str, Value]:
         if element.kind == _COMPRESSED:
             data = _decompress(element.data, left + 1)
             if len(data) > left:
-                raise ValueError(
+                raise Refusal(
                     f"expected that it expands to {MOST_EXPANSION} times its size at "
                     "most; the file is damaged or does not hold weights"
                 )
             left -= len(data)
             (element,) = _elements(memoryview(data), order)
         if element.kind != _MATRIX:
-            raise ValueError(f"expected a variable, got an element {element.kind}")
+            raise Refusal(f"expected a variable, got an element {element.kind}")
         name, value = _array(element.data, order, depth=0)
         variables[name] = value
     return variables
@@ -68,7 +70,7 @@ def _decompress(data: memoryview, most: int) -> bytes:
     try:
         return zlib.decompressobj().decompress(data, most)
     except zlib.error as error:
-        raise ValueError(f"the file is damaged ({error})") from error
+        raise Refusal(f"the file is damaged ({error})") from error
 
 
 def _elements(view: memoryview, order: str) -> Iterator[Element]:
@@ -85,7 +87,7 @@ def _elements(view: memoryview, order: str) -> Iterator[Element]:
             end = len(view)
             place = start + size + (0 if kind == _COMPRESSED else -size % 8)
         if start + size > end:
-            raise ValueError(
+            raise Refusal(
                 f"expected {size:,} bytes of an array, and {end - start:,} are left; "
                 "the file is damaged or not whole: get it anew"
             )
@@ -97,12 +99,12 @@ def _array(view: memoryview, order: str, depth: int) -> tuple[str, Value]:
     if not view:
         return "", None
     if depth > DEEPEST:
-        raise ValueError(f"expected at most {DEEPEST} arrays within each other")
+        raise Refusal(f"expected at most {DEEPEST} arrays within each other")
     parts = _elements(view, order)
     (flags,) = struct.unpack_from(f"{order}I", _next(parts).data)
     shape = tuple(_numbers(_next(parts), order).tolist())
     if min(shape, default=-1) < 0 or len(shape) > 32:
-        raise ValueError(f"expected an array's shape, got {shape}")
+        raise Refusal(f"expected an array's shape, got {shape}")
     name = bytes(_next(parts).data).decode()
     kind = flags & 0xFF
     if kind == _CELL:
@@ -114,7 +116,7 @@ def _array(view: memoryview, order: str, depth: int) -> tuple[str, Value]:
     if _DOUBLE <= kind <= _UINT64:
         numbers = _numbers(_next(parts), order)
         if math.prod(shape) != len(numbers):
-            raise ValueError(
+            raise Refusal(
                 f"expected {math.prod(shape):,} values of an array of shape {shape}, "
                 f"got {len(numbers):,}; the file is damaged"
             )
@@ -125,7 +127,7 @@ def _array(view: memoryview, order: str, depth: int) -> tuple[str, Value]:
 def _next(parts: Iterator[Element]) -> Element:
     for part in parts:
         return part
-    raise ValueError("expected more of an array; the file is damaged")
+    raise Refusal("expected more of an array; the file is damaged")
 
 
 def _values(
@@ -134,7 +136,7 @@ def _values(
     """Reads arrays within an array, as many as its shape says."""
     values = [_array(part.data, order, depth + 1)[1] for part in parts]
     if len(values) != count:
-        raise ValueError(
+        raise Refusal(
             f"expected {count:,} arrays within an array, got {len(values):,}; the file "
             "is damaged"
         )
@@ -146,7 +148,7 @@ def _structures(parts: Iterator[Element], count: int, order: str, depth: int) ->
     length = int(_numbers(_next(parts), order)[0])
     text = bytes(_next(parts).data)
     if length < 1:
-        raise ValueError(f"expected names of one letter or more, got {length}")
+        raise Refusal(f"expected names of one letter or more, got {length}")
     fields = [
         text[i : i + length].split(b"\0")[0].decode()
         for i in range(0, len(text), length)
