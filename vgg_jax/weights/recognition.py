@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from vgg_jax.models import MODELS, ConvNet
+from vgg_jax.models import ConvNet
 from vgg_jax.weights.contents import Contents
 from vgg_jax.weights.load import (
     Fit,
@@ -42,13 +42,16 @@ def recognize_network(contents: Contents) -> Recognized | None:
     Networks with the same weights, such as vgg11 and vgg11_lrn, cannot be told apart;
     the first of `MODELS` is taken.
     """
+    candidates = []
     for name, model in known_networks().items():
-        if fit(model, contents).problems:
-            continue
-        if (classes := num_classes_in(contents, model)) is not None:
+        names = fit(model, contents)
+        classes = num_classes_in(contents, model, names)
+        if not names.problems and classes is not None:
             model = abstract_network(name, num_classes=classes)
             return Recognized(name, classes, model, fit(model, contents))
-    for name in MODELS:
+        if names.found.found:
+            candidates.append(name)
+    for name in candidates:
         model = abstract_network(name, num_classes=None)
         names = fit(model, contents)
         if not names.problems:
@@ -56,17 +59,17 @@ def recognize_network(contents: Contents) -> Recognized | None:
     return None
 
 
-def num_classes_in(contents: Contents, model: ConvNet) -> int | None:
+def num_classes_in(contents: Contents, model: ConvNet, names: Fit) -> int | None:
     """Returns how many classes a file has weights for; None without a classifier.
 
     Args:
         contents: what the file holds.
         model: the network, with any number of classes.
+        names: where its weights are in the file.
     """
     (last,) = class_layer(model)
-    found = fit(model, contents).found.found
-    if last not in found:
+    if last not in names.found.found:
         return None
     row = next(row for row in model.layers if row.name == last)
-    kernel = in_our_axes(contents.layers[found[last]], row, contents)["kernel"]
-    return int(kernel.shape[-1])
+    layer = contents.layers[names.found.found[last]]
+    return int(in_our_axes(layer, row, contents)["kernel"].shape[-1])
