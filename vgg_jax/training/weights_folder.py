@@ -23,7 +23,7 @@ from vgg_jax.config import (
     to_dict,
 )
 from vgg_jax.files import parse_path, read_json, resolve, write_json
-from vgg_jax.models import ConvNet
+from vgg_jax.models import MODELS, ConvNet, vgg
 from vgg_jax.training.workdir import CONFIG, read_config, write_class_names
 from vgg_jax.weights.create import complete
 from vgg_jax.weights.fetch import fetch
@@ -108,10 +108,13 @@ def _settings_of(path: Path, weights: str) -> Config:
             f"{weights} has the weights of no network of the papers at full width; say "
             "which it is for with --config"
         )
-    kind = VGGConfig if network.network.startswith("vgg") else NiNConfig
-    # The number of a backbone's classes is that of nobody's classifier.
-    classes = network.num_classes or 1000
-    model = kind(name=network.network, num_classes=classes)
+    classes = network.num_classes or 1000  # a trunk's are nobody's
+    model: VGGConfig | NiNConfig
+    if MODELS[network.network].func is vgg:
+        head = "paper" if network.num_classes else "global_pool"
+        model = VGGConfig(name=network.network, num_classes=classes, head=head)
+    else:
+        model = NiNConfig(name=network.network, num_classes=classes)
     metric = "top1_error" if classes <= 5 else "top5_error"
     return Config(
         model=model,
