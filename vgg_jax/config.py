@@ -100,6 +100,8 @@ class Setting:
                 found.
         """
         numbers = value if isinstance(value, tuple) else (value,)
+        if isinstance(value, dict):
+            numbers = tuple(value.values())
         if self.nonempty and value == ():
             raise ValueError(f"expected {name} of at least one value, got none")
         if all(isinstance(number, int | float) for number in numbers):
@@ -148,6 +150,8 @@ def setting(default: Any, help: str, **declared: Any) -> Any:
     metadata = {"setting": Setting(help=help, **declared)}
     if default is ...:
         return dataclasses.field(metadata=metadata)
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -444,6 +448,13 @@ class OptimizerConfig(Section):
         'layers that are trained, such as ("fc6", "fc7", "fc8"); the others stay as '
         "they were, with their batch statistics, and cost no gradient; () trains all",
     )
+    layer_rates: dict[str, float] = setting(
+        {},
+        "multiples of the learning rate, by a layer's name or its beginning, such as "
+        "conv=0.1,conv5=0.3,fc8=1; the longest that fits a layer counts, 0 leaves the "
+        "layer as trained_layers does, and others have 1",
+        low=0,
+    )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -687,6 +698,11 @@ def _is(value: Any, kind: Any) -> bool:
     if typing.get_origin(kind) is tuple:
         one, _ = typing.get_args(kind)
         return isinstance(value, tuple) and all(_is(v, one) for v in value)
+    if typing.get_origin(kind) is dict:
+        one, other = typing.get_args(kind)
+        return isinstance(value, dict) and all(
+            _is(name, one) and _is(v, other) for name, v in value.items()
+        )
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (int, float) if kind is float else kind)

@@ -183,8 +183,8 @@ def parse_value(kind: Any, text: str) -> Any:
 
     Args:
         kind: the setting's annotation.
-        text: the text, such as "0.1", "true", "256,384" or "(256, 384)"; "" or
-            "None" is None where the setting can be None.
+        text: the text, such as "0.1", "true", "256,384", "(256, 384)" or
+            "conv=0.1,fc8=1"; "" or "None" is None where the setting can be None.
 
     Raises:
         argparse.ArgumentTypeError: text of another type.
@@ -203,6 +203,15 @@ def parse_value(kind: Any, text: str) -> Any:
                 for part in parts
                 if part.strip()
             )
+        if typing.get_origin(kind) is dict:
+            pairs = (part.partition("=") for part in text.strip("{} ").split(","))
+            return {
+                parse_value(members[0], name.strip(" '\"")): parse_value(
+                    members[1], value.strip()
+                )
+                for name, _, value in pairs
+                if name.strip()
+            }
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
         return kind(text)
@@ -211,6 +220,8 @@ def parse_value(kind: Any, text: str) -> Any:
         expected = words.get(kind) or getattr(kind, "__name__", str(kind))
         if typing.get_origin(kind) is tuple:
             expected = str(kind)
+        if typing.get_origin(kind) is dict:
+            expected = "names and numbers such as conv=0.1,fc8=1"
         raise argparse.ArgumentTypeError(
             f"expected {expected}, got {shown(text)}"
         ) from None

@@ -17,7 +17,7 @@ from vgg_jax.inference.forward import Network
 from vgg_jax.models import ConvNet, create_model, option_names
 from vgg_jax.models.layers import BatchNorm, check_size
 from vgg_jax.training.objectives import task_for
-from vgg_jax.training.optimizer import make_optimizer
+from vgg_jax.training.optimizer import make_optimizer, trained_layers
 from vgg_jax.training.schedule import schedule_for
 from vgg_jax.training.sharding import FC_PARAMETERS, placement, state_shardings
 from vgg_jax.training.steps import (
@@ -74,12 +74,12 @@ def build_program(config: Config, mesh: Mesh) -> Program:
             f"{config.model.name} with this head has not; set it to False"
         )
     optimizer = make_optimizer(config.optimizer)
-    trained_layers = config.optimizer.trained_layers
+    trained = trained_layers(config.optimizer, list(split(model)[1]))
     init = functools.partial(
         init_state,
         lambda rngs: create(rngs=rngs),
         optimizer,
-        trained_layers=trained_layers,
+        trained_layers=trained,
     )
     key = _abstract(jax.eval_shape(jax.random.key, 0), replicated(mesh))
     shapes = jax.eval_shape(init, key)
@@ -89,7 +89,7 @@ def build_program(config: Config, mesh: Mesh) -> Program:
         normalization=preprocessing_of(config.data),
         place=placement(mesh, shard_fc=config.shard_fc),
         remat=config.remat,
-        trained_layers=trained_layers,
+        trained_layers=trained,
     )
     train_step = jit_train_step(
         forward,
