@@ -448,6 +448,12 @@ class OptimizerConfig(Section):
         'layers that are trained, such as ("fc6", "fc7", "fc8"); the others stay as '
         "they were, with their batch statistics, and cost no gradient; () trains all",
     )
+    keep_maps: bool = setting(
+        False,
+        "where trained_layers are the last ones, compute the map before them once for "
+        "each image, of its center crop and with data.flip of the mirror image, and "
+        "train on these",
+    )
     layer_rates: dict[str, float] = setting(
         {},
         "multiples of the learning rate, by a layer's name or its beginning, such as "
@@ -556,6 +562,11 @@ class Config(Section):
         1000, "steps between checkpoints", low=1, resumable=True
     )
     log_every_steps: int = setting(50, "steps between lines", low=1, resumable=True)
+    report: bool = setting(
+        False,
+        "train.py ends with the errors of center crops of the test images, and a page",
+        resumable=True,
+    )
     seed: int = setting(
         0,
         "where the random weights, order, crops and dropout start from",
@@ -564,8 +575,8 @@ class Config(Section):
     )
     init_from: str | None = setting(
         None,
-        "run whose best weights this one starts from: the name of a folder beside "
-        "this run's, or a path",
+        "what this run starts from: another run's best weights, by the name of a "
+        "folder beside this run's or a path; or a file of weights",
     )
 
     def conflicts(self) -> Iterator[str]:
@@ -574,6 +585,20 @@ class Config(Section):
             yield (
                 "expected optimizer.warmup_epochs of at most num_epochs, "
                 f"{self.num_epochs:g}, got {self.optimizer.warmup_epochs:g}"
+            )
+        data, scale = self.data, self.evaluation.center_scale
+        if self.optimizer.keep_maps and (
+            (data.scale_min, data.scale_max) != (scale, scale)
+            or data.color_shift
+            or data.pad
+            or data.whiten
+            or self.localization is not None
+        ):
+            yield (
+                "optimizer.keep_maps computes each image once, as validation does: "
+                "expected data.scale_min and data.scale_max of "
+                f"evaluation.center_scale, {scale}, color_shift and pad of 0, no "
+                "whitening and no localization"
             )
         channels = self.model.in_channels
         errors: tuple[str, ...] = ("top1_error", "top5_error")
@@ -633,6 +658,12 @@ def settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Setting, Any]
             yield from settings(value, f"{prefix}{field.name}.")
         else:
             yield prefix + field.name, field.metadata["setting"], value
+
+
+def is_default(section: Any, name: str) -> bool:
+    """Returns whether a setting of a settings dataclass has its default value."""
+    (field,) = (f for f in dataclasses.fields(section) if f.name == name)
+    return bool(getattr(section, name) == field.default)
 
 
 def shared_settings(config: Any) -> dict[str, Any]:

@@ -73,6 +73,8 @@ def load_weights(
     model: ConvNet,
     path_or_mapping: str | os.PathLike[str] | Mapping[str, np.ndarray],
     source: str | None = None,
+    *,
+    trunk: bool = False,
 ) -> Loaded:
     """Fills a network in place with the weights of a file of any known format.
 
@@ -86,6 +88,8 @@ def load_weights(
             as a `state_dict()` turned into NumPy.
         source: whose weights they are, a key of `lineage.LINEAGES`; None leaves that to
             the values of the first filters.
+        trunk: whether a file without any fully-connected layer will do for a
+            classifier, whose own stay as they are.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -102,11 +106,16 @@ def load_weights(
 
         name = os.fspath(path_or_mapping)
         contents = read(name)
-    return fill(model, contents, name, source)
+    return fill(model, contents, name, source, trunk=trunk)
 
 
 def fill(
-    model: ConvNet, contents: Contents, name: str, source: str | None = None
+    model: ConvNet,
+    contents: Contents,
+    name: str,
+    source: str | None = None,
+    *,
+    trunk: bool = False,
 ) -> Loaded:
     """Fills a network in place with what a file holds; see `load_weights`.
 
@@ -115,6 +124,7 @@ def fill(
         contents: what was read.
         name: the name of the file, for messages.
         source: a key of `lineage.LINEAGES`, or None.
+        trunk: as `load_weights` takes it.
 
     Raises:
         ValueError: as `load_weights`.
@@ -126,7 +136,10 @@ def fill(
         for row in model.layers
         if row.name in found.found
     }
-    head = _head(model)
+    head: tuple[str, ...] = _head(model)
+    dense = tuple(row.name for row in model.layers if isinstance(row, FullyConnected))
+    if trunk and not set(dense) & variables.keys():
+        head += dense
     problems = [
         f"  {row}: expected under the name {wanted!r}, which the file does not have"
         for row, wanted in found.missing.items()
@@ -156,7 +169,7 @@ def fill(
     for row, arrays in variables.items():
         for variable, array in arrays.items():
             target: nnx.Variable = getattr(getattr(model, row), variable)
-            target[...] = jnp.asarray(array, target[...].dtype)
+            target.set_value(jnp.asarray(array, target.get_value().dtype))
     return Loaded(
         source=name,
         format=contents.format,
