@@ -1,7 +1,7 @@
 """This module says what a file of weights holds, before a network takes it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -84,3 +84,20 @@ def group(
             variable = "scale"
         layers.setdefault(layer, {})[variable] = array
     return layers, tuple(others)
+
+
+def axes_of(arrays: Iterable[str]) -> str:
+    """Tells the axes of kernels by the names of arrays.
+
+    PyTorch calls a kernel `weight` and has `OIHW`; Flax says `kernel` and has `HWIO`.
+
+    Raises:
+        ValueError: there are both.
+    """
+    last = {name.replace("/", ".").rpartition(".")[2] for name in arrays}
+    if {"weight", "kernel"} <= last:
+        raise ValueError(
+            "expected kernels called 'weight', as in PyTorch, or 'kernel', as in Flax, "
+            "got both: their axes differ"
+        )
+    return HWIO if "kernel" in last else OIHW

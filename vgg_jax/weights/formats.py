@@ -26,7 +26,22 @@ class Format(NamedTuple):
     extra: str | None
 
 
-FORMATS: dict[str, Format] = {}
+def _is_torch(head: bytes) -> bool:
+    """Recognizes the zip file of PyTorch, its older stream, and its oldest tar file."""
+    stream = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # the number with which it begins
+    return head[:4] == b"PK\3\4" or stream in head[:32] or head[257:262] == b"ustar"
+
+
+def _is_pickle(head: bytes) -> bool:
+    """Recognizes pickles of the protocols 2 to 5, which begin with the protocol."""
+    return head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5")
+
+
+FORMATS: dict[str, Format] = {
+    "torch": Format(_is_torch, "torch_file", None),
+    "safetensors": Format(lambda head: head[6:9] == b"\0\0{", "safetensors_file", None),
+    "pickle": Format(_is_pickle, "pickle_file", None),
+}
 
 
 def read(name: str) -> Contents:

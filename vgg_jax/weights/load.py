@@ -331,7 +331,8 @@ def _normalization(contents: Contents, origin: Origin) -> Normalization | None:
     if contents.mean is not None:
         mean = contents.mean[::-1] if origin.channels == "BGR" else contents.mean
         return Normalization(mean=mean, std=(1.0,) * len(mean))
-    return None if origin.lineage is None else LINEAGES[origin.lineage].normalization
+    lineage = LINEAGES.get(origin.lineage or "")  # a file can name any other
+    return None if lineage is None else lineage.normalization
 
 
 @functools.cache
