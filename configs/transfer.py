@@ -7,7 +7,8 @@ From weights of a VGG, a file that `vgg_jax.load_weights` reads or a run, only a
 last layer learns; what the others make of each picture is computed once. Without
 weights a small network learns all of its layers. The command ends with the test errors
 and a page, report.html in the workdir. What depends on how many pictures there are is
-decided below, and printed. Not run on a set of fixed pictures; docs/transfer.md has results.
+decided below, and printed. Not run on pictures that all have; docs/transfer.md has
+results of a benchmark.
 """
 
 from pathlib import Path
@@ -46,7 +47,7 @@ def get_config(data_dir: str = "", init_from: str = "") -> Config:
             f"{images:,} pictures of {classes} classes: about {held_out:,} are held "
             f"out for validation, whose {metric} chooses the best checkpoint; they do "
             f"not set the rate, which falls along a cosine. {network.name} of width "
-            f"{network.width:g}, {config.num_epochs:g} epochs of batches of {batch_size}"
+            f"{network.width:g}, {config.num_epochs:g} epochs, batches of {batch_size}"
             + ("" if init_from else "; --config.init_from=FILE starts from weights"),
             flush=True,
         )

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from tests.shapes import draw_shapes
 from vgg_jax.config import Config, validate
@@ -96,7 +97,9 @@ def test_kept_maps_come_in_the_order_of_the_images(config: Config) -> None:
 
 def test_dropout_before_the_first_layer_that_learns_is_trained_with_it() -> None:
     def last_at_rest(head: str, *trained: str) -> str:
-        model = create_model("vgg16_bn", head=head, width=0.05, rngs=jax.random.key(0))
+        model = nnx.eval_shape(
+            lambda: create_model("vgg16_bn", head=head, rngs=nnx.Rngs(0))
+        )
         return model.layers[rows_at_rest(model.layers, trained) - 1].name
 
     assert last_at_rest("paper", "fc7", "fc8") == "relu6"
