@@ -6,11 +6,11 @@
         --weights vgg16.ckpt --pictures DIR [--sheet FILE.jpg]
 
 Trains on Google's drawings of 70% of the symbols, with 10, 50 or all of them a class,
-and tests on the other symbols, as Google and as Twitter draw them: no symbol of the test
-was seen, and no drawing of Twitter's. Three ways: the frozen features of VGG-16 and a
-new last layer; then also its last three convolutions, at a tenth of the rate; and the
-small network of configs/transfer.py from random weights. Rates and numbers of steps are
-the same for all sizes and were not tuned; the state after the last step is tested.
+and tests on the other symbols, as Google and as Twitter draw them: no symbol of the
+test was seen, and no drawing of Twitter's. Three ways: the frozen features of VGG-16
+and a new last layer; then also its last three convolutions, at a tenth of the rate; and
+the small network of configs/transfer.py from random weights. Rates and numbers of steps
+are the same for all sizes and were not tuned; the state after the last step is tested.
 Prints a Markdown table.
 """
 

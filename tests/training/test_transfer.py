@@ -68,8 +68,8 @@ def test_a_parameter_takes_the_flag_of_its_name_alone(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(
         "from configs import vgg16\n\n\ndef get_config(init_from='', seed='7'):\n"
-        "    config = vgg16.get_config()\n    config.seed = int(seed) + len(init_from)\n"
-        "    return config\n"
+        "    config = vgg16.get_config()\n"
+        "    config.seed = int(seed) + len(init_from)\n    return config\n"
     )
     flags = {"init_from": "abc", "data_dir": "there"}
     assert config_file.load(path, (Config,)).seed == 7
