@@ -17,6 +17,7 @@ from vgg_jax.training.checkpoint import open_run, saved_steps
 from vgg_jax.training.pretrained import (
     Pretrained,
     load_pretrained,
+    names_weights,
     weights_path,
     with_normalization,
 )
@@ -49,11 +50,13 @@ def prepare_start(config: Config, workdir: Path) -> tuple[Config, Pretrained | N
 
     Raises:
         FileNotFoundError: there is no such file.
+        OSError: published weights cannot be fetched.
         ValueError: the run is not finished, or weights or normalization do not fit.
     """
-    path = weights_path(config, workdir)
-    if path is not None:
-        pretrained = load_pretrained(config, path)
+    assert config.init_from is not None
+    if names_weights(config, workdir):
+        name = weights_path(config, workdir) or config.init_from
+        pretrained = load_pretrained(config, name)
         return with_normalization(config, pretrained.loaded.normalization), pretrained
     validate_source(config, workdir)
     theirs = read_config(source_folder(config, workdir)).data

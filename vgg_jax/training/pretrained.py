@@ -4,7 +4,7 @@ With the weights comes what their authors did to pixels: the run does the same.
 """
 
 import dataclasses
-import hashlib
+import os
 from typing import Any
 
 import jax
@@ -17,8 +17,8 @@ from vgg_jax.preprocessing import Normalization
 from vgg_jax.training.program import abstract_model
 from vgg_jax.training.steps import TrainState, split
 from vgg_jax.weights.load import Loaded, load_weights
+from vgg_jax.weights.published import PUBLISHED, file_digest
 
-CHUNK = 2**20  # bytes of a file that are read at once
 CLOSE = 1e-6  # relative difference of two normalizations that are one
 
 
@@ -28,10 +28,12 @@ class Pretrained:
 
     Args:
         loaded: what came with the weights, and which layers they are.
+        digest: the sha256 of the file.
         params, batch_stats: the variables of those layers.
     """
 
     loaded: Loaded
+    digest: str
     params: dict[str, Any]
     batch_stats: dict[str, Any]
 
@@ -72,17 +74,24 @@ def weights_path(config: Config, workdir: Path) -> Path | None:
     return None
 
 
-def file_digest(path: Path) -> str:
-    """Returns the sha256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)  # type: ignore[arg-type]
-    return digest.hexdigest()
+def names_weights(config: Config, workdir: Path) -> bool:
+    """Returns whether `init_from` names weights, by file or as `PUBLISHED` does.
+
+    A run in a folder of that name goes before published weights.
+    """
+    assert config.init_from is not None
+    if weights_path(config, workdir) is not None:
+        return True
+    is_run = beside(workdir, config.init_from).exists()
+    return not is_run and config.init_from in PUBLISHED
 
 
-def load_pretrained(config: Config, path: Path) -> Pretrained:
+def load_pretrained(config: Config, name: str | Path) -> Pretrained:
     """Reads the weights of a file that fit a configuration's network.
+
+    Args:
+        config: the configuration.
+        name: the path of the file; or a key of `PUBLISHED`, whose file is fetched.
 
     The layer of the classes is left out where the file has another number of them. So
     are all fully-connected layers where the file has a trunk alone.
@@ -90,13 +99,16 @@ def load_pretrained(config: Config, path: Path) -> Pretrained:
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: a library that reads the format is missing; the message names it.
+        OSError: it cannot be fetched.
         ValueError: the file is damaged, or of another network.
     """
     model = abstract_model(config)
-    loaded = load_weights(model, path, trunk=True)
+    loaded = load_weights(model, os.fspath(name), trunk=True)
+    path = parse_path(name if loaded.path is None else loaded.path)
     _, params, batch_stats = split(model)
     return Pretrained(
         loaded=loaded,
+        digest=file_digest(path),
         params={name: params[name] for name in loaded.taken},
         batch_stats={n: batch_stats[n] for n in loaded.taken if n in batch_stats},
     )

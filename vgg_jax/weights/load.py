@@ -4,14 +4,16 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vgg_jax.models import MODELS, ConvNet
+from vgg_jax.files import parse_path
+from vgg_jax.models import MODELS, ConvNet, create_model
 from vgg_jax.models.layers import BatchNorm, Conv, FullyConnected, Layer
 from vgg_jax.preprocessing import Normalization
 from vgg_jax.weights.contents import OIHW, Contents, group
@@ -22,6 +24,7 @@ from vgg_jax.weights.lineage import (
     recognize,
 )
 from vgg_jax.weights.naming import NAMINGS, Match, match
+from vgg_jax.weights.published import PUBLISHED, Published, identify
 
 Variables = dict[str, dict[str, np.ndarray]]
 
@@ -42,6 +45,7 @@ class Loaded:
         taken: the layers of the network that have the file's weights now.
         kept: the layers of the network that are as they were before.
         unused: the names in the file that nothing was taken from.
+        path: the file that was read; None for a mapping.
     """
 
     source: str
@@ -54,6 +58,7 @@ class Loaded:
     taken: tuple[str, ...]
     kept: tuple[str, ...]
     unused: tuple[str, ...]
+    path: str | None = None
 
     def __str__(self) -> str:
         """Says in a few lines what was loaded."""
@@ -102,32 +107,45 @@ def load_weights(
         contents = Contents(format="mapping", layers=layers, axes=OIHW, others=others)
         name = "the mapping"
     else:
+        from vgg_jax.weights.fetch import fetch
         from vgg_jax.weights.formats import read
 
         name = os.fspath(path_or_mapping)
-        contents = read(name)
+        path = fetch(name)
+        is_named = os.fspath(path) != os.fspath(parse_path(name))
+        loaded = fill(
+            model,
+            read(os.fspath(path)),
+            name,
+            source,
+            lambda: PUBLISHED[name] if is_named else identify(path),
+            trunk=trunk,
+        )
+        return dataclasses.replace(loaded, path=os.fspath(path))
     return fill(model, contents, name, source, trunk=trunk)
 
 
-def fill(
-    model: ConvNet,
-    contents: Contents,
-    name: str,
-    source: str | None = None,
-    *,
-    trunk: bool = False,
-) -> Loaded:
-    """Fills a network in place with what a file holds; see `load_weights`.
+class Fit(NamedTuple):
+    """How what a file holds fits a network.
+
+    Args:
+        found: the names of the network's rows in the file.
+        variables: the arrays of the rows that fit, in this library's axes.
+        problems: a line for each difference, but for those of the classes' layer.
+    """
+
+    found: Match
+    variables: Variables
+    problems: list[str]
+
+
+def fit(model: ConvNet, contents: Contents, *, trunk: bool = False) -> Fit:
+    """Finds the rows of a network in a file, and compares names and shapes.
 
     Args:
         model: the network.
         contents: what was read.
-        name: the name of the file, for messages.
-        source: a key of `lineage.LINEAGES`, or None.
         trunk: as `load_weights` takes it.
-
-    Raises:
-        ValueError: as `load_weights`.
     """
     found = match(model.layers, list(contents.layers))
     shapes = _shapes(model)
@@ -136,9 +154,9 @@ def fill(
         for row in model.layers
         if row.name in found.found
     }
-    head: tuple[str, ...] = _head(model)
+    head = class_layer(model)
     dense = tuple(row.name for row in model.layers if isinstance(row, FullyConnected))
-    if trunk and not set(dense) & variables.keys():
+    if trunk and not variables.keys() & set(dense):
         head += dense
     problems = [
         f"  {row}: expected under the name {wanted!r}, which the file does not have"
@@ -156,6 +174,35 @@ def fill(
         for layer in found.unused
         if layer in _trunk_names(found)
     ]
+    return Fit(found, variables, problems)
+
+
+def fill(
+    model: ConvNet,
+    contents: Contents,
+    name: str,
+    source: str | None = None,
+    published: Callable[[], Published | None] = lambda: None,
+    *,
+    trunk: bool = False,
+) -> Loaded:
+    """Fills a network in place with what a file holds; see `load_weights`.
+
+    The network may be an abstract one, of `nnx.eval_shape`.
+
+    Args:
+        model: the network.
+        contents: what was read.
+        name: the name of the file, for messages.
+        source: a key of `lineage.LINEAGES`, or None.
+        published: finds out which published file it is, where nothing else tells whose
+            weights they are.
+        trunk: as `load_weights` takes it.
+
+    Raises:
+        ValueError: as `load_weights`.
+    """
+    found, variables, problems = fit(model, contents, trunk=trunk)
     if problems:
         raise ValueError(
             f"{name} does not have the weights of this network:\n"
@@ -163,8 +210,8 @@ def fill(
             + "\n  layers of the file: "
             + (", ".join(contents.layers) or "none")
         )
-    _refuse_not_finite(variables, name)
-    origin = _origin(model, contents, variables, source, name)
+    refuse_not_finite(variables, name)
+    origin = find_origin(model, contents, variables, name, source, published)
     _put_in_order(variables, _first(model), origin)
     for row, arrays in variables.items():
         for variable, array in arrays.items():
@@ -176,10 +223,10 @@ def fill(
         naming=found.naming,
         lineage=origin.lineage,
         evidence=origin.evidence,
-        normalization=_normalization(contents, origin),
+        normalization=find_normalization(contents, origin),
         class_names=contents.class_names,
         taken=tuple(variables),
-        kept=tuple(row for row in shapes if row not in variables),
+        kept=tuple(row for row in _shapes(model) if row not in variables),
         unused=found.unused + contents.others,
     )
 
@@ -200,7 +247,7 @@ def _first(model: ConvNet) -> str:
     return next(row.name for row in model.layers if isinstance(row, Conv))
 
 
-def _head(model: ConvNet) -> tuple[str, ...]:
+def class_layer(model: ConvNet) -> tuple[str, ...]:
     """Names the layer whose outputs are the classes; a backbone has none."""
     convolutions = [row.name for row in model.layers if isinstance(row, Conv)]
     return () if model.num_classes is None else (convolutions[-1],)
@@ -251,7 +298,7 @@ def _differences(
     ]
 
 
-def _refuse_not_finite(variables: Variables, name: str) -> None:
+def refuse_not_finite(variables: Variables, name: str) -> None:
     """Raises an error where weights that are to be taken are not numbers."""
     for row, arrays in variables.items():
         for variable, array in arrays.items():
@@ -265,14 +312,23 @@ def _refuse_not_finite(variables: Variables, name: str) -> None:
                 )
 
 
-def _origin(
+def find_origin(
     model: ConvNet,
     contents: Contents,
     variables: Variables,
-    source: str | None,
     name: str,
+    source: str | None = None,
+    published: Callable[[], Published | None] = lambda: None,
 ) -> Origin:
     """Finds out whose weights they are: by their values, else by what is said of them.
+
+    Args:
+        model: the network.
+        contents: what the file holds.
+        variables: the arrays of its rows, as `fit` gives them.
+        name: the name of the file, for messages.
+        source: what the user says, a key of `lineage.LINEAGES`, or None.
+        published: finds out which published file it is; asked last.
 
     Raises:
         ValueError: they are known, and not those of `source`.
@@ -304,6 +360,14 @@ def _origin(
             transposed=False,
             evidence="the file says so",
         )
+    row = published()
+    if row is not None:
+        return Origin(
+            lineage=row.lineage,
+            channels=row.channels,
+            transposed=False,
+            evidence=f"it is the file published as {row.name}",
+        )
     return Origin(
         lineage=None,
         channels=channels,
@@ -323,7 +387,7 @@ def _put_in_order(variables: Variables, first: str, origin: Origin) -> None:
         variables[first]["kernel"] = kernel[:, :, ::-1]
 
 
-def _normalization(contents: Contents, origin: Origin) -> Normalization | None:
+def find_normalization(contents: Contents, origin: Origin) -> Normalization | None:
     """Returns what the file says is done to pixels, else what its authors do."""
     stored = contents.metadata.get("normalization")
     if stored is not None:
@@ -338,10 +402,18 @@ def _normalization(contents: Contents, origin: Origin) -> Normalization | None:
 @functools.cache
 def known_networks() -> Mapping[str, ConvNet]:
     """Makes every network of `MODELS` without values, by its name."""
-    return {
-        name: nnx.eval_shape(lambda build=build: build(rngs=jax.random.key(0)))
-        for name, build in MODELS.items()
-    }
+    return {name: abstract_network(name) for name in MODELS}
+
+
+def abstract_network(name: str, **options: Any) -> ConvNet:
+    """Makes a network without values: its variables have shapes only.
+
+    Args:
+        name: a key of `MODELS`.
+        **options: the options of `models.create_model`.
+    """
+    key = jax.random.key(0)
+    return nnx.eval_shape(lambda: create_model(name, rngs=key, **options))
 
 
 def _trunk_names(found: Match) -> set[str]:
@@ -354,5 +426,5 @@ def _trunk_names(found: Match) -> set[str]:
         found.prefix + name
         for network in known_networks().values()
         for row, name in names(network.layers).items()
-        if row.startswith(("conv", "bn", "cccp")) and row not in _head(network)
+        if row.startswith(("conv", "bn", "cccp")) and row not in class_layer(network)
     }
