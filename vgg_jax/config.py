@@ -576,7 +576,8 @@ class Config(Section):
     init_from: str | None = setting(
         None,
         "what this run starts from: another run's best weights, by the name of a "
-        "folder beside this run's or a path; or a file of weights",
+        "folder beside this run's or a path; a file of weights; or the name of "
+        "published ones, such as torchvision/vgg16",
     )
 
     def conflicts(self) -> Iterator[str]:

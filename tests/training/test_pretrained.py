@@ -19,14 +19,15 @@ from vgg_jax.training.checkpoint import Checkpoints, saved_steps
 from vgg_jax.training.init_from import prepare_start
 from vgg_jax.training.loop import train
 from vgg_jax.training.pretrained import (
-    file_digest,
     load_pretrained,
+    names_weights,
     weights_path,
     with_normalization,
 )
 from vgg_jax.training.program import build_program
 from vgg_jax.training.steps import split
 from vgg_jax.training.workdir import DATA, WorkdirMismatch, read_config
+from vgg_jax.weights.published import file_digest
 
 EXPECTED = Normalization(mean=(100.0, 110.0, 120.0), std=(50.0, 60.0, 70.0))
 
@@ -186,6 +187,11 @@ def test_a_path_is_a_file_of_weights_or_the_folder_of_a_run(
     assert found("v.pth") == tmp_path / "runs" / "v.pth"
     assert found(str(tmp_path / "here" / "w.pth")) == tmp_path / "here" / "w.pth"
     assert found("a") is None and found("vgg16") is None
+    for init_from, is_weights in (("a", False), ("torchvision/vgg16", True)):
+        config.init_from = init_from
+        assert names_weights(config, tmp_path / "runs" / "b") == is_weights
+    (tmp_path / "runs" / "torchvision" / "vgg16").mkdir(parents=True)
+    assert not names_weights(config, tmp_path / "runs" / "b")
     config.init_from = "u.pth"
     with pytest.raises(FileNotFoundError, match=r"there is no .*runs/u\.pth"):
         prepare_start(config, tmp_path / "runs" / "b")

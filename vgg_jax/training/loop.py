@@ -35,7 +35,7 @@ from vgg_jax.training.metrics import (
 )
 from vgg_jax.training.objectives import ExampleMetrics, task_for, with_num_classes
 from vgg_jax.training.optimizer import set_learning_rate
-from vgg_jax.training.pretrained import Pretrained, file_digest, weights_path
+from vgg_jax.training.pretrained import Pretrained, weights_path
 from vgg_jax.training.program import build_program, validate_settings
 from vgg_jax.training.schedule import (
     Plateau,
@@ -54,6 +54,7 @@ from vgg_jax.training.workdir import (
     write_class_names,
     write_data_facts,
 )
+from vgg_jax.weights.published import file_digest
 
 
 def train(config: Config, workdir: Path | str) -> signal.Signals | None:
@@ -207,9 +208,8 @@ class Trainer:
             "axes of the color shift": axes,
             "whitening": whitening_digest(self.config.data),
         }
-        if self.config.init_from is not None:
-            path = weights_path(self.config, self.workdir)
-            facts |= {} if path is None else {"sha256 of init_from": file_digest(path)}
+        if (digest := self._digest_of_weights()) is not None:
+            facts["sha256 of init_from"] = digest
         distributed.agree(
             facts
             | {
@@ -223,6 +223,15 @@ class Trainer:
         claim(self.workdir, self.config)
         write_class_names(self.workdir, self.training.class_names)
         write_data_facts(self.workdir, facts)
+
+    def _digest_of_weights(self) -> str | None:
+        """Returns the sha256 of the file that `init_from` names, if it is at hand."""
+        if self.pretrained is not None:
+            return self.pretrained.digest
+        if self.config.init_from is None:
+            return None
+        path = weights_path(self.config, self.workdir)
+        return None if path is None else file_digest(path)
 
     def _start(self, checkpoints: Checkpoints) -> tuple[TrainState, Plateau]:
         """Makes a new state, or restores the newest intact one that was saved."""
