@@ -5,10 +5,10 @@
 
 From weights of a VGG (a file that `vgg_jax.load_weights` reads, a name such as
 torchvision/vgg16, or a run) only a new last layer learns; what the others make of each
-picture is computed once. Without weights a small network learns all of its layers. The command ends with the test errors
-and a page, report.html in the workdir. What depends on how many pictures there are is
-decided below, and printed. Not run on pictures that all have; docs/transfer.md has
-results of a benchmark.
+picture is computed once. Without weights a small network learns all of its layers. The
+command ends with the test errors and a page, report.html in the workdir. What depends
+on how many pictures there are is decided below, and printed. Not run on pictures that
+all have; docs/transfer.md has a benchmark.
 """
 
 from pathlib import Path

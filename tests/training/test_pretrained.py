@@ -103,6 +103,7 @@ def test_a_run_from_a_file_of_weights_trains_a_new_head(
     config.init_from = str(path)
     config.model.num_classes = None
     config.optimizer.trained_layers = ("fc8",)
+    config.optimizer.keep_maps = True  # less to compile
     config.num_epochs = 0.5
     assert train(config, workdir) is None
     printed = capsys.readouterr().out

@@ -126,7 +126,8 @@ class Trainer:
             _naming_last_checkpoint(checkpoints),
         ):
             state, plateau = self._start(checkpoints)
-            if self.program.first_row:
+            step = int(state.step)
+            if self.program.first_row and not self._is_at_end(step, plateau):
                 self._keep_maps(state)
             self._compile_together()
             return self._loop(state, plateau, checkpoints, interrupt, lock)
