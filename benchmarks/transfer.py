@@ -71,12 +71,14 @@ def unpack(archive: Path, vendor: str, output: Path) -> None:
             is_test = hash_fraction("test", symbol["unified"]) < TEST_SHARE
             name = f"package/img/{vendor}/64/{symbol['image']}"
             drawing = np.frombuffer(_member(files, name).read(), np.uint8)
-            pixels = cv2.imdecode(drawing, cv2.IMREAD_UNCHANGED)
+            pixels: Any = cv2.imdecode(drawing, cv2.IMREAD_UNCHANGED)
             alpha = pixels[..., 3:] / 255
             opaque = pixels[..., :3] * alpha + 255 * (1 - alpha)
             folder = output / f"{vendor}-{'test' if is_test else 'train'}" / group
             folder.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(folder / symbol["image"]), np.uint8(np.round(opaque)))
+            cv2.imwrite(
+                str(folder / symbol["image"]), np.round(opaque).astype(np.uint8)
+            )
 
 
 def _member(files: tarfile.TarFile, name: str) -> io.BufferedReader:
@@ -97,17 +99,19 @@ def open_pictures(root: Path, most: int | None = None) -> Folder:
     return Folder(root, files)
 
 
-def draw_sheet(root: Path, path: Path) -> None:
+def draw_sheet(root: Path, sheet: Path) -> None:
     """Draws five symbols of each group as both vendors draw them: a row a group."""
     rows = []
     for group, names in list_classes(root / "google-test").items():
         cells = []
         for name in names[:: max(1, len(names) // 5)][:5]:
             for vendor in ("google", "twitter"):
-                drawing = cv2.imread(str(root / f"{vendor}-test" / group / name))
-                cells.append(cv2.copyMakeBorder(drawing, *[4] * 4, 0, None, [255] * 3))
+                path = root / f"{vendor}-test" / group / name
+                drawing: Any = cv2.imread(str(path))
+                edges = ((4, 4), (4, 4), (0, 0))
+                cells.append(np.pad(drawing, edges, constant_values=255))
         rows.append(np.hstack(cells))
-    cv2.imwrite(str(path), np.vstack(rows), [cv2.IMWRITE_JPEG_QUALITY, 85])
+    cv2.imwrite(str(sheet), np.vstack(rows), [cv2.IMWRITE_JPEG_QUALITY, 85])
 
 
 def prepared(config: Config, num_classes: int, steps: int, examples: int) -> Config:
@@ -181,7 +185,7 @@ class FromWeights:
     def __init__(self, weights: Path, train: Folder, tests: Mapping[str, Folder]):
         classes = len(train.class_names)
         config = prepared(from_weights(str(weights), 0, BATCH), classes, 1, BATCH)
-        pretrained = load_pretrained(config, weights)
+        pretrained = load_pretrained(config, str(weights))
         self.config = with_normalization(config, pretrained.loaded.normalization)
         tuned = self.settings("fine-tuned", len(train))
         program = build_program(tuned, make_mesh())
