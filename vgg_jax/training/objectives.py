@@ -134,7 +134,10 @@ class ExampleMetrics:
             one = {name: value[None] for name, value in example.items()}
             return self.objective(output[None], one)
 
-        outputs = class_scores(model.run(images, model.layers[self.first_row :]))
+        if self.first_row:
+            outputs = class_scores(model.run(images, model.layers[self.first_row :]))
+        else:
+            outputs = model(images)
         return jax.vmap(metrics)(outputs, dict(extras))
 
 

@@ -49,7 +49,7 @@ class Program:
     init: Callable[[jax.Array], TrainState]
     train_step: Any  # jitted: it has `lower`
     network: Callable[[TrainState], Network]
-    first_row: int
+    first_row: int = 0
     state: TrainState
     batch: dict[str, jax.ShapeDtypeStruct]
     key: jax.ShapeDtypeStruct
