@@ -1,6 +1,7 @@
 """Evaluates trained networks on the test set (section 3.2 of arXiv:1409.1556).
 
   python eval.py --config configs/NAME.py [--workdir DIR] [--protocol dense]
+  python eval.py --config configs/vgg16.py --weights torchvision/vgg16
 
 Several --workdir are fused; several --protocol are rows of one table. Without a
 --protocol the rows are the center crop, dense at each scale, and dense over all scales.
@@ -20,7 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from vgg_jax.evaluation.protocols import PROTOCOLS
 
     parser = cli.Parser("python eval.py", __doc__, config=(Config,))
-    parser.add_workdir("folder of a run; several are fused", several=True)
+    parser.add_workdir(
+        "folder of a run; several are fused", several=True, or_weights=True
+    )
     parser.add_argument(
         "--protocol",
         action="append",
@@ -38,10 +41,12 @@ def run(values: argparse.Namespace) -> int:
     distributed.join()
     from vgg_jax.evaluation.evaluate import run_evaluation
     from vgg_jax.report.artifacts import write_artifacts
+    from vgg_jax.training.weights_folder import chosen_folders
 
-    evaluation = run_evaluation(
-        values.workdir, values.config, values.protocol, values.scales
+    folders = chosen_folders(
+        values.workdir, values.weights, values.config, values.source
     )
+    evaluation = run_evaluation(folders, values.config, values.protocol, values.scales)
     if distributed.is_first():
         write_artifacts(evaluation)
     return cli.DONE

@@ -1,6 +1,7 @@
 """Names what is in pictures, and draws where (section 3.2 of arXiv:1409.1556).
 
   python predict.py --workdir DIR IMAGE [IMAGE ...]
+  python predict.py --weights torchvision/vgg16 IMAGE [IMAGE ...]
 
 Prints the most probable classes of each picture, and writes IMAGE.heat.png: the heat
 map of the first class over the picture. The posteriors are those of dense evaluation at
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="IMAGE",
         help="a picture of any size",
     )
-    parser.add_workdir("folder of the run whose network is used")
+    parser.add_workdir("folder of the run whose network is used", or_weights=True)
     parser.add_argument(
         "--output",
         default=parse_path("."),
@@ -46,8 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(values: argparse.Namespace) -> int:
     """Predicts; returns 0, or 1 where a picture could not be read."""
     from vgg_jax.predict import load_run, predict_files
+    from vgg_jax.training.weights_folder import chosen_folders
 
-    classifier = load_run(values.workdir)
+    (workdir,) = chosen_folders(values.workdir, values.weights, source=values.source)
+    classifier = load_run(workdir)
     unread = predict_files(classifier, values.images, values.output, top=values.top)
     return cli.FAILED if unread else cli.DONE
 

@@ -4,9 +4,11 @@ Two hosts with a device each are compared with one process that has two devices 
 never stopped.
 """
 
+import argparse
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -119,3 +121,35 @@ def wait(is_done: Callable[[], bool], seconds: float, what: str) -> None:
         if time.monotonic() > end:
             raise TimeoutError(f"expected {what} within {seconds:.0f} seconds")
         time.sleep(0.2)
+
+
+def scenario(
+    name: str, description: str | None, run: Callable[[Path], int], log: str
+) -> int:
+    """Runs a scenario as a command that can keep its folder; returns the exit code.
+
+    Args:
+        name: the module that `python -m` starts.
+        description: what --help says.
+        run: the scenario, which is given a folder; its result is the exit code.
+        log: the file in that folder whose end is shown where the scenario fails.
+    """
+    parser = argparse.ArgumentParser(
+        f"python -m {name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--keep", type=Path, help="keep the logs and runs in this folder"
+    )
+    values = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix=f"vgg_jax-{name}-") as temporary:
+        folder = (values.keep or Path(temporary)).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            return run(folder)
+        except (RuntimeError, TimeoutError, AssertionError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            if (folder / log).exists():
+                print((folder / log).read_text()[-4000:], file=sys.stderr)
+            return 1

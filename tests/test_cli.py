@@ -95,6 +95,22 @@ def test_a_runs_folder_has_the_name_of_its_configuration() -> None:
         assert parser.read(["--config=configs/vgg16.py", *flags]).workdir == expected
 
 
+def test_weights_stand_in_the_place_of_a_run() -> None:
+    def read(*flags: str) -> argparse.Namespace:
+        parser = cli.Parser("python eval.py", None, config=(Config,))
+        parser.add_workdir("folder", several=True, or_weights=True)
+        return parser.read(["--config=configs/vgg16.py", *flags])
+
+    values = read("--weights=a/b", "--weights=c")
+    assert (values.workdir, values.weights) == (None, ["a/b", "c"])
+    assert read("--weights=c", "--workdir=d").workdir == [Path("d")]
+    alone = cli.Parser("python predict.py", None)
+    alone.add_workdir("folder", or_weights=True)
+    assert alone.read(["--weights=a", "--source=oxford"]).source == "oxford"
+    with pytest.raises(cli.UsageError, match="--workdir DIR, or --weights NAME"):
+        alone.read([])
+
+
 def test_an_override_reaches_every_run_and_leaves_the_rest() -> None:
     before = parse("curriculum").config
     after = parse("curriculum", "--config.data.data_dir=/there").config

@@ -5,6 +5,7 @@ from vgg_jax.inference.dense import dense_posteriors
 from vgg_jax.inference.tiling import tiled_score_map
 from vgg_jax.models import MODELS, VGG, ConvNet, NiN, nin, vgg
 from vgg_jax.models.measure import receptive_field, summary
+from vgg_jax.version import __version__
 from vgg_jax.weights.create import create_model
 from vgg_jax.weights.load import Loaded, load_weights
 
@@ -14,6 +15,7 @@ __all__ = [
     "ConvNet",
     "Loaded",
     "NiN",
+    "__version__",
     "create_model",
     "dense_posteriors",
     "descriptor",
@@ -24,4 +26,3 @@ __all__ = [
     "tiled_score_map",
     "vgg",
 ]
-__version__ = "0.1.0"

@@ -78,20 +78,39 @@ class Parser(argparse.ArgumentParser):
                 "settings",
             )
 
-    def add_workdir(self, help: str, *, several: bool = False) -> None:
+    def add_workdir(
+        self, help: str, *, several: bool = False, or_weights: bool = False
+    ) -> None:
         """Adds --workdir, whose value is a path, or a list of paths with `several`.
 
-        Where the command takes a configuration, the default is runs/NAME.
+        Where the command takes a configuration, the default is runs/NAME. With
+        `or_weights` there are --weights and --source as well, and weights can stand in
+        the place of a workdir.
         """
         self.several_workdirs = several
+        action = "append" if several else "store"
         self.add_argument(
             "--workdir",
             type=folder,
-            required=not self.kinds,
-            action="append" if several else "store",
+            required=not self.kinds and not or_weights,
+            action=action,
             metavar="DIR",
             help=help + ("; runs/NAME by default" if self.kinds else ""),
         )
+        if or_weights:
+            self.add_argument(
+                "--weights",
+                action=action,
+                metavar="NAME",
+                help="weights in place of a run: a file of another project's, or a "
+                "name that `python -m vgg_jax.weights list` prints",
+            )
+            self.add_argument(
+                "--source",
+                metavar="NAME",
+                help="whose weights those are, such as torchvision or oxford, where "
+                "their values do not tell",
+            )
 
     def add_scales(self, default: str) -> None:
         """Adds --scales, short sides Q; by default (), which stands for `default`."""
@@ -130,12 +149,15 @@ class Parser(argparse.ArgumentParser):
         if rest:
             hint = "; settings are --config.NAME=VALUE" if self.kinds else ""
             raise UsageError(f"unexpected argument {rest[0]!r}{hint}")
+        has_weights = bool(getattr(values, "weights", None))
         if path is not None and config is not None:
             config_file.override(config, vars(values))
             values.config = config
-            if getattr(values, "workdir", "") is None:
+            if getattr(values, "workdir", "") is None and not has_weights:
                 run = parse_path("runs") / path.stem
                 values.workdir = [run] if self.several_workdirs else run
+        if getattr(values, "workdir", "") is None and not has_weights:
+            raise UsageError("say which network: --workdir DIR, or --weights NAME")
         return values
 
     def error(self, message: str) -> NoReturn:

@@ -20,6 +20,7 @@ from vgg_jax.preprocessing import Preprocessing
 from vgg_jax.report.figures import draw_heat
 from vgg_jax.report.heat import HeatMap, heat_map
 from vgg_jax.training.checkpoint import check_classifies, restore_model
+from vgg_jax.training.weights_folder import read_facts
 from vgg_jax.training.workdir import read_class_names
 
 
@@ -65,7 +66,7 @@ def load_run(workdir: Path | str) -> Classifier:
     """Loads the best checkpoint of a training run.
 
     Class names are those that the run kept; a run from before they were kept is asked
-    for its data.
+    for its data. The classes of foreign weights without names are numbered from 0.
 
     Raises:
         FileNotFoundError: the folder has no run or no checkpoint.
@@ -81,7 +82,9 @@ def load_run(workdir: Path | str) -> Classifier:
             "of that size alone; eval.py evaluates it on its data set"
         )
     names = read_class_names(parse_path(workdir))
-    if names is None:
+    if names is None and read_facts(parse_path(workdir)) is not None:
+        names = tuple(f"class {label}" for label in range(model.num_classes or 0))
+    elif names is None:
         names = tuple(open_source(config.data, "test").class_names)
     if len(names) != model.num_classes:
         raise ValueError(

@@ -165,6 +165,13 @@ def test_a_truncated_file_is_named_and_costs_its_own_records(make_shards, size):
         shards.read_all()
 
 
+def test_a_file_of_more_records_than_its_metadata_say_is_refused(make_shards):
+    (file,) = make_shards(1)
+    fewer = file._replace(records=RECORDS - 1)
+    with pytest.raises(CorruptImage, match=r"expected 2 records, found 3; get the"):
+        Shards([fewer])[0]
+
+
 def test_a_number_of_records_that_no_file_holds_is_refused(make_shards):
     (file,) = make_shards(1)
     message = rf"expected 9999999999999 records in {file.path}, found a file of \d+ b"

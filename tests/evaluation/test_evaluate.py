@@ -16,6 +16,7 @@ from vgg_jax.evaluation.evaluate import make_candidate, planned_rows, run_evalua
 from vgg_jax.evaluation.predictions import confusion_matrix, fuse, top_k_error
 from vgg_jax.evaluation.protocols import evaluate
 from vgg_jax.evaluation.results import Result
+from vgg_jax.files import write_json
 from vgg_jax.models import ConvNet, create_model
 from vgg_jax.report.artifacts import write_artifacts
 from vgg_jax.report.confusion import read_csv
@@ -182,6 +183,26 @@ def test_several_networks_are_fused(workdirs: list[Path], config: Config) -> Non
     assert np.abs(alone[0].posteriors - alone[1].posteriors).max() > 0.1
     assert len(json.loads((workdirs[0] / "eval.json").read_text())["results"]) == 3
     assert not (workdirs[1] / "eval.json").exists()
+
+
+def test_published_errors_stand_beside_those_measured(
+    workdirs: list[Path], config: Config, capsys: pytest.CaptureFixture
+) -> None:
+    config.data.on_corrupt_image = "skip"
+    errors = {"top1_error": 28.408, "top5_error": 9.618}
+    rows = [
+        {"protocol": "center", "scales": [40], **errors},
+        {"protocol": "center", "scales": [256], **errors},  # not measured
+        {"protocol": "dense", "scales": [40], **errors},
+    ]
+    facts = {"file": "theirs.pth", "sha256": "0", "published": rows}
+    write_json(workdirs[0] / "weights.json", facts)
+    result, *_ = results_of(workdirs, config, ("center",), (40,))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "published" in line] == [
+        "one, center at Q = 40: published top-1 / top-5 error 28.408% / 9.618%, here "
+        f"{result.top1_error.value:.2%} / {result.top5_error.value:.2%}"
+    ]
 
 
 def test_what_is_refused(workdirs: list[Path], config: Config) -> None:

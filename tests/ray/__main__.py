@@ -8,13 +8,11 @@ checkpoint is compared with that of one process which nobody stopped. The exit c
 if all went as it should.
 """
 
-import argparse
 import os
 import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from tests.small_run import (
     ROOT,
     SAVED_EVERY,
     report_difference,
+    scenario,
     train_alone,
     wait,
     write_configuration,
@@ -35,28 +34,6 @@ SECONDS = 600  # for any one thing that the run does
 STEPS = 12 * SAVED_EVERY
 KILLED_AFTER = 2 * SAVED_EVERY  # steps
 HEADINGS = ("what stopped the run", "goes on from", "trains again after")
-
-
-def main() -> int:
-    """Runs the scenario; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        "python -m tests.ray",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--keep", type=Path, help="keep the logs and runs in this folder"
-    )
-    values = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="vgg_jax-ray-") as temporary:
-        folder = (values.keep or Path(temporary)).absolute()
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            return run(folder)
-        except (RuntimeError, TimeoutError, AssertionError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            print((folder / "ray.log").read_text()[-4000:], file=sys.stderr)
-            return 1
 
 
 def run(folder: Path) -> int:
@@ -136,4 +113,4 @@ def worker_processes(driver: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(scenario("tests.ray", __doc__, run, "ray.log"))

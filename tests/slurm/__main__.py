@@ -8,13 +8,11 @@ time it comes back by itself. In the end its checkpoint is compared with that of
 process which nobody stopped. The exit code is 0 if all went as it should.
 """
 
-import argparse
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from tests.small_run import (
     SAVED_EVERY,
     WITHOUT_END,
     report_difference,
+    scenario,
     train_alone,
     wait,
     write_configuration,
@@ -42,30 +41,6 @@ HEADINGS = (
 )
 SECONDS = 600  # for any one thing that the job does
 STEPS_BETWEEN = 30  # that the job trains before it is stopped again
-
-
-def main() -> int:
-    """Runs the scenario; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        "python -m tests.slurm",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--keep", type=Path, help="keep the logs and runs in this folder"
-    )
-    values = parser.parse_args()
-    install()
-    with tempfile.TemporaryDirectory(prefix="vgg_jax-slurm-") as temporary:
-        folder = (values.keep or Path(temporary)).absolute()
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            return run(folder)
-        except (RuntimeError, TimeoutError, AssertionError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            if (folder / "job.log").exists():
-                print((folder / "job.log").read_text()[-4000:], file=sys.stderr)
-            return 1
 
 
 def install() -> None:
@@ -186,6 +161,7 @@ def run(folder: Path) -> int:
         RuntimeError: a command or the training alone failed.
         AssertionError: the job did not go on as it should.
     """
+    install()
     with Slurm() as slurm:
         print("Slurm is up; two tasks train", flush=True)
         job = Job(slurm, folder)
@@ -226,4 +202,4 @@ def stop_and_wait(job: Job, number: int, way: str) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(scenario("tests.slurm", __doc__, run, "job.log"))

@@ -20,21 +20,22 @@ MINE = Normalization(mean=(1.5, 2.5, 1 / 3), std=(4.0, 5.0, 6.0))
 
 @pytest.mark.parametrize("channels", ["RGB", "BGR"])
 @pytest.mark.parametrize(
-    ("network", "names"),
+    ("network", "file", "names"),
     [
-        ("vgg16_bn", "timm"),
-        ("vgg19", "torchvision"),
-        ("vgg16_c", "vgg_jax"),
-        ("nin_cifar", "vgg_jax"),
+        ("vgg16_bn", "a.safetensors", "timm"),
+        ("vgg19", "a.safetensors", "torchvision"),
+        ("vgg16_c", "a.safetensors", "vgg_jax"),
+        ("nin_cifar", "a.safetensors", "vgg_jax"),
+        ("vgg11_bn", "a.weights.h5", "keras"),
     ],
 )
 def test_what_is_written_is_read_bit_by_bit(
-    network: str, names: str, channels: str, tmp_path: Path
+    network: str, file: str, names: str, channels: str, tmp_path: Path
 ) -> None:
     theirs, ours = random_network(network), random_network(network, seed=1)
-    path = tmp_path / "model.safetensors"
-    save_weights(theirs, path, names=names, channels=channels)
-    loaded = load_weights(ours, path)
+    options = {} if names == "keras" else {"names": names}
+    save_weights(theirs, tmp_path / file, channels=channels, **options)
+    loaded = load_weights(ours, tmp_path / file)
     assert loaded.naming == names and not loaded.kept and not loaded.unused
     assert_same_weights(theirs, ours)
 
@@ -64,9 +65,11 @@ def test_torchvisions_matrix_takes_channels_first(tmp_path: Path) -> None:
     assert arrays["classifier.0.weight"][3, place] == kernel[6, 2, 30, 3]
 
 
-def test_the_metadata_say_what_is_known(tmp_path: Path) -> None:
-    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
-    model, names = random_network(), list("abcde")
+@pytest.mark.parametrize("ending", ["safetensors", "weights.h5"])
+def test_the_metadata_say_what_is_known(tmp_path: Path, ending: str) -> None:
+    first, second = tmp_path / f"first.{ending}", tmp_path / "second.safetensors"
+    names = [f"class {i}" for i in range(10_000)]
+    model = random_network(num_classes=len(names))
     save_weights(model, first, normalization=MINE, class_names=names)
     loaded = load_weights(model, first)
     assert loaded.normalization == MINE and loaded.class_names == tuple(names)
@@ -104,6 +107,17 @@ def test_keras_reads_layers_by_class_and_number(tmp_path: Path) -> None:
         np.testing.assert_array_equal(
             matrix, model.fc6.kernel[...].reshape(7 * 7 * 32, 4)
         )
+
+
+def test_class_names_of_another_head_are_left_out(tmp_path: Path) -> None:
+    names = list("abcde")
+    save_weights(random_network(), tmp_path / "5.safetensors", class_names=names)
+    model = random_network(num_classes=3, seed=1)
+    loaded = load_weights(model, tmp_path / "5.safetensors")
+    save_weights(model, tmp_path / "3.safetensors", loaded=loaded)
+    assert load_weights(model, tmp_path / "3.safetensors").class_names is None
+    with pytest.raises(ValueError, match="the names of 3 classes, got 5"):
+        save_weights(model, tmp_path / "3.safetensors", class_names=names)
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

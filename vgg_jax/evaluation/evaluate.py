@@ -23,6 +23,7 @@ from vgg_jax.evaluation.results import (
 from vgg_jax.files import parse_path, resolve
 from vgg_jax.models import ConvNet
 from vgg_jax.training.checkpoint import check_classifies, restore_model
+from vgg_jax.training.weights_folder import published_results
 from vgg_jax.training.workdir import check_class_names
 
 Row = tuple[str, tuple[int, ...]]  # protocol and short sides Q
@@ -265,6 +266,9 @@ def evaluate_candidates(
             last = fuse(to_fuse)
             record(candidates, fused_row, last)
     print(format_table(results))
+    for candidate in candidates:
+        for line in _published_beside(candidate, results):
+            print(line)
     return Evaluation(
         results=results,
         model=first.model,
@@ -273,6 +277,21 @@ def evaluate_candidates(
         source=source,
         predictions=last,
     )
+
+
+def _published_beside(candidate: Candidate, results: Sequence[Result]) -> Iterator[str]:
+    """Sets what was published for foreign weights beside what was measured."""
+    for published in published_results(candidate.workdir):
+        for result in results:
+            row = (result.protocol, tuple(result.scales), len(result.networks))
+            is_same = row == (published.protocol, tuple(published.scales), 1)
+            if is_same and result.networks[0] == candidate.trained:
+                yield (
+                    f"{candidate.trained.run}, {result.protocol} at Q = "
+                    f"{', '.join(map(str, result.scales))}: published top-1 / top-5 "
+                    f"error {published.top1_error}% / {published.top5_error}%, here "
+                    f"{result.top1_error.value:.2%} / {result.top5_error.value:.2%}"
+                )
 
 
 def _evaluate_rows(

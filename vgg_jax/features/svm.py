@@ -25,6 +25,7 @@ from vgg_jax.features.collection import collect_activations
 from vgg_jax.features.descriptors import AGGREGATES, combine_scales, validate_request
 from vgg_jax.files import write_json
 from vgg_jax.training.checkpoint import restore_model
+from vgg_jax.training.weights_folder import chosen_folders
 
 COSTS = tuple(4.0**power for power in range(-4, 6))  # values of the SVM's C to try
 SPLITS = ("train", "validation", "test")
@@ -150,7 +151,9 @@ def _with_folder(config: Config, request: Request) -> Config:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.Parser("python -m vgg_jax.features.svm", __doc__)
-    parser.add_workdir("folder of the run whose network describes the pictures")
+    parser.add_workdir(
+        "folder of the run whose network describes the pictures", or_weights=True
+    )
     parser.add_argument(
         "--data_dir",
         type=cli.path,
@@ -181,9 +184,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(values: argparse.Namespace) -> int:
     """Trains and tests the SVM of the command line; returns 0."""
+    (workdir,) = chosen_folders(values.workdir, values.weights, source=values.source)
     names = [field.name for field in dataclasses.fields(Request)]
     options = {name: getattr(values, name) for name in names}
-    run_svm(Request(**options | {"data_dir": str(values.data_dir)}))
+    options |= {"data_dir": str(values.data_dir), "workdir": workdir}
+    run_svm(Request(**options))
     return cli.DONE
 
 

@@ -31,6 +31,7 @@ from vgg_jax.training.digest import digests
 from vgg_jax.training.program import abstract_model
 from vgg_jax.training.schedule import Plateau
 from vgg_jax.training.steps import TrainState, split
+from vgg_jax.training.weights_folder import read_facts, restore_weights
 from vgg_jax.training.workdir import read_config
 
 # Orbax asks TensorStore for its counters at every save, for its own log; each answer
@@ -503,8 +504,15 @@ def check_classifies(config: Config, workdir: Path | str) -> None:
     """Checks that the network of a run predicts classes.
 
     Raises:
-        ValueError: it predicts boxes.
+        ValueError: it predicts boxes, or has foreign weights without a classifier.
     """
+    facts = read_facts(parse_path(workdir)) or {}
+    if random_layers := facts.get("random_layers"):
+        raise ValueError(
+            f"{facts['weights']} has no weights for {', '.join(random_layers)} of this "
+            f"{config.model.name} with {config.model.num_classes} classes, so it names "
+            f"none; train them: --config.init_from={facts['weights']}"
+        )
     if config.localization is not None:
         raise ValueError(
             f"the network in {workdir} predicts boxes, not classes; evaluate it with "
@@ -519,7 +527,8 @@ def restore_model(
     """Restores the trained network of a run.
 
     Args:
-        workdir: the run's folder.
+        workdir: the run's folder, or one that `make_weights_folder` made, whose step
+            is 0.
         step: the checkpoint's step; by default that with the lowest validation error,
             or where it is damaged the newest intact one, with a warning.
 
@@ -530,7 +539,11 @@ def restore_model(
         FileNotFoundError: no run or no checkpoint there.
         ValueError: a checkpoint that cannot be read.
     """
-    checkpoints, config = open_run(parse_path(workdir))
+    workdir = parse_path(workdir)
+    facts = read_facts(workdir)
+    if facts is not None:
+        return (*restore_weights(workdir, facts), 0)
+    checkpoints, config = open_run(workdir)
     graphdef, params, batch_stats = split(abstract_model(config))
     # All hosts read together, each for a device of its own.
     own = {device.process_index: device for device in reversed(jax.devices())}

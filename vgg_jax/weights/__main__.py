@@ -29,7 +29,7 @@ from vgg_jax.console import format_columns
 from vgg_jax.files import parse_path
 from vgg_jax.models.layers import FullyConnected
 from vgg_jax.weights import formats
-from vgg_jax.weights.contents import Contents
+from vgg_jax.weights.contents import VARIABLES, Contents
 from vgg_jax.weights.fetch import fetch
 from vgg_jax.weights.load import (
     fill,
@@ -93,8 +93,10 @@ def inspect_file(name: str) -> None:
             "normalization": find_normalization(contents, origin) or "unknown",
         }
     if contents.class_names is not None:
-        shown = ", ".join(contents.class_names[:CLASSES_SHOWN])
-        facts["classes"] = f"{len(contents.class_names):,}: {shown} ..."
+        names = [*contents.class_names[:CLASSES_SHOWN]]
+        if len(contents.class_names) > CLASSES_SHOWN:
+            names.append("...")
+        facts["classes"] = f"{len(contents.class_names):,}: {', '.join(names)}"
     width = max(map(len, facts))
     for title, fact in facts.items():
         print(f"{title.ljust(width)}  {fact}")
@@ -107,17 +109,17 @@ def inspect_file(name: str) -> None:
 def _layers(
     layers: Mapping[str, Mapping[str, np.ndarray]], recognized: Recognized | None
 ) -> str:
-    """Returns the table of the layers of a file, with the rows that they are here."""
+    """Returns the table of a file's layers, those of the network first."""
     found = {} if recognized is None else recognized.fit.found.found
     rows = {layer: row for row, layer in found.items()}
-    cells = [
-        [
-            layer,
-            rows.get(layer, ""),
-            "  ".join(f"{name} {list(array.shape)}" for name, array in arrays.items()),
+    cells = []
+    for layer in dict.fromkeys((*rows, *layers)):
+        shapes = [
+            f"{name} {list(layers[layer][name].shape)}"
+            for name in VARIABLES
+            if name in layers[layer]
         ]
-        for layer, arrays in layers.items()
-    ]
+        cells.append([layer, rows.get(layer, ""), "  ".join(shapes)])
     return format_columns(["layer of the file", "here", "arrays"], cells)
 
 

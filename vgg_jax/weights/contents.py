@@ -9,8 +9,15 @@ import numpy as np
 # PyTorch and Caffe, or height, width, input, output as in TensorFlow and here.
 OIHW, HWIO = "oihw", "hwio"
 
+# The arrays of layers by the names of these, then by names of `VARIABLES`.
+Layers = dict[str, dict[str, np.ndarray]]
+
 # What a layer can have, by the names that Flax gives it.
 VARIABLES = ("kernel", "bias", "scale", "mean", "var")
+
+
+class Refusal(ValueError):
+    """A file cannot be read; the message says why, and what to do."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +69,7 @@ _COUNTERS = ("num_batches_tracked",)  # of PyTorch; nothing is computed with it
 
 def group(
     arrays: Mapping[str, np.ndarray], separator: str = "."
-) -> tuple[dict[str, dict[str, np.ndarray]], tuple[str, ...]]:
+) -> tuple[Layers, tuple[str, ...]]:
     """Groups named arrays into layers: "conv1.weight" is the kernel of "conv1".
 
     The weight of batch normalization, a vector, is its scale.
@@ -70,7 +77,7 @@ def group(
     Returns:
         The layers, and the names of arrays that belong to none.
     """
-    layers: dict[str, dict[str, np.ndarray]] = {}
+    layers: Layers = {}
     others = []
     for name, array in arrays.items():
         layer, _, last = name.rpartition(separator)
@@ -92,11 +99,11 @@ def axes_of(arrays: Iterable[str]) -> str:
     PyTorch calls a kernel `weight` and has `OIHW`; Flax says `kernel` and has `HWIO`.
 
     Raises:
-        ValueError: there are both.
+        Refusal: there are both.
     """
     last = {name.replace("/", ".").rpartition(".")[2] for name in arrays}
     if {"weight", "kernel"} <= last:
-        raise ValueError(
+        raise Refusal(
             "expected kernels called 'weight', as in PyTorch, or 'kernel', as in Flax, "
             "got both: their axes differ"
         )

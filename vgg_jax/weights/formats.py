@@ -37,10 +37,27 @@ def _is_pickle(head: bytes) -> bool:
     return head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5")
 
 
+def _is_caffe(head: bytes) -> bool:
+    """Recognizes a network by its first field, its name or a layer, or a mean image."""
+    return head.startswith((b"\n", b"\x12", b"\xa2\x06", b"\x08\x01\x10"))
+
+
 FORMATS: dict[str, Format] = {
     "torch": Format(_is_torch, "torch_file", None),
     "safetensors": Format(lambda head: head[6:9] == b"\0\0{", "safetensors_file", None),
     "pickle": Format(_is_pickle, "pickle_file", None),
+    "keras": Format(
+        lambda head: head.startswith(b"\x89HDF\r\n\x1a\n"),
+        "keras_file",
+        "requirements-weights.txt",
+    ),
+    "matconvnet": Format(
+        lambda head: head.startswith((b"MATLAB 5.0", b"MATLAB 7.3")),
+        "matconvnet_file",
+        None,
+    ),
+    # Protocol buffers have no mark: this is the last, as it takes the most files.
+    "caffe": Format(_is_caffe, "caffe_file", None),
 }
 
 

@@ -50,7 +50,23 @@ LINEAGES: dict[str, Lineage] = {
     "torchvision": Lineage(
         normalization=TORCHVISION,
         channels="RGB",
-        first_filter={(0, 0, 0): -0.5537, (0, 1, 0): 0.1427, (0, 2, 0): 0.5290},
+        first_filter={
+            (0, 0, 0): -0.5537,
+            (0, 1, 0): 0.1427,
+            (0, 2, 0): 0.5290,
+            (1, 0, 0): -0.5831,
+            (1, 1, 0): 0.3566,
+            (1, 2, 0): 0.7657,
+            (2, 0, 0): -0.6902,
+            (2, 1, 0): -0.0480,
+            (2, 2, 0): 0.4841,
+            (0, 0, 1): 0.1755,
+            (0, 1, 1): 0.0099,
+            (0, 2, 1): -0.0814,
+            (0, 0, 2): 0.3130,
+            (0, 1, 2): -0.1659,
+            (0, 2, 2): -0.4275,
+        },
         bias=(0.4034, 0.3778, 0.4644),
     ),
     # VGG_ILSVRC_16_layers of the authors, which Keras has as well.
@@ -125,6 +141,21 @@ def recognize(kernel: np.ndarray, bias: np.ndarray | None) -> Origin | None:
                         transposed=transposed,
                         evidence=f"the first filter has the values of {name}, {order}",
                     )
+    return None
+
+
+def channels_of_mean(mean: tuple[float, ...] | None) -> str | None:
+    """Tells the order of the color channels by the mean color of ImageNet.
+
+    Args:
+        mean: what is to be subtracted from the pixels 0-255 of each channel.
+
+    Returns:
+        "RGB" or "BGR"; None for another mean.
+    """
+    for channels, known in (("RGB", OXFORD.mean), ("BGR", OXFORD.mean[::-1])):
+        if mean is not None and len(mean) == 3 and np.allclose(mean, known, atol=3):
+            return channels
     return None
 
 

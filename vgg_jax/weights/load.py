@@ -21,6 +21,7 @@ from vgg_jax.weights.lineage import (
     LINEAGES,
     Origin,
     assert_source,
+    channels_of_mean,
     recognize,
 )
 from vgg_jax.weights.naming import NAMINGS, Match, match
@@ -343,37 +344,35 @@ def find_origin(
                 f"source out, or give source={known.lineage!r}"
             )
         return known
-    if asserted is not None:
-        return Origin(
-            lineage=source,
-            channels=asserted.channels,
-            transposed=False,
-            evidence=f"given as source={source!r}; the values of the first filters are "
-            "not known, so that the order of channels is the one usual there",
-        )
-    lineage = contents.metadata.get("lineage")
     channels = contents.metadata.get("channels")
-    if lineage is not None:
-        return Origin(
-            lineage=lineage,
-            channels=channels or "RGB",
-            transposed=False,
-            evidence="the file says so",
-        )
-    row = published()
-    if row is not None:
-        return Origin(
-            lineage=row.lineage,
-            channels=row.channels,
-            transposed=False,
-            evidence=f"it is the file published as {row.name}",
-        )
+    lineage = contents.metadata.get("lineage")
+    row = published() if asserted is None and lineage is None else None
+    order = "channels are as in the file"
+    if channels is not None:
+        order = f"the file says that channels are {channels}"
+    elif channels := channels_of_mean(contents.mean):
+        order = f"the file's mean color is ImageNet's in the order {channels}"
+    elif row is not None:
+        channels = row.channels
+        order = f"channels are {channels} in it"
+    elif asserted is not None:
+        channels = asserted.channels
+        order = f"channels are {channels} as is usual there"
+    if asserted is not None:
+        lineage = source
+        lineage_evidence = f"given as source={source!r}"
+    elif lineage is not None:
+        lineage_evidence = "the file says so"
+    elif row is not None:
+        lineage = row.lineage
+        lineage_evidence = f"it is the file published as {row.name}"
+    else:
+        lineage_evidence = "the values of the first filters are not known"
     return Origin(
-        lineage=None,
+        lineage=lineage,
         channels=channels,
         transposed=False,
-        evidence="the values of the first filters are not known; channels are as in "
-        "the file",
+        evidence=f"{lineage_evidence}; {order}",
     )
 
 

@@ -64,7 +64,8 @@ def save_pretrained(
     place.mkdir(parents=True, exist_ok=True)
     if loaded is not None:
         normalization = normalization or loaded.normalization
-        class_names = class_names or loaded.class_names
+        if class_names is None and len(loaded.class_names or ()) == model.num_classes:
+            class_names = loaded.class_names
     config: dict[str, Any] = {
         "architecture": network,
         "num_classes": model.num_classes or 0,

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from vgg_jax.models import MODELS, ConvNet
+from vgg_jax.models import ConvNet
 from vgg_jax.weights.contents import Contents
 from vgg_jax.weights.load import (
     Fit,
@@ -42,18 +42,34 @@ def recognize_network(contents: Contents) -> Recognized | None:
     Networks with the same weights, such as vgg11 and vgg11_lrn, cannot be told apart;
     the first of `MODELS` is taken.
     """
+    candidates = []
     for name, model in known_networks().items():
-        rows = {row.name: row for row in model.layers}
-        (last,) = class_layer(model)
         names = fit(model, contents)
-        if not names.problems and last in names.found.found:
-            layer = contents.layers[names.found.found[last]]
-            classes = in_our_axes(layer, rows[last], contents)["kernel"].shape[-1]
+        classes = num_classes_in(contents, model, names)
+        if not names.problems and classes is not None:
             model = abstract_network(name, num_classes=classes)
             return Recognized(name, classes, model, fit(model, contents))
-    for name in MODELS:
+        if names.found.found:
+            candidates.append(name)
+    for name in candidates:
         model = abstract_network(name, num_classes=None)
         names = fit(model, contents)
         if not names.problems:
             return Recognized(name, None, model, names)
     return None
+
+
+def num_classes_in(contents: Contents, model: ConvNet, names: Fit) -> int | None:
+    """Returns how many classes a file has weights for; None without a classifier.
+
+    Args:
+        contents: what the file holds.
+        model: the network, with any number of classes.
+        names: where its weights are in the file.
+    """
+    (last,) = class_layer(model)
+    if last not in names.found.found:
+        return None
+    row = next(row for row in model.layers if row.name == last)
+    layer = contents.layers[names.found.found[last]]
+    return int(in_our_axes(layer, row, contents)["kernel"].shape[-1])

@@ -17,6 +17,7 @@ from vgg_jax.console import did_you_mean
 from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import BatchNorm, Conv, FullyConnected, Layer
 from vgg_jax.preprocessing import Normalization
+from vgg_jax.version import __version__
 from vgg_jax.weights.contents import VARIABLES
 from vgg_jax.weights.fetch import EXTRA
 from vgg_jax.weights.load import Loaded
@@ -66,21 +67,27 @@ def save_weights(
         loaded: what `load_weights` gave for this network, if its weights are others'.
         normalization: what is to be done to RGB pixels 0-255; that of `loaded` by
             default.
-        class_names: the names of the classes; those of `loaded` by default.
+        class_names: the names of the classes; by default those of `loaded`, where they
+            are as many as the network has.
         channels: the order of the color channels that the file's network takes, "RGB"
             or "BGR".
 
     Raises:
         ImportError: the library that writes the format is missing.
         OSError: the file cannot be written.
-        ValueError: another ending, or unknown names or channels.
+        ValueError: another ending, unknown names or channels, or another number of
+            classes.
     """
     place = files.parse_path(path)
     if channels not in CHANNELS:
         raise ValueError(
             f"unknown channels {channels!r}: {did_you_mean(channels, CHANNELS)}"
         )
-    metadata = _metadata(loaded, normalization, class_names, channels)
+    if class_names is not None and len(class_names) != model.num_classes:
+        raise ValueError(
+            f"expected the names of {model.num_classes} classes, got {len(class_names)}"
+        )
+    metadata = _metadata(model, loaded, normalization, class_names, channels)
     variables = _variables(model)
     if channels == "BGR":
         first = next(row.name for row in model.layers if isinstance(row, Conv))
@@ -99,14 +106,13 @@ def save_weights(
 
 
 def _metadata(
+    model: ConvNet,
     loaded: Loaded | None,
     normalization: Normalization | None,
     class_names: Sequence[str] | None,
     channels: str,
 ) -> dict[str, str]:
     """Returns what a file tells besides the weights."""
-    from vgg_jax import __version__
-
     metadata = {"format": "pt", "vgg_jax": __version__, "channels": channels}
     if loaded is not None:
         row = PUBLISHED.get(loaded.source)
@@ -118,7 +124,8 @@ def _metadata(
         if row is not None and row.license is not None:
             metadata["license"] = row.license
         normalization = normalization or loaded.normalization
-        class_names = class_names or loaded.class_names
+        if class_names is None and len(loaded.class_names or ()) == model.num_classes:
+            class_names = loaded.class_names
     if normalization is not None:
         metadata["normalization"] = json.dumps(dataclasses.asdict(normalization))
     if class_names is not None:

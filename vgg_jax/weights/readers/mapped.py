@@ -17,6 +17,7 @@ import numpy as np
 from etils.epath import Path
 
 from vgg_jax.files import is_in_bucket
+from vgg_jax.weights.contents import Refusal
 
 MOST_AXES = 8  # of an array
 LONGEST_MESSAGE = 300  # characters; names in a file can be of any length
@@ -50,12 +51,12 @@ def map_array(
         ValueError: the file does not have as many bytes there.
     """
     if len(shape) > MOST_AXES or min(shape, default=0) < 0:
-        raise ValueError(
+        raise Refusal(
             f"expected a shape of at most {MOST_AXES} numbers from 0, got {shape}"
         )
     size = math.prod((dtype.itemsize, *shape))
     if not 0 <= start <= start + size <= len(view):
-        raise ValueError(
+        raise Refusal(
             f"expected {size:,} bytes of an array at byte {start:,}, and the file ends "
             f"at byte {len(view):,}; it is damaged or not whole: get it anew"
         )
@@ -64,7 +65,7 @@ def map_array(
 
 @contextlib.contextmanager
 def naming_damage(path: Path) -> Iterator[None]:
-    """Makes any error of reading a damaged file one line that begins with its path.
+    """Makes any error of reading a file one line that begins with its path.
 
     Raises:
         ValueError: something in the block did not find what it expected.
@@ -76,8 +77,12 @@ def naming_damage(path: Path) -> Iterator[None]:
         *(NotImplementedError, struct.error, TypeError, ValueError, zipfile.BadZipFile),
     ) as error:
         message = " ".join(str(error).split())
+        message = "".join(c if c.isprintable() else "?" for c in message)
         if len(message) > LONGEST_MESSAGE:
             message = f"{message[:LONGEST_MESSAGE]}..."
-        if not isinstance(error, ValueError):
-            message = f"the file is damaged ({type(error).__name__}: {message})"
+        if not isinstance(error, Refusal):
+            message = (
+                "the file is damaged or not whole: get it anew "
+                f"({type(error).__name__}: {message})"
+            )
         raise ValueError(f"{path}: {message}") from error

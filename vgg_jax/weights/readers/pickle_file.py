@@ -11,7 +11,7 @@ from typing import IO, cast
 import numpy as np
 from etils.epath import Path
 
-from vgg_jax.weights.contents import Contents, axes_of, group
+from vgg_jax.weights.contents import Contents, Refusal, axes_of, group
 from vgg_jax.weights.readers.mapped import map_file, naming_damage
 from vgg_jax.weights.readers.pickled import (
     Built,
@@ -32,7 +32,7 @@ class _Dtype(Built):
         if not isinstance(code, str) or not re.fullmatch(
             r"[<>=|]?([fiu][1248]|b1)", code
         ):
-            raise ValueError(f"expected arrays of numbers, got the type {code!r:.50}")
+            raise Refusal(f"expected arrays of numbers, got the type {code!r:.50}")
         self.dtype = np.dtype(code)
 
     def build(self, state: object) -> None:
@@ -40,7 +40,7 @@ class _Dtype(Built):
             case (int(), "<" | ">" | "|" | "=" as order, None, None, None, *_):
                 self.dtype = self.dtype.newbyteorder(order)
             case _:
-                raise ValueError("expected the state of a type of numbers")
+                raise Refusal("expected the state of a type of numbers")
 
 
 class _Array(Built):
@@ -54,7 +54,7 @@ class _Array(Built):
             case (int(), shape, _Dtype(dtype=dtype), bool(is_fortran), data):
                 self.values = _values(data, dtype, shape, "F" if is_fortran else "C")
             case _:
-                raise ValueError("expected the state of an array of numbers")
+                raise Refusal("expected the state of an array of numbers")
 
 
 def read(path: Path) -> Contents:
@@ -72,7 +72,7 @@ def read(path: Path) -> Contents:
         separator = "/" if _is_nested(tree) else "."
         leaves = flatten(tree, _Array, separator)
         if not leaves:
-            raise ValueError("expected a dictionary of arrays, got no arrays by name")
+            raise Refusal("expected a dictionary of arrays, got no arrays by name")
         arrays = {
             name: leaf.values for name, leaf in leaves.items() if not _LPIPS.match(name)
         }
@@ -94,9 +94,9 @@ def _values(data: object, dtype: np.dtype, shape: object, order: object) -> np.n
     if isinstance(data, str):  # as Python 2 wrote bytes
         data = data.encode("latin-1")
     if not isinstance(data, bytes | bytearray) or not are_sizes(shape):
-        raise ValueError("expected bytes and a shape of an array")
+        raise Refusal("expected bytes and a shape of an array")
     if math.prod((dtype.itemsize, *shape)) != len(data) or order not in ("C", "F"):
-        raise ValueError(
+        raise Refusal(
             f"expected the bytes of an array of shape {shape} and type {dtype}, got "
             f"{len(data):,}; the file is damaged"
         )
@@ -106,7 +106,7 @@ def _values(data: object, dtype: np.dtype, shape: object, order: object) -> np.n
 def _from_buffer(data: object, dtype: object, shape: object, order: object) -> _Array:
     """Stands in for the function by which protocol 5 makes an array."""
     if not isinstance(dtype, _Dtype):
-        raise ValueError("expected a type of numbers for an array")
+        raise Refusal("expected a type of numbers for an array")
     array = _Array()
     array.values = _values(data, dtype.dtype, shape, order)
     return array
@@ -115,7 +115,7 @@ def _from_buffer(data: object, dtype: object, shape: object, order: object) -> _
 def _encode(text: object, encoding: object) -> bytes:
     """Stands in for `_codecs.encode`, by which protocol 2 writes bytes as text."""
     if not isinstance(text, str) or encoding != "latin1":
-        raise ValueError("expected bytes as text in latin1")
+        raise Refusal("expected bytes as text in latin1")
     return text.encode("latin-1")
 
 

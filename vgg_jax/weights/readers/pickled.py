@@ -11,12 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any, NamedTuple, TypeGuard, TypeVar
 
+from vgg_jax.weights.contents import Refusal
 from vgg_jax.weights.readers.mapped import MOST_AXES
 
 # A training state of a large network has a tenth as many; each can take 150 bytes.
 MOST_INSTRUCTIONS = 250_000
 # What a tree of dictionaries can have.
-MOST_ENTRIES, DEEPEST, LONGEST_NAME = 100_000, 20, 500
+MOST_ENTRIES, DEEPEST, LONGEST_NAME = 20_000, 20, 500
 
 Leaf = TypeVar("Leaf")
 
@@ -77,7 +78,7 @@ def unpickle(
     argument: Any
     for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         if count == MOST_INSTRUCTIONS:
-            raise ValueError(
+            raise Refusal(
                 f"expected a pickle of at most {MOST_INSTRUCTIONS:,} instructions; "
                 "save the arrays alone"
             )
@@ -135,27 +136,27 @@ def unpickle(
             if isinstance(target, Built):
                 target.build(state)
             elif not isinstance(target, dict):  # PyTorch's have `_metadata`
-                raise ValueError("expected a state for an array or a dictionary")
+                raise Refusal("expected a state for an array or a dictionary")
         elif name == "STOP":
             return stack.pop()
         else:
-            raise ValueError(
+            raise Refusal(
                 f"the pickle has the instruction {name} {argument or ''!r:.100}, which "
                 "arrays do not need; nothing of it was run. It is damaged, or holds "
                 "other things than arrays: save the arrays alone"
             )
-    raise ValueError("the pickle has no end; the file is damaged or not whole")
+    raise Refusal("the pickle has no end; the file is damaged or not whole")
 
 
 def _list(value: object) -> list[object]:
     if not isinstance(value, list):
-        raise ValueError("expected a list to append to")
+        raise Refusal("expected a list to append to")
     return value
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError("expected the name of a global as text")
+        raise Refusal("expected the name of a global as text")
     return value
 
 
@@ -165,16 +166,16 @@ def _set_items(target: object, items: Iterable[tuple[object, object]]) -> None:
     The hash of a tuple can take time and stack without bound.
     """
     if not isinstance(target, dict):
-        raise ValueError("expected a dictionary to put items into")
+        raise Refusal("expected a dictionary to put items into")
     for key, value in items:
         if not isinstance(key, str | int | float | None):
-            raise ValueError("expected text or numbers as keys of a dictionary")
+            raise Refusal("expected text or numbers as keys of a dictionary")
         target[key] = value
 
 
 def _allowed(name: str, rebuilders: Mapping[str, Rebuilder]) -> Global:
     if name not in rebuilders:
-        raise ValueError(
+        raise Refusal(
             f"the pickle wants {name!r:.100}, which is no array; nothing of it was "
             "run. Save the arrays alone (in PyTorch the state_dict)"
         )
@@ -185,10 +186,10 @@ def _call(
     function: object, arguments: object, rebuilders: Mapping[str, Rebuilder]
 ) -> object:
     if not isinstance(function, Global) or not isinstance(arguments, tuple):
-        raise ValueError("expected a call of a function with a tuple of arguments")
+        raise Refusal("expected a call of a function with a tuple of arguments")
     rebuilder = rebuilders[function.name]
     if rebuilder is None:
-        raise ValueError(f"expected {function.name} to be named, not called")
+        raise Refusal(f"expected {function.name} to be named, not called")
     return rebuilder(*arguments)
 
 
@@ -196,10 +197,10 @@ def make_ordered_dict(items: object = ()) -> dict[object, object]:
     """Stands in for `collections.OrderedDict`, which takes pairs in a list."""
     made: dict[object, object] = {}
     if not isinstance(items, list | tuple):
-        raise ValueError("expected a list of pairs for an OrderedDict")
+        raise Refusal("expected a list of pairs for an OrderedDict")
     for item in items:
         if not isinstance(item, list | tuple) or len(item) != 2:
-            raise ValueError("expected a list of pairs for an OrderedDict")
+            raise Refusal("expected a list of pairs for an OrderedDict")
         _set_items(made, [(item[0], item[1])])
     return made
 
@@ -239,8 +240,8 @@ def flatten(tree: object, leaf: type[Leaf], separator: str) -> dict[str, Leaf]:
                 entries += 1
                 name = f"{prefix}{key}"
                 if entries > MOST_ENTRIES or len(name) > LONGEST_NAME:
-                    raise ValueError(
-                        f"expected at most {MOST_ENTRIES:,} arrays, with names of at "
+                    raise Refusal(
+                        f"expected at most {MOST_ENTRIES:,} entries, with names of at "
                         f"most {LONGEST_NAME} characters"
                     )
                 if isinstance(value, leaf):
@@ -249,5 +250,5 @@ def flatten(tree: object, leaf: type[Leaf], separator: str) -> dict[str, Leaf]:
                     below.append((name + separator, value))
         level = below
     if level:
-        raise ValueError(f"expected at most {DEEPEST} dictionaries within another")
+        raise Refusal(f"expected at most {DEEPEST} dictionaries within another")
     return leaves

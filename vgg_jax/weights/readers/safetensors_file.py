@@ -7,16 +7,21 @@ needs a file on a disk; here they are mapped.
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 from etils.epath import Path
 
-from vgg_jax.preprocessing import Normalization
-from vgg_jax.weights.contents import HWIO, OIHW, Contents, axes_of, group
-from vgg_jax.weights.readers.mapped import map_array, map_file, naming_damage, view_of
+from vgg_jax.weights.contents import Contents, Refusal, axes_of, group
+from vgg_jax.weights.readers.mapped import (
+    map_array,
+    map_file,
+    naming_damage,
+    view_of,
+)
+from vgg_jax.weights.readers.metadata import parse_class_names, validate_metadata
 from vgg_jax.weights.readers.pickled import are_sizes
 
 # Bytes of the header; that of a VGG has some thousand. JSON takes 40 times as much.
@@ -26,7 +31,7 @@ DTYPES: Mapping[str, np.dtype] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "BF16": np.dtype(jnp.bfloat16),
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
     "I16": np.dtype("<i2"),
@@ -62,7 +67,7 @@ def read(path: Path) -> Contents:
     with naming_damage(path):
         view = view_of(map_file(path))
         header, start = _header(view)
-        metadata = _metadata(header.pop("__metadata__", {}))
+        metadata = validate_metadata(header.pop("__metadata__", {}))
         entries = {name: _entry(name, value) for name, value in header.items()}
         _validate_places(entries.values(), len(view) - start)
         arrays = {
@@ -75,7 +80,7 @@ def read(path: Path) -> Contents:
             layers=layers,
             axes=metadata.get("axes") or axes_of(arrays),
             others=others,
-            class_names=_class_names(metadata.get("class_names")),
+            class_names=parse_class_names(metadata.get("class_names")),
             metadata=metadata,
         )
 
@@ -85,37 +90,14 @@ def _header(view: memoryview) -> tuple[dict[str, object], int]:
     (size,) = struct.unpack_from("<Q", view)
     start = 8 + size
     if size > LARGEST_HEADER or start > len(view):
-        raise ValueError(
+        raise Refusal(
             f"expected a header of at most {LARGEST_HEADER:,} bytes, and the file has "
             f"one of {size:,} in {len(view):,}; it is damaged or not whole: get it anew"
         )
-    header = json.loads(bytes(view[8:start]), object_pairs_hook=_unique)
+    header = json.loads(bytes(view[8:start]))
     if not isinstance(header, dict):
-        raise ValueError("expected a JSON object as header; the file is damaged")
+        raise Refusal("expected a JSON object as header; the file is damaged")
     return header, start
-
-
-def _unique(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
-    """Makes a dictionary of a JSON object whose names differ."""
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("the header has two entries of one name; the file is damaged")
-    return dict(pairs)
-
-
-def _metadata(metadata: object) -> dict[str, str]:
-    """Checks the texts that a file has beside its arrays."""
-    if not isinstance(metadata, dict) or not all(
-        isinstance(value, str) for value in metadata.values()
-    ):
-        raise ValueError("expected text as metadata in the header")
-    if metadata.get("axes", OIHW) not in (OIHW, HWIO):
-        raise ValueError(
-            f"expected {OIHW} or {HWIO} as metadata 'axes', got "
-            f"{metadata['axes']!r:.20}"
-        )
-    if "normalization" in metadata:
-        Normalization(**json.loads(metadata["normalization"]))
-    return metadata
 
 
 def _entry(name: str, value: object) -> _Entry:
@@ -123,7 +105,7 @@ def _entry(name: str, value: object) -> _Entry:
     match value:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": list(place)}:
             if dtype not in DTYPES:
-                raise ValueError(
+                raise Refusal(
                     f"{name!r:.100} has values of type {dtype!r:.20}; expected one of "
                     + ", ".join(DTYPES)
                 )
@@ -132,7 +114,7 @@ def _entry(name: str, value: object) -> _Entry:
                 entry = _Entry(DTYPES[dtype], extents, *ends)
                 if math.prod((entry.dtype.itemsize, *extents)) == ends[1] - ends[0]:
                     return entry
-    raise ValueError(
+    raise Refusal(
         f"expected type, shape and place of {name!r:.100}, which go together, in the "
         "header; the file is damaged"
     )
@@ -143,19 +125,9 @@ def _validate_places(entries: Iterable[_Entry], size: int) -> None:
     end = 0
     for entry in sorted(entries, key=lambda entry: (entry.begin, entry.end)):
         if entry.begin != end:
-            raise ValueError("arrays overlap or have gaps; the file is damaged")
+            raise Refusal("arrays overlap or have gaps; the file is damaged")
         end = entry.end
     if end != size:
-        raise ValueError(
+        raise Refusal(
             f"expected {end:,} bytes of arrays, got {size:,}; the file is damaged"
         )
-
-
-def _class_names(text: str | None) -> tuple[str, ...] | None:
-    """Returns the names of the classes that metadata has as JSON."""
-    if text is None:
-        return None
-    names = json.loads(text)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("expected a JSON list of text as metadata 'class_names'")
-    return tuple(names)

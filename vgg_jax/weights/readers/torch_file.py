@@ -16,12 +16,17 @@ import zlib
 from collections.abc import Mapping
 from typing import IO, cast
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 from etils.epath import Path
 
-from vgg_jax.weights.contents import OIHW, Contents, group
-from vgg_jax.weights.readers.mapped import map_array, map_file, naming_damage, view_of
+from vgg_jax.weights.contents import OIHW, Contents, Refusal, group
+from vgg_jax.weights.readers.mapped import (
+    map_array,
+    map_file,
+    naming_damage,
+    view_of,
+)
 from vgg_jax.weights.readers.pickled import (
     Global,
     Rebuilder,
@@ -40,7 +45,7 @@ DTYPES: Mapping[str, np.dtype] = {
     "torch.FloatStorage": np.dtype("<f4"),
     "torch.DoubleStorage": np.dtype("<f8"),
     "torch.HalfStorage": np.dtype("<f2"),
-    "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "torch.BFloat16Storage": np.dtype(jnp.bfloat16),
     "torch.LongStorage": np.dtype("<i8"),
     "torch.IntStorage": np.dtype("<i4"),
     "torch.ShortStorage": np.dtype("<i2"),
@@ -79,14 +84,14 @@ class Tensor:
         """
         values = self.storage.values
         if values is None:
-            raise ValueError("the file lacks a storage that a tensor is a part of")
+            raise Refusal("the file lacks a storage that a tensor is a part of")
         count, last = 1, self.offset
         for extent, stride in zip(self.shape, self.strides, strict=True):
             count *= extent
             last += (extent - 1) * stride
         # More elements than the storage's would repeat some of them.
         if count and (count > values.size or last >= values.size):
-            raise ValueError(
+            raise Refusal(
                 f"expected a tensor of shape {self.shape}, strides {self.strides} and "
                 f"offset {self.offset} to be a part of a storage of {values.size:,}"
             )
@@ -113,16 +118,14 @@ def read(path: Path) -> Contents:
         if bytes(view[:4]) == b"PK\x03\x04":
             tree = _read_zip(file, view)
         elif bytes(view[257:262]) == b"ustar":
-            raise ValueError(
+            raise Refusal(
                 f"a tar file, as PyTorch wrote before its version 0.1.10; {SAVE_ANEW}"
             )
         else:
             tree = _read_stream(file, view)
         tensors = flatten(_network(tree), Tensor, ".")
         if not tensors:
-            raise ValueError(
-                f"expected a state_dict, got no tensors by name; {SAVE_ANEW}"
-            )
+            raise Refusal(f"expected a state_dict, got no tensors by name; {SAVE_ANEW}")
         layers, others = group({name: t.array() for name, t in tensors.items()})
     return Contents(format="torch", layers=layers, axes=OIHW, others=others)
 
@@ -140,21 +143,19 @@ def _read_stream(file: mmap.mmap | io.BytesIO, view: memoryview) -> object:
     stream = cast(IO[bytes], file)
     for expected in (MAGIC, PROTOCOL):
         if unpickle(stream, {}) != expected:
-            raise ValueError(
-                "expected the two numbers that a file of PyTorch begins with"
-            )
+            raise Refusal("expected the two numbers that a file of PyTorch begins with")
     unpickle(stream, {})  # about the machine: values are little-endian whatever it says
     storages = _Storages()
     tree = unpickle(stream, REBUILDERS, storages.load)
     keys = unpickle(stream, {})
     start = stream.tell()
     if not isinstance(keys, list) or len(keys) != len(storages):
-        raise ValueError("expected a list of the keys of the storages; it is damaged")
+        raise Refusal("expected a list of the keys of the storages; it is damaged")
     for key in keys:
         storage = storages[key]
         (size,) = map_array(view, start, (1,), np.dtype("<i8"))
         if size != storage.size:
-            raise ValueError(
+            raise Refusal(
                 f"expected {storage.size:,} elements of storage {key!r}, got {size:,}"
             )
         storage.values = map_array(view, start + 8, (storage.size,), storage.dtype)
@@ -167,15 +168,15 @@ def _read_zip(file: mmap.mmap | io.BytesIO, view: memoryview) -> object:
     with zipfile.ZipFile(cast(IO[bytes], file)) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         if len(entries) < len(archive.infolist()):
-            raise ValueError("the zip file has two entries of one name; it is damaged")
+            raise Refusal("the zip file has two entries of one name; it is damaged")
     pickles = [name for name in entries if f"/{name}".endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise ValueError(
+        raise Refusal(
             f"expected a zip file of PyTorch's with one data.pkl, got {len(pickles)}"
         )
     folder = pickles[0].removesuffix("data.pkl")
     if f"{folder}constants.pkl" in entries:
-        raise ValueError(
+        raise Refusal(
             "a TorchScript archive, which is a program; torch.jit.load it in PyTorch "
             "and torch.save its state_dict()"
         )
@@ -198,12 +199,11 @@ def _entry(
 ) -> memoryview:
     """Returns the bytes of an entry of a zip file without copying them."""
     if name not in entries:
-        raise ValueError(
-            f"the zip file lacks {name!r:.100}; it is damaged or not whole"
-        )
+        raise Refusal(f"the zip file lacks {name!r:.100}; it is damaged or not whole")
     entry = entries[name]
-    if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-        raise ValueError(
+    is_plain = entry.compress_size == entry.file_size and not entry.flag_bits & 1
+    if entry.compress_type != zipfile.ZIP_STORED or not is_plain:
+        raise Refusal(
             f"{name!r:.100} is compressed or encrypted, which PyTorch never does; "
             "unpack the file and zip it with `zip -0`"
         )
@@ -215,7 +215,7 @@ def _entry(
     data = view[start : start + entry.file_size]
     # PyTorch can leave the checksum out, which is then 0.
     if header[:4] != b"PK\x03\x04" or entry.CRC not in (0, zlib.crc32(data)):
-        raise ValueError(f"{name!r:.100} has changed since it was written: get it anew")
+        raise Refusal(f"{name!r:.100} has changed since it was written: get it anew")
     return data
 
 
@@ -236,7 +236,7 @@ class _Storages(dict[str, Storage]):
                 storage = self.setdefault(key, Storage(DTYPES[name], size))
                 if (storage.dtype, storage.size) == (DTYPES[name], size):
                     return storage
-        raise ValueError(
+        raise Refusal(
             "expected a storage of numbers, of one type and size, as a persistent id; "
             f"the file is damaged, or {SAVE_ANEW}"
         )
@@ -251,9 +251,7 @@ def _rebuild_tensor(
         or not is_size(offset)
         or not (are_sizes(shape) and are_sizes(strides))
     ):
-        raise ValueError(
-            "expected a storage, an offset, a shape and strides of a tensor"
-        )
+        raise Refusal("expected a storage, an offset, a shape and strides of a tensor")
     return Tensor(storage, offset, shape, strides)
 
 

@@ -1,0 +1,125 @@
+"""Foreign weights stand where a run's folder would."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from vgg_jax.config import Config, DataConfig, VGGConfig
+from vgg_jax.models import ConvNet, create_model
+from vgg_jax.training.checkpoint import check_classifies, restore_model
+from vgg_jax.training.weights_folder import (
+    WEIGHTS,
+    chosen_folders,
+    make_weights_folder,
+    published_results,
+    read_facts,
+)
+from vgg_jax.training.workdir import read_class_names
+from vgg_jax.weights.lineage import LINEAGES
+from vgg_jax.weights.save import save_weights
+
+MODEL = VGGConfig(name="vgg11", width=1 / 16, num_classes=7, fc_features=64)
+
+
+@pytest.fixture
+def model() -> ConvNet:
+    return create_model(**dataclasses.asdict(MODEL), rngs=jax.random.key(5))
+
+
+@pytest.fixture
+def weights(model: ConvNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "theirs.safetensors"
+    save_weights(model, path)
+    return path
+
+
+def config(**changes: object) -> Config:
+    model = dataclasses.replace(MODEL, **changes)  # type: ignore[arg-type]
+    return Config(model=model, data=DataConfig(dataset="folder"))
+
+
+def test_weights_are_restored_as_a_run_is(model: ConvNet, weights: Path) -> None:
+    folder = make_weights_folder(str(weights), config(), "torchvision")
+    assert folder.parts[-2:] == ("runs", "theirs")
+    restored, settings, step = restore_model(folder)
+    assert step == 0 and settings.model == MODEL
+    theirs = LINEAGES["torchvision"].normalization
+    assert theirs is not None
+    assert (settings.data.mean, settings.data.std) == (theirs.mean, theirs.std)
+    chex.assert_trees_all_equal(
+        nnx.to_pure_dict(nnx.state(restored)), nnx.to_pure_dict(nnx.state(model))
+    )
+    check_classifies(settings, folder)
+    # Once more is the same folder; a workdir stays what it is.
+    again = chosen_folders(folder, [str(weights)], config(), "torchvision")
+    assert again == [folder, folder]
+
+
+def test_the_number_of_classes_can_be_left_to_the_file(weights: Path) -> None:
+    folder = make_weights_folder(str(weights), config(num_classes=None))
+    _, settings, _ = restore_model(folder)
+    assert settings.model.num_classes == 7
+
+
+def test_settings_that_nothing_tells_are_the_configurations(weights: Path) -> None:
+    settings = config()
+    folder = make_weights_folder(str(weights), settings)
+    _, kept, _ = restore_model(folder)
+    assert kept.data.mean == settings.data.mean
+    with pytest.raises(ValueError, match="say which it is for with --config"):
+        make_weights_folder(str(weights))
+
+
+def test_weights_without_a_classifier_name_nothing(weights: Path) -> None:
+    folder = make_weights_folder(str(weights), config(num_classes=9))
+    _, settings, _ = restore_model(folder)
+    with pytest.raises(ValueError, match="no weights for fc8 of this vgg11 with 9 cl"):
+        check_classifies(settings, folder)
+
+
+def test_other_weights_and_settings_are_refused(weights: Path) -> None:
+    folder = make_weights_folder(str(weights), config())
+    with pytest.raises(ValueError, match=r"model\.dropout: 0\.5 there, 0\.2 now"):
+        make_weights_folder(str(weights), config(dropout=0.2))
+    other = create_model(**dataclasses.asdict(MODEL), rngs=jax.random.key(6))
+    save_weights(other, weights)
+    with pytest.raises(ValueError, match=r"theirs\.safetensors, not .*: move it"):
+        make_weights_folder(str(weights), config())
+    with pytest.raises(ValueError, match="has changed since"):
+        restore_model(folder)
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match="are gone: no file"):
+        restore_model(folder)
+
+
+def test_a_damaged_folder_is_named(weights: Path) -> None:
+    folder = make_weights_folder(str(weights), config())
+    path = Path(folder / WEIGHTS)
+    text = path.read_text()
+    for damage in ("", "[]", "{}", text.replace("theirs", "others", 1)):
+        path.write_text(damage)
+        with pytest.raises(ValueError, match=r"weights\.json"):
+            restore_model(folder)
+
+
+def test_class_names_and_published_errors_are_kept(
+    model: ConvNet, weights: Path
+) -> None:
+    folder = make_weights_folder(str(weights), config())
+    assert read_class_names(folder) is None and not published_results(folder)
+    facts = read_facts(folder)
+    assert facts is not None and not facts["random_layers"]
+    facts["published"] = [
+        {"protocol": "center", "scales": [256], "top1_error": 28.4, "top5_error": 9.6}
+    ]
+    Path(folder / WEIGHTS).write_text(json.dumps(facts))
+    (published,) = published_results(folder)
+    assert published.scales == (256,) and published.top1_error == 28.4
+    assert np.isfinite(published.top5_error or np.nan)

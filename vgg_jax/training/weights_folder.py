@@ -1,0 +1,227 @@
+"""This module makes folders of foreign weights, which stand where a run's folder would.
+
+Such a folder has the settings of a network and says which file its weights are in;
+whatever evaluates a run evaluates it. The weights themselves stay where they are.
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils.epath import Path
+
+from vgg_jax import distributed
+from vgg_jax.config import (
+    Config,
+    DataConfig,
+    NiNConfig,
+    OptimizerConfig,
+    VGGConfig,
+    differences,
+    to_dict,
+)
+from vgg_jax.files import parse_path, read_json, resolve, write_json
+from vgg_jax.models import ConvNet
+from vgg_jax.training.workdir import CONFIG, read_config, write_class_names
+from vgg_jax.weights.create import complete
+from vgg_jax.weights.fetch import fetch
+from vgg_jax.weights.formats import read
+from vgg_jax.weights.load import Loaded, abstract_network, fit, load_weights
+from vgg_jax.weights.published import PUBLISHED, Result, file_digest, identify
+from vgg_jax.weights.recognition import num_classes_in, recognize_network
+
+WEIGHTS = "weights.json"
+
+
+def chosen_folders(
+    workdir: Path | Sequence[Path] | None,
+    weights: str | Sequence[str] | None,
+    config: Config | None = None,
+    source: str | None = None,
+) -> list[Path]:
+    """Returns the folders that a command line's --workdir and --weights stand for.
+
+    Raises:
+        FileNotFoundError, ValueError: as `make_weights_folder`.
+    """
+    workdirs = [workdir] if isinstance(workdir, os.PathLike) else workdir or []
+    names = [weights] if isinstance(weights, str) else weights or []
+    return [*workdirs, *(make_weights_folder(n, config, source) for n in names)]
+
+
+def make_weights_folder(
+    weights: str, config: Config | None = None, source: str | None = None
+) -> Path:
+    """Makes the folder runs/NAME of weights, or finds that it is there already.
+
+    Args:
+        weights: a file of weights, or the name of published ones.
+        config: the settings of the network and of its images; None takes the network
+            that the file is of, and images as ImageNet's.
+        source: whose weights they are, see `load_weights`.
+
+    Raises:
+        FileNotFoundError: there is no such file and no such name.
+        ValueError: the weights are not of this network, nothing tells how images are
+            to be normalized, or the folder holds something else.
+    """
+    path = fetch(weights)
+    known = config is not None
+    settings = config if config is not None else _settings_of(path, weights)
+    settings, loaded = _settle(settings, path, source, keeps_normalization=known)
+    published = PUBLISHED.get(weights) or identify(path)
+    name = weights if weights in PUBLISHED else path.name.partition(".")[0]
+    folder = resolve(parse_path("runs") / name.replace("/", "_"))
+    facts = {
+        "weights": weights,
+        "file": os.fspath(resolve(path)),
+        "sha256": file_digest(path),
+        "source": source,
+        "lineage": loaded.lineage,
+        "evidence": loaded.evidence,
+        "random_layers": list(loaded.kept),
+        "published": [dataclasses.asdict(r) for r in published.results]
+        if published
+        else [],
+    }
+    if (folder / CONFIG).exists():
+        _refuse_others(folder, facts, settings)
+    elif distributed.is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / CONFIG, to_dict(settings))
+        if loaded.class_names is not None:
+            write_class_names(folder, loaded.class_names)
+        write_json(folder / WEIGHTS, facts)
+    distributed.wait_for_all()
+    if distributed.is_first():
+        print(f"{loaded}\n  its results are kept in {folder}", file=sys.stderr)
+    return folder
+
+
+def _settings_of(path: Path, weights: str) -> Config:
+    """Returns the settings of the network that a file has the weights of."""
+    network = recognize_network(read(os.fspath(path)))
+    if network is None:
+        raise ValueError(
+            f"{weights} has the weights of no network of the papers at full width; say "
+            "which it is for with --config"
+        )
+    kind = VGGConfig if network.network.startswith("vgg") else NiNConfig
+    # The number of a backbone's classes is that of nobody's classifier.
+    classes = network.num_classes or 1000
+    model = kind(name=network.network, num_classes=classes)
+    metric = "top1_error" if classes <= 5 else "top5_error"
+    return Config(
+        model=model,
+        data=DataConfig(dataset="imagenet2012"),
+        optimizer=OptimizerConfig(metric=metric),
+    )
+
+
+def _settle(
+    config: Config, path: Path, source: str | None, *, keeps_normalization: bool
+) -> tuple[Config, Loaded]:
+    """Gives settings what comes with the weights: classes and normalization."""
+    if config.model.num_classes is None:
+        contents, network = read(os.fspath(path)), _abstract(config, 1000)
+        classes = num_classes_in(contents, network, fit(network, contents))
+        model = dataclasses.replace(config.model, num_classes=classes or 1000)
+        config = dataclasses.replace(config, model=model)
+    _, loaded = _load(config, path, source)
+    normalization = loaded.normalization
+    if normalization is None and not keeps_normalization:
+        raise ValueError(
+            f"nothing tells what images {path} wants ({loaded.evidence}); say whose "
+            "weights they are with --source, or give their mean and deviation in a "
+            "configuration, --config.data.mean and --config.data.std"
+        )
+    data = dataclasses.replace(config.data, whiten=False)
+    if normalization is not None:
+        mean, std = tuple(normalization.mean), tuple(normalization.std)
+        data = dataclasses.replace(data, mean=mean, std=std)
+    return dataclasses.replace(config, data=data), loaded
+
+
+def _load(config: Config, path: Path, source: str | None) -> tuple[ConvNet, Loaded]:
+    """Makes the network of settings with the weights of a file."""
+    model = _abstract(config, config.model.num_classes)
+    loaded = load_weights(model, os.fspath(path), source)
+    options = dataclasses.asdict(config.model)
+    complete(model, options.pop("name"), options)
+    return model, loaded
+
+
+def _abstract(config: Config, num_classes: int | None) -> ConvNet:
+    """Makes the network of settings without values."""
+    options = dataclasses.asdict(config.model) | {"num_classes": num_classes}
+    return abstract_network(**options)
+
+
+def _refuse_others(folder: Path, facts: Mapping[str, Any], config: Config) -> None:
+    """Raises an error where a folder holds other weights, or other settings of them."""
+    stored = read_facts(folder) or {}
+    if stored.get("sha256") != facts["sha256"]:
+        held = stored.get("weights", "a run")
+        raise ValueError(
+            f"{folder} holds {held}, not {facts['weights']}: move it, or start the "
+            "command in another folder"
+        )
+    # How images are evaluated may change; what the network is may not.
+    changed = [
+        f"  {name}: {theirs!r} there, {ours!r} now"
+        for name, ours, theirs in differences(
+            to_dict(config), to_dict(read_config(folder))
+        )
+        if name.startswith("model.") or name in ("data.mean", "data.std", "data.crop")
+    ]
+    if changed:
+        raise ValueError(
+            f"{folder} holds {facts['weights']} with other settings:\n"
+            + "\n".join(changed)
+            + "\nmove it, or start the command in another folder"
+        )
+
+
+def read_facts(folder: Path) -> dict[str, Any] | None:
+    """Reads what is known of a folder's weights; None for a run's own folder.
+
+    Raises:
+        ValueError: the file is damaged; the message names it.
+    """
+    path = folder / WEIGHTS
+    if not path.exists():
+        return None
+    facts = read_json(path)
+    if not isinstance(facts, dict) or not {"file", "sha256"} <= facts.keys():
+        raise ValueError(f"{path} is damaged: it does not name a file of weights")
+    return facts
+
+
+def restore_weights(folder: Path, facts: Mapping[str, Any]) -> tuple[ConvNet, Config]:
+    """Makes the network of a folder of weights, and reads its settings.
+
+    Raises:
+        FileNotFoundError: the file of the weights is gone.
+        ValueError: it has changed since the folder was made.
+    """
+    path = parse_path(facts["file"])
+    if not path.exists():
+        raise FileNotFoundError(f"the weights of {folder} are gone: no file {path}")
+    if file_digest(path) != facts["sha256"]:
+        raise ValueError(
+            f"{path} has changed since {folder} was made of it; remove {folder} and "
+            "give the command with --weights once more"
+        )
+    config = read_config(folder)
+    return _load(config, path, facts.get("source"))[0], config
+
+
+def published_results(folder: Path) -> Sequence[Result]:
+    """Returns the errors that were published for a folder's weights."""
+    facts = read_facts(folder) or {}
+    return [
+        Result(**{**row, "scales": tuple(row["scales"])})
+        for row in facts.get("published", ())
+    ]
