@@ -10,6 +10,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from etils.epath import Path
+
 from vgg_jax import cli, distributed
 from vgg_jax.config import Config, Curriculum
 from vgg_jax.config_file import named_runs
@@ -38,7 +40,21 @@ def run(values: argparse.Namespace) -> int:
             draw_curves(workdir / "metrics.jsonl", workdir / "curves.png")
         if stopped is not None:
             return cli.STOPPED + stopped
+        if config.report:
+            report(config, workdir)
     return cli.DONE
+
+
+def report(config: Config, workdir: Path) -> None:
+    """Evaluates a run on the test images, and writes its page."""
+    from vgg_jax.evaluation.evaluate import run_evaluation
+    from vgg_jax.report.__main__ import write_page
+    from vgg_jax.report.artifacts import write_artifacts
+
+    evaluation = run_evaluation([workdir], config, ["center"])
+    if distributed.is_first():
+        write_artifacts(evaluation)
+        write_page([workdir], workdir / "report.html")
 
 
 if __name__ == "__main__":

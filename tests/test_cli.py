@@ -3,6 +3,7 @@
 import argparse
 import errno
 import importlib
+import json
 import os
 import re
 import runpy
@@ -17,7 +18,7 @@ import pytest
 
 import train
 from vgg_jax import cli, distributed
-from vgg_jax.config import Config, Curriculum, settings
+from vgg_jax.config import Config, Curriculum, from_dict, settings, to_dict
 from vgg_jax.config_file import parse_value
 from vgg_jax.files import explain_os_error
 from vgg_jax.models import MODELS
@@ -262,6 +263,13 @@ def test_layers_by_name_on_the_command_line() -> None:
     for text in ("('fc6','fc8')", '("fc6", "fc8")', "fc6,fc8"):
         flag = f"--config.optimizer.trained_layers={text}"
         assert parse("vgg16", flag).config.optimizer.trained_layers == ("fc6", "fc8")
+    flag = "--config.optimizer.layer_rates=conv=0.1, fc8=2"
+    config = parse("vgg16", flag).config
+    assert config.optimizer.layer_rates == {"conv": 0.1, "fc8": 2}
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    for text, message in (("conv", "names and numbers such as"), ("conv=-1", "in [0,")):
+        with pytest.raises(cli.UsageError, match=re.escape(message)):
+            parse("vgg16", f"--config.optimizer.layer_rates={text}")
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ class Parser(argparse.ArgumentParser):
         path = _config_path(arguments) if self.kinds else None
         config = None
         if path is not None:
-            config = config_file.load(path, self.kinds)
+            config = config_file.load(path, self.kinds, _config_flags(arguments))
             usage = self.format_usage().removeprefix("usage: ").strip()
             self.usage = usage.replace("%", "%%") + " [--config.NAME=VALUE ...]"
             config_file.add_flags(self, config, with_tables=wants_help)
@@ -210,6 +210,16 @@ def _config_path(arguments: Sequence[str]) -> pathlib.Path | None:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", nargs="?", type=pathlib.Path)
     return first.parse_known_args(arguments)[0].config
+
+
+def _config_flags(arguments: Sequence[str]) -> dict[str, str]:
+    """Finds the text of each --config.NAME=VALUE, by the last part of NAME."""
+    flags = {}
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, text = argument.partition("=")
+        if name.startswith(f"--{config_file.PREFIX}"):
+            flags[name.rpartition(".")[2]] = text if equals else following
+    return flags
 
 
 def scales(text: str) -> tuple[int, ...]:

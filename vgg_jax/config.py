@@ -100,6 +100,8 @@ class Setting:
                 found.
         """
         numbers = value if isinstance(value, tuple) else (value,)
+        if isinstance(value, dict):
+            numbers = tuple(value.values())
         if self.nonempty and value == ():
             raise ValueError(f"expected {name} of at least one value, got none")
         if all(isinstance(number, int | float) for number in numbers):
@@ -148,6 +150,8 @@ def setting(default: Any, help: str, **declared: Any) -> Any:
     metadata = {"setting": Setting(help=help, **declared)}
     if default is ...:
         return dataclasses.field(metadata=metadata)
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -444,6 +448,19 @@ class OptimizerConfig(Section):
         'layers that are trained, such as ("fc6", "fc7", "fc8"); the others stay as '
         "they were, with their batch statistics, and cost no gradient; () trains all",
     )
+    keep_maps: bool = setting(
+        False,
+        "where trained_layers are the last ones, compute the map before them once for "
+        "each image, of its center crop and with data.flip of the mirror image, and "
+        "train on these",
+    )
+    layer_rates: dict[str, float] = setting(
+        {},
+        "multiples of the learning rate, by a layer's name or its beginning, such as "
+        "conv=0.1,conv5=0.3,fc8=1; the longest that fits a layer counts, 0 leaves the "
+        "layer as trained_layers does, and others have 1",
+        low=0,
+    )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -545,6 +562,11 @@ class Config(Section):
         1000, "steps between checkpoints", low=1, resumable=True
     )
     log_every_steps: int = setting(50, "steps between lines", low=1, resumable=True)
+    report: bool = setting(
+        False,
+        "train.py ends with the errors of center crops of the test images, and a page",
+        resumable=True,
+    )
     seed: int = setting(
         0,
         "where the random weights, order, crops and dropout start from",
@@ -553,8 +575,9 @@ class Config(Section):
     )
     init_from: str | None = setting(
         None,
-        "run whose best weights this one starts from: the name of a folder beside "
-        "this run's, or a path",
+        "what this run starts from: another run's best weights, by the name of a "
+        "folder beside this run's or a path; a file of weights; or the name of "
+        "published ones, such as torchvision/vgg16",
     )
 
     def conflicts(self) -> Iterator[str]:
@@ -563,6 +586,20 @@ class Config(Section):
             yield (
                 "expected optimizer.warmup_epochs of at most num_epochs, "
                 f"{self.num_epochs:g}, got {self.optimizer.warmup_epochs:g}"
+            )
+        data, scale = self.data, self.evaluation.center_scale
+        if self.optimizer.keep_maps and (
+            (data.scale_min, data.scale_max) != (scale, scale)
+            or data.color_shift
+            or data.pad
+            or data.whiten
+            or self.localization is not None
+        ):
+            yield (
+                "optimizer.keep_maps computes each image once, as validation does: "
+                "expected data.scale_min and data.scale_max of "
+                f"evaluation.center_scale, {scale}, color_shift and pad of 0, no "
+                "whitening and no localization"
             )
         channels = self.model.in_channels
         errors: tuple[str, ...] = ("top1_error", "top5_error")
@@ -622,6 +659,12 @@ def settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Setting, Any]
             yield from settings(value, f"{prefix}{field.name}.")
         else:
             yield prefix + field.name, field.metadata["setting"], value
+
+
+def is_default(section: Any, name: str) -> bool:
+    """Returns whether a setting of a settings dataclass has its default value."""
+    (field,) = (f for f in dataclasses.fields(section) if f.name == name)
+    return bool(getattr(section, name) == field.default)
 
 
 def shared_settings(config: Any) -> dict[str, Any]:
@@ -687,6 +730,11 @@ def _is(value: Any, kind: Any) -> bool:
     if typing.get_origin(kind) is tuple:
         one, _ = typing.get_args(kind)
         return isinstance(value, tuple) and all(_is(v, one) for v in value)
+    if typing.get_origin(kind) is dict:
+        one, other = typing.get_args(kind)
+        return isinstance(value, dict) and all(
+            _is(name, one) and _is(v, other) for name, v in value.items()
+        )
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (int, float) if kind is float else kind)

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import inspect
 import operator
 import pkgutil
 import runpy
@@ -36,15 +37,20 @@ class UsageError(ValueError):
     """A command line, or a configuration that it names, cannot be followed."""
 
 
-def load(path: Path, kinds: tuple[type, ...]) -> Config | Curriculum:
+def load(
+    path: Path, kinds: tuple[type, ...], flags: Mapping[str, str] | None = None
+) -> Config | Curriculum:
     """Calls `get_config` of a file.
 
     The file may import its neighbors by the name of its folder, such as
-    `configs.imagenet`, whatever the current folder is.
+    `configs.imagenet`, whatever the current folder is. A parameter of its `get_config`
+    takes the text of the flag of that name, so that other settings can depend on it.
 
     Args:
         path: the path of a Python file.
         kinds: the classes that the configuration may have.
+        flags: the text of each setting of the command line, by the last part of the
+            setting's name.
 
     Raises:
         UsageError: no such file, or an error in it; the message is one line.
@@ -57,7 +63,10 @@ def load(path: Path, kinds: tuple[type, ...]) -> Config | Curriculum:
             contents = runpy.run_path(str(path))
             is_configuration = "get_config" in contents
             if is_configuration:
-                config = contents["get_config"]()
+                get_config = contents["get_config"]
+                wanted = inspect.signature(get_config).parameters.keys()
+                given = {n: text for n, text in (flags or {}).items() if n in wanted}
+                config = get_config(**given)
         for run in named_runs(config).values():
             validate_types(run)
     except Exception as error:  # the file's own code can raise anything
@@ -183,8 +192,8 @@ def parse_value(kind: Any, text: str) -> Any:
 
     Args:
         kind: the setting's annotation.
-        text: the text, such as "0.1", "true", "256,384" or "(256, 384)"; "" or
-            "None" is None where the setting can be None.
+        text: the text, such as "0.1", "true", "256,384", "(256, 384)" or
+            "conv=0.1,fc8=1"; "" or "None" is None where the setting can be None.
 
     Raises:
         argparse.ArgumentTypeError: text of another type.
@@ -203,6 +212,15 @@ def parse_value(kind: Any, text: str) -> Any:
                 for part in parts
                 if part.strip()
             )
+        if typing.get_origin(kind) is dict:
+            pairs = (part.partition("=") for part in text.strip("{} ").split(","))
+            return {
+                parse_value(members[0], name.strip(" '\"")): parse_value(
+                    members[1], value.strip()
+                )
+                for name, _, value in pairs
+                if name.strip()
+            }
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
         return kind(text)
@@ -211,6 +229,8 @@ def parse_value(kind: Any, text: str) -> Any:
         expected = words.get(kind) or getattr(kind, "__name__", str(kind))
         if typing.get_origin(kind) is tuple:
             expected = str(kind)
+        if typing.get_origin(kind) is dict:
+            expected = "names and numbers such as conv=0.1,fc8=1"
         raise argparse.ArgumentTypeError(
             f"expected {expected}, got {shown(text)}"
         ) from None

@@ -284,13 +284,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(values: argparse.Namespace) -> int:
     """Writes the page; returns 0."""
-    output = values.output or values.workdir[0] / "report.html"
-    paths = [resolve(path) for path in values.workdir]
+    write_page(values.workdir, values.output or values.workdir[0] / "report.html")
+    return cli.DONE
+
+
+def write_page(workdirs: Sequence[Path], output: Path) -> None:
+    """Writes the page of some runs, and prints where it is.
+
+    Raises:
+        FileNotFoundError: a folder has no run.
+    """
+    paths = [resolve(path) for path in workdirs]
     runs = [read_run(*pair) for pair in zip(paths, short_names(paths), strict=True)]
     text = make_report(runs)
     write_text(output, text)
     print(f"{output}  {len(text) / 2**20:.1f} MiB")
-    return cli.DONE
 
 
 if __name__ == "__main__":

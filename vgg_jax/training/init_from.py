@@ -1,6 +1,6 @@
-"""This module starts runs from the weights of another run (section 3.1).
+"""This module starts runs from the weights of another run, or of a file.
 
-Shallow networks are trained first; their weights start the deeper ones.
+Section 3.1 trains shallow networks first; their weights start the deeper ones.
 """
 
 import dataclasses
@@ -12,13 +12,21 @@ from etils.epath import Path
 
 from vgg_jax.config import Config, Curriculum
 from vgg_jax.files import beside, parse_path
+from vgg_jax.preprocessing import Normalization
 from vgg_jax.training.checkpoint import open_run, saved_steps
+from vgg_jax.training.pretrained import (
+    Pretrained,
+    load_pretrained,
+    names_weights,
+    weights_path,
+    with_normalization,
+)
 from vgg_jax.training.program import abstract_model, validate_settings
 from vgg_jax.training.steps import TrainState, split
 from vgg_jax.training.workdir import (
     is_finished,
     read_config,
-    with_stored_num_classes,
+    with_stored_choices,
 )
 
 # "The first four convolutional layers and the last three fully-connected layers" of A
@@ -33,15 +41,45 @@ def source_folder(config: Config, workdir: Path) -> Path:
     return beside(workdir, config.init_from)
 
 
+def prepare_start(config: Config, workdir: Path) -> tuple[Config, Pretrained | None]:
+    """Finds what `init_from` names before a new run begins.
+
+    Returns:
+        The configuration, which does to pixels what the weights expect; and the weights
+        of a file, or None where they are another run's, see `take_weights`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: published weights cannot be fetched.
+        ValueError: the run is not finished, or weights or normalization do not fit.
+    """
+    assert config.init_from is not None
+    if names_weights(config, workdir):
+        name = weights_path(config, workdir) or config.init_from
+        pretrained = load_pretrained(config, name)
+        return with_normalization(config, pretrained.loaded.normalization), pretrained
+    validate_source(config, workdir)
+    theirs = read_config(source_folder(config, workdir)).data
+    if theirs.whiten or config.data.whiten:
+        return config, None
+    return with_normalization(config, Normalization(theirs.mean, theirs.std)), None
+
+
 def validate_source(config: Config, workdir: Path) -> None:
     """Checks that the run which `init_from` names is finished and has fitting layers.
 
     Raises:
+        FileNotFoundError: it is named as a file of weights, and there is none.
         ValueError: it is not finished or does not fit; the message says what to do.
     """
     source = source_folder(config, workdir)
     if not is_finished(source):
         steps = saved_steps(source)
+        if not source.exists() and source.suffix:
+            raise FileNotFoundError(
+                f"init_from={config.init_from!r}: expected a file of weights, here or "
+                f"beside the run's folder, or the folder of a run; there is no {source}"
+            )
         state = f"is at step {steps[-1]:,}, not at its end" if steps else "is not there"
         raise ValueError(
             f"init_from={config.init_from!r}: the run in {source} {state}. Train it "
@@ -153,7 +191,7 @@ def _validate_curriculum(curriculum: Curriculum) -> None:
 def _has_settings(workdir: Path, config: Config) -> bool:
     """Returns whether the run in a folder has all of these settings."""
     stored = read_config(workdir)
-    return stored == with_stored_num_classes(config, stored)
+    return stored == with_stored_choices(config, stored)
 
 
 def _shapes(config: Config) -> dict[str, Any]:

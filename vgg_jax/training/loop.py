@@ -25,7 +25,8 @@ from vgg_jax.interrupt import Interrupt, StopRequested
 from vgg_jax.memory import naming_settings, training_advice
 from vgg_jax.training.checkpoint import Checkpoints, saved_steps
 from vgg_jax.training.diagnosis import StallDetector, diagnosis
-from vgg_jax.training.init_from import take_weights, validate_source
+from vgg_jax.training.init_from import prepare_start, take_weights
+from vgg_jax.training.kept_maps import KeptMaps
 from vgg_jax.training.lock import WorkdirLock
 from vgg_jax.training.metrics import (
     RunLog,
@@ -34,6 +35,7 @@ from vgg_jax.training.metrics import (
 )
 from vgg_jax.training.objectives import ExampleMetrics, task_for, with_num_classes
 from vgg_jax.training.optimizer import set_learning_rate
+from vgg_jax.training.pretrained import Pretrained, weights_path
 from vgg_jax.training.program import build_program, validate_settings
 from vgg_jax.training.schedule import (
     Plateau,
@@ -46,10 +48,13 @@ from vgg_jax.training.workdir import (
     check_data_facts,
     claim,
     mark_finished,
+    read_config,
     refuse_other_run,
+    with_stored_choices,
     write_class_names,
     write_data_facts,
 )
+from vgg_jax.weights.published import file_digest
 
 
 def train(config: Config, workdir: Path | str) -> signal.Signals | None:
@@ -93,8 +98,11 @@ class Trainer:
         if config.model.num_classes is None:
             class_names = open_source(config.data, "train").class_names
             config = with_num_classes(config, len(class_names))
-        if config.init_from is not None and not saved_steps(workdir):
-            validate_source(config, workdir)
+        self.pretrained: Pretrained | None = None
+        if config.init_from is not None and saved_steps(workdir):
+            config = with_stored_choices(config, read_config(workdir))
+        elif config.init_from is not None:
+            config, self.pretrained = prepare_start(config, workdir)
         self.program = build_program(config, self.mesh)
         self.training, self.validation = open_training(config.data)
         self.config = with_num_classes(config, len(self.training.class_names))
@@ -104,6 +112,8 @@ class Trainer:
         self._init_key, self._dropout_key = jax.random.split(
             jax.random.key(config.seed)
         )
+        self.kept: KeptMaps | None = None
+        self.kept_validation: KeptMaps | None = None
         self.stall_detector = StallDetector(config, self.timetable.steps_per_epoch)
         self._claim_workdir()
 
@@ -116,6 +126,9 @@ class Trainer:
             _naming_last_checkpoint(checkpoints),
         ):
             state, plateau = self._start(checkpoints)
+            step = int(state.step)
+            if self.program.first_row and not self._is_at_end(step, plateau):
+                self._keep_maps(state)
             self._compile_together()
             return self._loop(state, plateau, checkpoints, interrupt, lock)
 
@@ -196,6 +209,8 @@ class Trainer:
             "axes of the color shift": axes,
             "whitening": whitening_digest(self.config.data),
         }
+        if (digest := self._digest_of_weights()) is not None:
+            facts["sha256 of init_from"] = digest
         distributed.agree(
             facts
             | {
@@ -205,17 +220,28 @@ class Trainer:
         )
         if saved_steps(self.workdir):
             check_class_names(self.workdir, self.training.class_names)
-            check_data_facts(self.workdir, facts)
+            facts = check_data_facts(self.workdir, facts)
         claim(self.workdir, self.config)
         write_class_names(self.workdir, self.training.class_names)
         write_data_facts(self.workdir, facts)
+
+    def _digest_of_weights(self) -> str | None:
+        """Returns the sha256 of the file that `init_from` names, if it is at hand."""
+        if self.pretrained is not None:
+            return self.pretrained.digest
+        if self.config.init_from is None:
+            return None
+        path = weights_path(self.config, self.workdir)
+        return None if path is None else file_digest(path)
 
     def _start(self, checkpoints: Checkpoints) -> tuple[TrainState, Plateau]:
         """Makes a new state, or restores the newest intact one that was saved."""
         restored = checkpoints.restore_newest(self.program.state)
         if restored is None:
             state, plateau = self.program.init(self._init_key), Plateau()
-            if self.config.init_from is not None:
+            if self.pretrained is not None:
+                state = self.pretrained.put_into(state, self.config.model.init)
+            elif self.config.init_from is not None:
                 state = take_weights(state, self.config, self.workdir)
         else:
             state, plateau = restored
@@ -234,6 +260,29 @@ class Trainer:
         if not self._is_at_end(step, plateau):
             mark_finished(self.workdir, False)
         return state, plateau
+
+    def _keep_maps(self, state: TrainState) -> None:
+        """Computes what the layers that rest make of all images, and keeps it."""
+        network = self.program.network(state)
+        sources = {True: self.training, False: self.validation}
+        self.kept, self.kept_validation = (
+            KeptMaps.of_source(
+                network,
+                source,
+                self.config,
+                self.mesh,
+                rows=self.program.first_row,
+                flip=self.config.data.flip and is_training,
+            )
+            for is_training, source in sources.items()
+        )
+        maps = self.kept.maps
+        print(
+            f"kept the maps before the first layer that learns, {list(maps.shape[2:])} "
+            f"of each image{' and its mirror image' * (maps.shape[1] - 1)}: "
+            f"{maps.nbytes / 2**20:,.0f} MiB",
+            flush=True,
+        )
 
     def _compile_together(self) -> None:
         """Has all of several hosts compile the step before one of them runs it.
@@ -254,7 +303,8 @@ class Trainer:
     ) -> None:
         """Logs the steps since the last line; warns of a loss that does not move."""
         steps, values = log.unlogged_steps, log.summarize(step, rate)
-        if self.stall_detector.update(steps, values["train_loss"]):
+        is_kept = self.kept is not None  # whose batches the diagnosis cannot take
+        if not is_kept and self.stall_detector.update(steps, values["train_loss"]):
             values["stuck"] = 1.0
             warn(diagnosis(self.config, self.stall_detector, state, batch))
         log.write_training(step, values)
@@ -269,9 +319,18 @@ class Trainer:
         """
         head = ExampleMetrics(self.task.objective, self.task.with_boxes)
         view = View(self.config.evaluation.center_scale, transforms.center)
+        network = self.program.network(state)
         try:
+            if self.kept_validation is not None:
+                rows = self.kept_validation.measure(
+                    network,
+                    head,
+                    self.config.evaluation.batch_size,
+                    interrupt.stop_if_requested,
+                )
+                return self._summary(rows, step), None
             rows = over_source(
-                self.program.network(state),
+                network,
                 head,
                 self.validation,
                 self.config,
@@ -282,12 +341,24 @@ class Trainer:
             )
         except StopRequested as stop:
             return None, stop.signal
+        return self._summary(rows, step), None
+
+    def _summary(self, rows: dict[str, np.ndarray], step: int) -> dict[str, float]:
+        """Returns the means of what was measured of each validation image."""
         names = ("loss", *self.task.errors, "weight")
         sums = {name: rows[name].sum(dtype=np.float64) for name in names}
-        return summarize_validation(sums, step), None
+        return summarize_validation(sums, step)
 
     def _batches(self, step: int) -> Any:
         """Gives the training batches that follow the first `step`, without end."""
+        if self.kept is not None:
+            return self.kept.train_batches(
+                batch_size=self.config.batch_size,
+                seed=self.config.seed,
+                start_step=step,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )
         return train_batches(
             self.training,
             self.config.data,

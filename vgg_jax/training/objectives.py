@@ -16,6 +16,7 @@ from vgg_jax.boxes import RIGHT_IOU, class_boxes
 from vgg_jax.config import Config
 from vgg_jax.inference.forward import Extras
 from vgg_jax.models import ConvNet
+from vgg_jax.models.network import class_scores
 
 Sums = dict[str, jax.Array]
 
@@ -112,10 +113,12 @@ class ExampleMetrics:
     Args:
         objective: the objective of the task.
         with_boxes: whether the objective needs boxes.
+        first_row: the number of the network's rows that have made what comes as images.
     """
 
     objective: Objective
     with_boxes: bool
+    first_row: int = 0
 
     @property
     def extras(self) -> tuple[str, ...]:
@@ -131,7 +134,11 @@ class ExampleMetrics:
             one = {name: value[None] for name, value in example.items()}
             return self.objective(output[None], one)
 
-        return jax.vmap(metrics)(model(images), dict(extras))
+        if self.first_row:
+            outputs = class_scores(model.run(images, model.layers[self.first_row :]))
+        else:
+            outputs = model(images)
+        return jax.vmap(metrics)(outputs, dict(extras))
 
 
 def _classification_objective(

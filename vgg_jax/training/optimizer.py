@@ -1,6 +1,6 @@
 """This module has the optimizers; the host sets their rate between two steps."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -72,9 +72,57 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         )
 
     def with_rate(learning_rate: Rate) -> optax.GradientTransformation:
-        return OPTIMIZERS[config.name](learning_rate, config)
+        optimizer = OPTIMIZERS[config.name](learning_rate, config)
+        if not config.layer_rates:
+            return optimizer
+        return optax.chain(optimizer, optax.stateless(scale_layers))
+
+    def scale_layers(updates: dict[str, Any], params: Any) -> dict[str, Any]:
+        """Multiplies each layer's update, to which its rate is a factor."""
+        return {
+            layer: optax.tree.scale(multiple, updates[layer])
+            for layer, multiple in layer_multiples(config, updates).items()
+        }
 
     return optax.inject_hyperparams(with_rate)(learning_rate=config.learning_rate)
+
+
+def layer_multiples(config: OptimizerConfig, layers: Iterable[str]) -> dict[str, float]:
+    """Returns what the learning rate of each of these layers is multiplied by.
+
+    Of the beginnings of a layer's name in `config.layer_rates` the longest counts.
+    """
+
+    def multiple(layer: str) -> float:
+        fitting = [name for name in config.layer_rates if layer.startswith(name)]
+        return config.layer_rates[max(fitting, key=len)] if fitting else 1.0
+
+    return {layer: multiple(layer) for layer in layers}
+
+
+def trained_layers(config: OptimizerConfig, layers: Sequence[str]) -> tuple[str, ...]:
+    """Returns which of a network's layers are trained; () where all are.
+
+    Args:
+        config: names them, and gives some a rate of 0.
+        layers: the names of the layers that have parameters.
+
+    Raises:
+        ValueError: a rate is of no layer, or no layer is trained.
+    """
+    for name in config.layer_rates:
+        if not any(layer.startswith(name) for layer in layers):
+            raise ValueError(
+                f"optimizer.layer_rates: no weights of a layer {name!r}, nor of one "
+                f"that begins so: {did_you_mean(name, layers)}"
+            )
+    multiples = layer_multiples(config, config.trained_layers or layers)
+    trained = tuple(layer for layer, multiple in multiples.items() if multiple)
+    if not trained:
+        raise ValueError(
+            "optimizer.layer_rates gives every layer that is to be trained a rate of 0"
+        )
+    return () if set(trained) == set(layers) else trained
 
 
 def learning_rate(state: optax.InjectStatefulHyperparamsState) -> jax.Array:

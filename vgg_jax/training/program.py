@@ -16,8 +16,9 @@ from vgg_jax.distributed import batch_sharding, replicated
 from vgg_jax.inference.forward import Network
 from vgg_jax.models import ConvNet, create_model, option_names
 from vgg_jax.models.layers import BatchNorm, check_size
+from vgg_jax.training.kept_maps import rows_at_rest
 from vgg_jax.training.objectives import task_for
-from vgg_jax.training.optimizer import make_optimizer
+from vgg_jax.training.optimizer import make_optimizer, trained_layers
 from vgg_jax.training.schedule import schedule_for
 from vgg_jax.training.sharding import FC_PARAMETERS, placement, state_shardings
 from vgg_jax.training.steps import (
@@ -40,12 +41,15 @@ class Program:
         init: key -> the state before the first step.
         train_step: (state, batch, key) -> (state, sums); takes the state's memory.
         network: state -> the network as it is evaluated.
+        first_row: the number of rows that rest and have made a batch's maps; 0 where
+            a batch has images.
         state, batch, key: the abstract arguments of `train_step`.
     """
 
     init: Callable[[jax.Array], TrainState]
     train_step: Any  # jitted: it has `lower`
     network: Callable[[TrainState], Network]
+    first_row: int = 0
     state: TrainState
     batch: dict[str, jax.ShapeDtypeStruct]
     key: jax.ShapeDtypeStruct
@@ -74,12 +78,15 @@ def build_program(config: Config, mesh: Mesh) -> Program:
             f"{config.model.name} with this head has not; set it to False"
         )
     optimizer = make_optimizer(config.optimizer)
-    trained_layers = config.optimizer.trained_layers
+    first_row = 0
+    trained = trained_layers(config.optimizer, list(split(model)[1]))
+    if config.optimizer.keep_maps:
+        first_row = rows_at_rest(model.layers, trained)
     init = functools.partial(
         init_state,
         lambda rngs: create(rngs=rngs),
         optimizer,
-        trained_layers=trained_layers,
+        trained_layers=trained,
     )
     key = _abstract(jax.eval_shape(jax.random.key, 0), replicated(mesh))
     shapes = jax.eval_shape(init, key)
@@ -89,7 +96,8 @@ def build_program(config: Config, mesh: Mesh) -> Program:
         normalization=preprocessing_of(config.data),
         place=placement(mesh, shard_fc=config.shard_fc),
         remat=config.remat,
-        trained_layers=trained_layers,
+        trained_layers=trained,
+        first_row=first_row,
     )
     train_step = jit_train_step(
         forward,
@@ -111,8 +119,9 @@ def build_program(config: Config, mesh: Mesh) -> Program:
         init=jax.jit(init, out_shardings=shardings),
         train_step=train_step,
         network=network,
+        first_row=first_row,
         state=jax.tree.map(_abstract, shapes, shardings),
-        batch=_abstract_batch(config, mesh),
+        batch=_abstract_batch(config, mesh, model, first_row),
         key=key,
     )
 
@@ -181,7 +190,9 @@ def has_batch_norm(config: Config) -> bool:
     return any(isinstance(row, BatchNorm) for row in abstract_model(config).layers)
 
 
-def _abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def _abstract_batch(
+    config: Config, mesh: Mesh, model: ConvNet, first_row: int
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of a batch of `train_step`, with rows over the devices."""
     size, crop = config.batch_size, config.data.crop
     channels = config.model.in_channels
@@ -190,6 +201,11 @@ def _abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruc
         "label": ((size,), jnp.int32),
         "weight": ((size,), jnp.float32),
     }
+    if first_row:
+        images = jax.ShapeDtypeStruct(fields["image"][0], jnp.float32)
+        row = model.layers[first_row - 1].name
+        maps = nnx.eval_shape(lambda m, x: m.features(x, (row,)), model, images)
+        fields["image"] = (maps[row].shape, maps[row].dtype)
     if config.data.color_shift:
         fields["shift"] = ((size, channels), jnp.float32)
     if config.data.pad:

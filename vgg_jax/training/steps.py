@@ -98,6 +98,8 @@ class Forward:
         trained_layers: the names of the layers that are trained; () trains all. Batch
             normalization that is not trained runs with its running statistics, which
             stay as they are.
+        first_row: the number of the network's rows that have made what a batch has in
+            the place of images, see `kept_maps`; 0 for images.
     """
 
     graphdef: nnx.GraphDef
@@ -105,6 +107,7 @@ class Forward:
     place: Placement
     remat: bool
     trained_layers: tuple[str, ...] = ()
+    first_row: int = 0
 
     def __call__(
         self,
@@ -124,12 +127,15 @@ class Forward:
                 batch statistics; the label does not matter.
             keys: the key of each image's dropout, [N]; None leaves dropout out.
         """
-        x = self.normalization(batch["image"], batch.get("shift"))
+        x = batch["image"]
+        if not self.first_row:
+            x = self.normalization(x, batch.get("shift"))
         if "offset" in batch:
             x = translate(x, batch["offset"])
         weight = batch.get("weight")
         counted = None if weight is None else weight > 0
-        for layers in stages(self._model(params, batch_stats).layers):
+        rows = self._model(params, batch_stats).layers[self.first_row :]
+        for layers in stages(rows):
 
             def run(
                 params: Any, batch_stats: Any, x: jax.Array, layers: Any = layers

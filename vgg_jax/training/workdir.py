@@ -12,6 +12,7 @@ from vgg_jax.config import (
     Config,
     differences,
     from_dict,
+    is_default,
     settings,
     to_dict,
     validate,
@@ -36,8 +37,8 @@ def refuse_other_run(workdir: Path, config: Config) -> None:
     """Checks that a run with these settings can begin or go on in the folder.
 
     Reads and writes nothing but the folder's settings, so that a wrong folder is known
-    before data are prepared. A number of classes that `config` leaves to the data may
-    be any.
+    before data are prepared. What `config` leaves to the data, or to the weights that
+    it starts from, may be anything.
 
     Raises:
         WorkdirHeld: another training writes into it; the message names the process.
@@ -50,7 +51,7 @@ def refuse_other_run(workdir: Path, config: Config) -> None:
     if not (workdir / CONFIG).exists():
         return
     stored = read_config(workdir)
-    config = with_stored_num_classes(config, stored)
+    config = with_stored_choices(config, stored)
     resumable = {name for name, declared, _ in settings(config) if declared.resumable}
     schedule = config.optimizer.schedule
     if schedule_for(config.optimizer).depends_on_num_epochs:
@@ -75,12 +76,22 @@ def refuse_other_run(workdir: Path, config: Config) -> None:
         )
 
 
-def with_stored_num_classes(config: Config, stored: Config) -> Config:
-    """Gives a `model.num_classes` of None the number that a stored run has."""
-    if config.model.num_classes is not None:
-        return config
-    model = dataclasses.replace(config.model, num_classes=stored.model.num_classes)
-    return dataclasses.replace(config, model=model)
+def with_stored_choices(config: Config, stored: Config) -> Config:
+    """Gives what a configuration leaves to others the values that a stored run has.
+
+    A `model.num_classes` of None was left to the data, and with the same `init_from` a
+    `data.mean` and `data.std` at their defaults to the weights that it names.
+    """
+    model, data = config.model, config.data
+    if model.num_classes is None:
+        model = dataclasses.replace(model, num_classes=stored.model.num_classes)
+    if (
+        config.init_from == stored.init_from is not None
+        and is_default(data, "mean")
+        and is_default(data, "std")
+    ):
+        data = dataclasses.replace(data, mean=stored.data.mean, std=stored.data.std)
+    return dataclasses.replace(config, model=model, data=data)
 
 
 def claim(workdir: Path, config: Config) -> None:
@@ -172,8 +183,11 @@ def write_data_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
         write_json(workdir / DATA, facts)
 
 
-def check_data_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
+def check_data_facts(workdir: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Checks that the facts of the data are those that the run stored, if it did.
+
+    Returns:
+        The facts, and those stored that were not given.
 
     Raises:
         WorkdirMismatch: the facts differ, so the run would go on with other images.
@@ -191,6 +205,7 @@ def check_data_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
             + "\n".join(changed)
             + f"\ngive the data it was trained on, or delete {path} to go on with this"
         )
+    return stored | dict(facts)
 
 
 def _read_facts(path: Path) -> dict[str, Any]:

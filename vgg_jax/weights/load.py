@@ -79,6 +79,8 @@ def load_weights(
     model: ConvNet,
     path_or_mapping: str | os.PathLike[str] | Mapping[str, np.ndarray],
     source: str | None = None,
+    *,
+    trunk: bool = False,
 ) -> Loaded:
     """Fills a network in place with the weights of a file of any known format.
 
@@ -92,6 +94,8 @@ def load_weights(
             as a `state_dict()` turned into NumPy.
         source: whose weights they are, a key of `lineage.LINEAGES`; None leaves that to
             the values of the first filters.
+        trunk: whether a file without any fully-connected layer will do for a
+            classifier, whose own stay as they are.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -116,9 +120,10 @@ def load_weights(
             name,
             source,
             lambda: PUBLISHED[name] if is_named else identify(path),
+            trunk=trunk,
         )
         return dataclasses.replace(loaded, path=os.fspath(path))
-    return fill(model, contents, name, source)
+    return fill(model, contents, name, source, trunk=trunk)
 
 
 class Fit(NamedTuple):
@@ -135,8 +140,14 @@ class Fit(NamedTuple):
     problems: list[str]
 
 
-def fit(model: ConvNet, contents: Contents) -> Fit:
-    """Finds the rows of a network in a file, and compares names and shapes."""
+def fit(model: ConvNet, contents: Contents, *, trunk: bool = False) -> Fit:
+    """Finds the rows of a network in a file, and compares names and shapes.
+
+    Args:
+        model: the network.
+        contents: what was read.
+        trunk: as `load_weights` takes it.
+    """
     found = match(model.layers, list(contents.layers))
     shapes = _shapes(model)
     variables: Variables = {
@@ -145,6 +156,9 @@ def fit(model: ConvNet, contents: Contents) -> Fit:
         if row.name in found.found
     }
     head = class_layer(model)
+    dense = tuple(row.name for row in model.layers if isinstance(row, FullyConnected))
+    if trunk and not variables.keys() & set(dense):
+        head += dense
     problems = [
         f"  {row}: expected under the name {wanted!r}, which the file does not have"
         for row, wanted in found.missing.items()
@@ -170,6 +184,8 @@ def fill(
     name: str,
     source: str | None = None,
     published: Callable[[], Published | None] = lambda: None,
+    *,
+    trunk: bool = False,
 ) -> Loaded:
     """Fills a network in place with what a file holds; see `load_weights`.
 
@@ -182,11 +198,12 @@ def fill(
         source: a key of `lineage.LINEAGES`, or None.
         published: finds out which published file it is, where nothing else tells whose
             weights they are.
+        trunk: as `load_weights` takes it.
 
     Raises:
         ValueError: as `load_weights`.
     """
-    found, variables, problems = fit(model, contents)
+    found, variables, problems = fit(model, contents, trunk=trunk)
     if problems:
         raise ValueError(
             f"{name} does not have the weights of this network:\n"
