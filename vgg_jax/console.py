@@ -26,7 +26,12 @@ class _LogStream:
 
 
 def progress_bar(
-    description: str | None, total: int, *, done: int = 0, unit: str = "images"
+    description: str | None,
+    total: int,
+    *,
+    done: int = 0,
+    unit: str = "images",
+    delay: float = 0.0,
 ) -> tqdm:
     """Makes a progress bar on stderr with the rate and the time left.
 
@@ -35,6 +40,7 @@ def progress_bar(
         total: units of work in all.
         done: units that need not be done, because an earlier call has done them.
         unit: what is counted, in the plural.
+        delay: seconds before it is shown at all.
 
     Returns:
         The bar, a context manager; `bar.update(n)` counts n more units.
@@ -47,6 +53,7 @@ def progress_bar(
         unit=f" {unit}",
         file=sys.stderr if on_terminal else _LogStream(),
         disable=description is None,
+        delay=delay,
         mininterval=ON_TERMINAL if on_terminal else IN_LOG,
         bar_format="{desc}  {n:,}/{total:,}{unit}  "
         + ("|{bar}|  " if on_terminal else "")

@@ -165,6 +165,7 @@ def _receive_rest(
         (row.size or 0) // MEBIBYTE,
         done=begun // MEBIBYTE,
         unit="MiB",
+        delay=1.0,  # not at all where there is no network
     ) as bar:
         receive = downloader(
             chunk_size=CHUNK,
