@@ -122,8 +122,12 @@ def cached() -> list[str]:
 
 
 def test_it_is_downloaded_once(
-    server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    server: Server,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(sys.modules["vgg_jax.weights.fetch"], "DELAY", 0.0)
     path = fetch("x/y")
     assert path == tmp_path / "cache/x/y/vgg.bin" and path.read_bytes() == CONTENT
     assert "fetch x/y" in capfd.readouterr().err

@@ -21,6 +21,7 @@ FOLDER = "VGG_JAX_WEIGHTS"  # the environment variable that names the cache
 TIMEOUT = (10.0, 30.0)  # seconds to connect, and without a byte
 PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before a server is asked again
 CHUNK = 2**16  # bytes that are received at a time
+DELAY = 1.0  # seconds before progress is shown: none of it where there is no network
 MEBIBYTE = 2**20
 
 
@@ -165,7 +166,7 @@ def _receive_rest(
         (row.size or 0) // MEBIBYTE,
         done=begun // MEBIBYTE,
         unit="MiB",
-        delay=1.0,  # not at all where there is no network
+        delay=DELAY,
     ) as bar:
         receive = downloader(
             chunk_size=CHUNK,
