@@ -19,7 +19,7 @@ from vgg_jax.models.layers import Dropout
 from vgg_jax.weights import save_pretrained, save_weights
 
 os.environ["KERAS_BACKEND"] = "torch"
-import keras  # noqa: E402  (it reads the variable)
+import keras
 
 COMPARED = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.Linear)
 
@@ -100,6 +100,10 @@ class Peer(abc.ABC):
         """Runs the network; see `ours.answer`, whose maps are named by `model`."""
 
     @abc.abstractmethod
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Returns the logits alone."""
+
+    @abc.abstractmethod
     def take(self, model: ConvNet, name: str, folder: Path) -> str:
         """Fills the network by its library's reader with what `vgg_jax` writes.
 
@@ -166,6 +170,10 @@ class Torch(Peer):
             gradients[0].numpy().transpose(0, 2, 3, 1),
             gradients[1].numpy().transpose(2, 3, 1, 0),
         )
+
+    @torch.no_grad()
+    def logits(self, images):
+        return self.network(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
 
     def take(self, model, name, folder):
         path = folder / "ours.safetensors"
@@ -236,6 +244,10 @@ class Keras(Peer):
             maps[-1],
             *(gradient.numpy() for gradient in gradients),
         )
+
+    @torch.no_grad()
+    def logits(self, images):
+        return self.network(torch.tensor(images), training=False).numpy()
 
     def take(self, model, name, folder):
         path = folder / "ours.weights.h5"

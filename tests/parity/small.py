@@ -26,7 +26,8 @@ ARCHIVE = Path(__file__).parents[1] / "weights" / "files" / "parity.zip"
 OPTIONS = {"width": 1 / 32, "fc_features": 512, "fc_kernel": 2, "num_classes": 5}
 WIDTHS = [2, "M", 4, "M", 8, 8, "M", 16, 16, "M", 16, 16, "M"]
 SIZE, SIDE, HIDDEN, CLASSES = 64, 2, 16, 5
-KEPT = tuple(f"pool{stage}" for stage in range(1, 6)) + ("relu6", "relu7")
+STRIDE = 4  # of the pixels whose gradients are kept
+KEPT = ("pool1", "pool2", "pool3", "pool4", "pool5", "relu6", "relu7")
 
 
 def of_torchvision(*, batch_norm: bool) -> Torch:
@@ -95,6 +96,7 @@ def stored(peer: Peer, seed: int, model: ConvNet) -> tuple[str, bytes, bytes]:
         images=images,
         score_weights=score_weights,
         logits=answers.logits,
+        image_gradient=answers.image_gradient[:, ::STRIDE, ::STRIDE],
         kernel_gradient=answers.kernel_gradient,
         **{name: answers.maps[name] for name in KEPT},
     )

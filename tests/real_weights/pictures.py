@@ -12,7 +12,7 @@ from vgg_jax.preprocessing import Normalization
 
 PATCHES = 8  # of a channel
 CHANNELS = 5  # of a layer
-SIDE = 72  # of a patch in the picture, in pixels
+SIDE = 64  # of a patch in the picture, in pixels
 LAYERS = ("relu3_3", "relu5_3")
 
 
@@ -48,21 +48,25 @@ def draw_patches(
     rows = []
     for name in LAYERS:
         info = model.feature_info[name]
-        maps = [maps[name] for maps in all_maps]
-        mean = np.concatenate([m.reshape(-1, m.shape[-1]) for m in maps]).mean(axis=0)
-        largest = np.max([m.max(axis=(0, 1)) for m in maps], axis=0)
+        maps = [
+            _inside(maps[name], image, info.stride, info.receptive_field)
+            for maps, image in zip(all_maps, photographs, strict=True)
+        ]
+        cells = np.concatenate([m.reshape(-1, m.shape[-1]) for m in maps])
+        mean, largest = np.nanmean(cells, axis=0), np.nanmax(cells, axis=0)
         shown: set[tuple[int, int, int]] = set()
         for channel in np.argsort(-largest / (mean + 1e-3 * largest.max())):
-            cells = _strongest(
+            strongest = _strongest(
                 [m[:, :, channel] for m in maps], info.receptive_field // info.stride
             )
-            place = (cells[0][0], cells[0][1] // 8, cells[0][2] // 8)
+            i, y, x = strongest[0]
+            place = (i, y // 8, x // 8)
             if place in shown:
                 continue
             shown.add(place)
             rows += [
                 _patch(photographs[i], y, x, info.stride, info.receptive_field)
-                for i, y, x in cells
+                for i, y, x in strongest
             ]
             if len(shown) == CHANNELS:
                 break
@@ -78,22 +82,37 @@ def _strongest(maps: Sequence[np.ndarray], reach: int) -> list[tuple[int, int, i
     cells = []
     near = max(1, reach // 2)
     for _ in range(PATCHES):
-        i = int(np.argmax([array.max() for array in maps]))
-        y, x = map(int, np.unravel_index(maps[i].argmax(), maps[i].shape))
+        i = int(np.argmax([np.nanmax(array) for array in maps]))
+        y, x = map(int, np.unravel_index(np.nanargmax(maps[i]), maps[i].shape))
         cells.append((i, y, x))
-        maps[i][max(0, y - near) : y + near + 1, max(0, x - near) : x + near + 1] = -1
+        around = maps[i][
+            max(0, y - near) : y + near + 1, max(0, x - near) : x + near + 1
+        ]
+        around[np.isfinite(around)] = -1
     return cells
 
 
+def _inside(
+    array: np.ndarray, image: np.ndarray, stride: int, field: int
+) -> np.ndarray:
+    """Makes cells that see more than the photograph not numbers, in a map [h, w, C]."""
+    array = array.copy()
+    for axis in (0, 1):
+        first = _first_pixel(np.arange(array.shape[axis]), stride, field)
+        is_outside = (first < 0) | (first + field > image.shape[axis])
+        array.swapaxes(0, axis)[is_outside] = np.nan
+    return array
+
+
+def _first_pixel(cell: np.ndarray, stride: int, field: int) -> np.ndarray:
+    """Returns the first row or column that cells see."""
+    return np.round((cell + 0.5) * stride - field / 2).astype(int)
+
+
 def _patch(image: np.ndarray, y: int, x: int, stride: int, field: int) -> np.ndarray:
-    """Cuts out what a cell sees, with gray outside of the photograph."""
-    padded = np.pad(
-        image, ((field, field), (field, field), (0, 0)), constant_values=127
-    )
-    top, left = (
-        round((cell + 0.5) * stride - field / 2) + field for cell in (y, x)
-    )
-    patch = padded[top : top + field, left : left + field]
+    """Cuts out what a cell sees, in the size of the picture."""
+    top, left = _first_pixel(np.array((y, x)), stride, field)
+    patch = image[top : top + field, left : left + field]
     places = ((np.arange(SIDE) + 0.5) * field / SIDE).astype(int)
     return patch[places][:, places].astype(float)
 
