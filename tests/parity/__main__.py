@@ -36,25 +36,26 @@ SIZE = 224
 INTRODUCTION = f"""\
 # Parity with other libraries
 
-`make parity` wrote this page on {{date}} with {{versions}}, on
-Python {platform.python_version()}, all on CPU in float32.
+`make parity` wrote this page on {{date}} with {{versions}}, on Python
+{platform.python_version()}, all on CPU in float32.
 
-For every network that another library has, at full size with 1,000 classes: the library
-makes it, every array gets random values (biases and batch statistics too), and the
-library's own writer saves them. `vgg_jax.load_weights` fills a network with the file. Both
-take the same random image of {SIZE} pixels. Compared are the logits, the map after every
-layer (Keras's layers have their ReLU within), and the gradients of a weighted sum of the
-logits with respect to the image and to the kernel of conv1_1. Then `vgg_jax` saves the
-weights and the library's own reader fills a fresh network, whose arrays must be the first
-ones bit by bit; its logits are the last column.
+For every network that another library has, at full size with 1,000 classes: the
+library makes it, every array gets random values (biases and batch statistics too),
+and the library's own writer saves them. `vgg_jax.load_weights` fills a network with
+the file. Both take the same random image of {SIZE} pixels. Compared are the logits,
+the map after every layer (Keras's layers have their ReLU within), and the gradients
+of a weighted sum of the logits with respect to the image and to the kernel of
+conv1_1. Then `vgg_jax` saves the weights and the library's own reader fills a fresh
+network, whose arrays must be the first ones bit by bit; its logits are the last
+column.
 
-An error is the largest difference over the largest value; the limit is {LIMIT:.0e} for
-logits and maps. Gradients at full size have a limit of {LIMIT_OF_GRADIENTS} only: of
-millions of values some lie within rounding of zero, or of each other, and pass one
-library's ReLU or max pool and not the other's. In the small files that the same libraries
-wrote, `tests/weights/files/parity.zip`, none does, and gradients have the limit of logits;
-`make test` compares with those and needs none of the libraries. `python -m
-tests.parity.small` writes them.
+An error is the largest difference over the largest value; the limit is {LIMIT:.0e}
+for logits and maps. Gradients at full size have a limit of {LIMIT_OF_GRADIENTS} only:
+of millions of values some lie within rounding of zero, or of each other, and pass one
+library's ReLU or max pool and not the other's. In the small files that the same
+libraries wrote, `tests/weights/files/parity.zip`, none does, and gradients have the
+limit of logits; `make test` compares with those and needs none of the libraries.
+`python -m tests.parity.small` writes them.
 
 | library | network | file written by | logits | maps | worst of | gradient: image \
 | conv1_1 | back |
