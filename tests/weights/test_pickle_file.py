@@ -75,3 +75,18 @@ def test_other_things_are_refused(
     tmp_path: pathlib.Path, tree: object, words: str
 ) -> None:
     refuse(write(tmp_path, tree, 4), words)
+
+
+def test_a_text_that_is_given_to_many_calls_takes_no_memory(
+    tmp_path: pathlib.Path,
+) -> None:
+    text = b"x" * 2000
+    path = tmp_path / "bomb.pkl"
+    path.write_bytes(
+        b"\x80\x02c_codecs\nencode\nq\x01"
+        + (b"X" + len(text).to_bytes(4, "little") + text + b"q\x02")
+        + b"X\x06\0\0\0latin1q\x03"
+        + b"h\x01h\x02h\x03\x86R" * 5
+        + b"."
+    )
+    refuse(path, "the pickle makes 4,000 values of 2,0", "malicious")

@@ -76,7 +76,8 @@ def unpickle(
     stack: list[object] = []
     memo: dict[int, object] = {}
     argument: Any
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+    copied = 0
+    for count, (opcode, argument, place) in enumerate(pickletools.genops(stream)):
         if count == MOST_INSTRUCTIONS:
             raise Refusal(
                 f"expected a pickle of at most {MOST_INSTRUCTIONS:,} instructions; "
@@ -129,10 +130,12 @@ def unpickle(
             stack.append(load_persistent(stack.pop()))
         elif name == "REDUCE":
             arguments, function = stack.pop(), stack.pop()
+            copied = _count_copied(copied, arguments, place)
             stack.append(_call(function, arguments, rebuilders))
         elif name == "BUILD":
             state = stack.pop()
             target = stack[-1]
+            copied = _count_copied(copied, state, place)
             if isinstance(target, Built):
                 target.build(state)
             elif not isinstance(target, dict):  # PyTorch's have `_metadata`
@@ -146,6 +149,26 @@ def unpickle(
                 "other things than arrays: save the arrays alone"
             )
     raise Refusal("the pickle has no end; the file is damaged or not whole")
+
+
+def _count_copied(copied: int, arguments: object, place: int) -> int:
+    """Adds up the text and the lists that calls copy, and returns the new sum.
+
+    A pickle that gives the same text to many calls would take far more memory than it
+    has bytes. Short ones, such as names, are not counted.
+
+    Raises:
+        ValueError: they are more than the bytes of the stream before `place`.
+    """
+    for value in arguments if isinstance(arguments, tuple) else ():
+        if isinstance(value, str | list | tuple) and len(value) > LONGEST_NAME:
+            copied += len(value)
+    if copied > place:
+        raise Refusal(
+            f"the pickle makes {copied:,} values of {place:,} bytes; it is damaged or "
+            "malicious"
+        )
+    return copied
 
 
 def _list(value: object) -> list[object]:
