@@ -11,6 +11,7 @@ on how many pictures there are is decided below, and printed. Not run on picture
 all have; docs/transfer.md has a benchmark.
 """
 
+import re
 from pathlib import Path
 
 from vgg_jax.config import (
@@ -22,6 +23,7 @@ from vgg_jax.config import (
 )
 from vgg_jax.data.folder import list_classes
 from vgg_jax.models import MODELS
+from vgg_jax.weights.published import PUBLISHED
 
 HELD_OUT_PER_CLASS = 5  # validation images that a class should have
 # The error of fewer validation images than this takes few values: their loss chooses
@@ -67,11 +69,10 @@ def count_pictures(data_dir: str) -> tuple[int, int]:
 
 def from_weights(init_from: str, images: int, batch_size: int) -> Config:
     """Trains the last layer of VGG-16, or of the network that the weights are named."""
-    name = Path(init_from).stem
     side = 224
     return Config(
         model=VGGConfig(
-            name=name if name in MODELS else "vgg16",
+            name=network_of(init_from),
             num_classes=None,
             head="global_pool",
             dropout=0.5,
@@ -89,6 +90,18 @@ def from_weights(init_from: str, images: int, batch_size: int) -> Config:
         init_from=init_from,
         report=True,
     )
+
+
+def network_of(init_from: str) -> str:
+    """Returns the VGG that weights are named after, as in vgg19-dcbb9e9d.pth.
+
+    It is VGG-16 where the name tells none.
+    """
+    name = Path(init_from).stem
+    if init_from in PUBLISHED:
+        name = PUBLISHED[init_from].network
+    named = [n for n in MODELS if n[:3] == "vgg" and re.match(rf"{n}(\b|_)", name)]
+    return max(named, key=len, default="vgg16")
 
 
 def from_nothing(init_from: str, images: int, batch_size: int) -> Config:

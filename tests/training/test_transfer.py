@@ -48,6 +48,12 @@ def test_with_weights_the_last_layer_alone_learns(pictures: Path) -> None:
     assert config.model.name == "vgg19" and config.init_from == "a/vgg19.pth"
     assert config.optimizer.trained_layers == ("fc8",) and config.optimizer.keep_maps
     assert read("--config.init_from=weights.ckpt").model.name == "vgg16"
+    for name, network in (
+        ("vgg19-dcbb9e9d.pth", "vgg19"),
+        ("vgg16_bn-6c64b313.pth", "vgg16_bn"),
+        ("keras/vgg19_notop", "vgg19"),
+    ):
+        assert read(f"--config.init_from={name}").model.name == network
     assert read("--config.init_from=").model.name == "vgg11_bn"
 
 

@@ -52,6 +52,7 @@ def test_metadata(tmp_path: pathlib.Path) -> None:
     ("metadata", "words"),
     [
         ({"axes": "chwn"}, "expected oihw or hwio"),
+        ({"channels": "bgr"}, "expected RGB or BGR"),
         ({"class_names": '"cat"'}, "JSON list of text"),
         ({"class_names": "[["}, "Expecting value"),
         ({"normalization": '{"mean": [1, 2, 3], "std": [1, 2]}'}, "as many values"),

@@ -21,6 +21,11 @@ def validate_metadata(metadata: object) -> dict[str, str]:
             f"expected {OIHW} or {HWIO} as metadata 'axes', got "
             f"{metadata['axes']!r:.20}"
         )
+    if metadata.get("channels", "RGB") not in ("RGB", "BGR"):
+        raise Refusal(
+            f"expected RGB or BGR as metadata 'channels', got "
+            f"{metadata['channels']!r:.20}"
+        )
     if "normalization" in metadata:
         Normalization(**json.loads(metadata["normalization"]))
     return metadata
