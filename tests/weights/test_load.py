@@ -85,3 +85,22 @@ def test_values_that_are_no_numbers() -> None:
     with pytest.raises(ValueError, match=r"5 of the 5 values of fc8\.bias are not"):
         load_weights(network(seed=1), arrays)
     load_weights(network(seed=1, num_classes=3), arrays)
+
+
+def test_a_file_of_two_networks_is_refused() -> None:
+    arrays = {
+        f"{part}.{name}": array
+        for seed, part in enumerate(("student", "teacher"))
+        for name, array in as_in_torch(network("vgg11", seed)).items()
+    }
+    with pytest.raises(ValueError, match=r"several, with 'student.', 'teacher.' be"):
+        load_weights(network("vgg11", 2), arrays)
+
+
+def test_quantized_weights_are_refused() -> None:
+    arrays = {
+        name: (100 * array).astype(np.int8)
+        for name, array in as_in_torch(network("vgg11")).items()
+    }
+    with pytest.raises(ValueError, match=r"values of conv1_1.kernel, got int8"):
+        load_weights(network("vgg11", 1), arrays)

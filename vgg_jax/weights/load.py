@@ -164,6 +164,12 @@ def fit(model: ConvNet, contents: Contents, *, trunk: bool = False) -> Fit:
         for row, wanted in found.missing.items()
         if row not in head
     ]
+    if found.rivals:
+        prefixes = ", ".join(map(repr, (found.prefix, *found.rivals)))
+        problems.append(
+            f"  expected one network, and there are several, with {prefixes} before "
+            "their names; give the arrays of one as a mapping"
+        )
     for row, arrays in list(variables.items()):
         differing = _differences(row, shapes[row], arrays)
         if differing and row in head:
@@ -212,6 +218,7 @@ def fill(
             + (", ".join(contents.layers) or "none")
         )
     refuse_not_finite(variables, name)
+    _refuse_whole_numbers(variables, name)
     origin = find_origin(model, contents, variables, name, source, published)
     _put_in_order(variables, _first(model), origin)
     for row, arrays in variables.items():
@@ -310,6 +317,18 @@ def refuse_not_finite(variables: Variables, name: str) -> None:
                     f"{variable} are not finite numbers; the file is damaged, or that "
                     "layer was never trained: a backbone (num_classes=None) or another "
                     "number of classes leaves the last layer out"
+                )
+
+
+def _refuse_whole_numbers(variables: Variables, name: str) -> None:
+    """Raises an error where weights are whole numbers, as quantized ones are."""
+    for row, arrays in variables.items():
+        for variable, array in arrays.items():
+            if array.dtype.kind in "iub":
+                raise ValueError(
+                    f"{name}: expected floating-point values of {row}.{variable}, got "
+                    f"{array.dtype}; quantized weights need their scales: save them "
+                    "as float32"
                 )
 
 

@@ -119,6 +119,8 @@ class Match(NamedTuple):
         found: the layer in the file of each row that the file has.
         missing: the rows that it does not have, by the names that were looked for.
         unused: the layers of the file that no row has asked for.
+        rivals: the prefixes of other networks in the file, of which as many layers are
+            there.
     """
 
     naming: str
@@ -126,6 +128,7 @@ class Match(NamedTuple):
     found: Names
     missing: Names
     unused: tuple[str, ...]
+    rivals: tuple[str, ...] = ()
 
 
 def match(rows: Sequence[Layer], layers: Sequence[str]) -> Match:
@@ -155,7 +158,14 @@ def match(rows: Sequence[Layer], layers: Sequence[str]) -> Match:
             taken = set(found.values())
             unused = tuple(name for name in layers if name not in taken)
             matches.append(Match(naming, prefix, found, missing, unused))
-    return max(matches, key=lambda found: len(found.found))
+    best = max(matches, key=lambda found: len(found.found))
+    rivals = {
+        other.prefix: None
+        for other in matches
+        if len(other.found) == len(best.found) > 0
+        and set(other.found.values()).isdisjoint(best.found.values())
+    }
+    return best._replace(rivals=tuple(rivals))
 
 
 def _prefixes(name: str, layers: Mapping[str, str]) -> list[str]:
