@@ -104,3 +104,33 @@ def test_quantized_weights_are_refused() -> None:
     }
     with pytest.raises(ValueError, match=r"values of conv1_1.kernel, got int8"):
         load_weights(network("vgg11", 1), arrays)
+
+
+def test_a_tree_of_flax_is_a_mapping_too() -> None:
+    theirs, ours = network(), network(seed=1)
+    tree = nnx.to_pure_dict(nnx.state(theirs, nnx.Param))
+    loaded = load_weights(ours, {"params": tree})
+    assert loaded.naming == "vgg_jax" and not loaded.kept
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        nnx.to_pure_dict(nnx.state(ours, nnx.Param)),
+        tree,
+    )
+
+
+def test_mappings_of_other_things_are_refused() -> None:
+    arrays = as_in_torch(network())
+    for wrong, message in (
+        ({3: arrays["features.0.bias"]}, "expected names, got 3"),
+        ({"features.0.bias": "text"}, r"conv1_1\.bias: expected \(4,\), got \(\)"),
+        ({"features.0.bias": [object()]}, r"numbers as features\.0\.bias, got list"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_weights(network(seed=1), arrays | wrong)
+
+
+def test_values_beyond_float32_are_refused() -> None:
+    arrays = as_in_torch(network())
+    arrays["features.0.bias"] = np.full(4, 1e300)
+    with pytest.raises(ValueError, match=r"4 of the 4 values of conv1_1\.bias are not"):
+        load_weights(network(seed=1), arrays)

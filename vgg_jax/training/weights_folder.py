@@ -90,10 +90,10 @@ def make_weights_folder(
         _refuse_others(folder, facts, settings)
     elif distributed.is_first():
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / CONFIG, to_dict(settings))
+        write_json(folder / WEIGHTS, facts)
         if loaded.class_names is not None:
             write_class_names(folder, loaded.class_names)
-        write_json(folder / WEIGHTS, facts)
+        write_json(folder / CONFIG, to_dict(settings))  # last: now it is one
     distributed.wait_for_all()
     if distributed.is_first():
         print(f"{loaded}\n  its results are kept in {folder}", file=sys.stderr)

@@ -16,7 +16,7 @@ from vgg_jax.files import parse_path
 from vgg_jax.models import MODELS, ConvNet, create_model
 from vgg_jax.models.layers import BatchNorm, Conv, FullyConnected, Layer
 from vgg_jax.preprocessing import Normalization
-from vgg_jax.weights.contents import OIHW, Contents, group
+from vgg_jax.weights.contents import OIHW, Contents, axes_of, group
 from vgg_jax.weights.lineage import (
     LINEAGES,
     Origin,
@@ -90,8 +90,8 @@ def load_weights(
     Args:
         model: the network.
         path_or_mapping: a file, or the name of published weights, see
-            `published.PUBLISHED`; or arrays by the names that PyTorch gives them, such
-            as a `state_dict()` turned into NumPy.
+            `published.PUBLISHED`; or arrays by their names, such as a `state_dict()`
+            turned into NumPy, or a tree of parameters of Flax.
         source: whose weights they are, a key of `lineage.LINEAGES`; None leaves that to
             the values of the first filters.
         trunk: whether a file without any fully-connected layer will do for a
@@ -104,8 +104,7 @@ def load_weights(
             those of `source`; the message lists what was expected and found.
     """
     if isinstance(path_or_mapping, Mapping):
-        layers, others = group(path_or_mapping)
-        contents = Contents(format="mapping", layers=layers, axes=OIHW, others=others)
+        contents = contents_of(path_or_mapping)
         name = "the mapping"
     else:
         from vgg_jax.weights.fetch import fetch
@@ -124,6 +123,37 @@ def load_weights(
         )
         return dataclasses.replace(loaded, path=os.fspath(path))
     return fill(model, contents, name, source, trunk=trunk)
+
+
+def contents_of(mapping: Mapping[str, Any]) -> Contents:
+    """Says what a mapping of arrays holds, which may be nested.
+
+    Raises:
+        ValueError: a name is no text, a value is no array of numbers, or names are
+            those of two conventions.
+    """
+    arrays: dict[str, np.ndarray] = {}
+
+    def collect(tree: Mapping[Any, Any], prefix: str) -> None:
+        for name, value in tree.items():
+            if not isinstance(name, str):
+                raise ValueError(f"the mapping: expected names, got {name!r}")
+            if isinstance(value, Mapping):
+                collect(value, f"{prefix}{name}.")
+                continue
+            array = np.asarray(value)
+            if array.dtype == object:
+                raise ValueError(
+                    f"the mapping: expected an array of numbers as {prefix}{name}, got "
+                    f"{type(value).__name__}"
+                )
+            arrays[prefix + name] = array
+
+    collect(mapping, "")
+    layers, others = group(arrays)
+    return Contents(
+        format="mapping", layers=layers, axes=axes_of(arrays), others=others
+    )
 
 
 class Fit(NamedTuple):
@@ -217,8 +247,12 @@ def fill(
             + "\n  layers of the file: "
             + (", ".join(contents.layers) or "none")
         )
-    refuse_not_finite(variables, name)
     _refuse_whole_numbers(variables, name)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite
+        for arrays in variables.values():
+            for variable, array in arrays.items():
+                arrays[variable] = np.asarray(array, np.float32)
+    refuse_not_finite(variables, name)
     origin = find_origin(model, contents, variables, name, source, published)
     _put_in_order(variables, _first(model), origin)
     for row, arrays in variables.items():

@@ -182,8 +182,8 @@ _KERAS_HUB: dict[str, tuple[str, str | None, str | None]] = {
 
 _OXFORD_LICENSE = "copies of its authors' page name CC BY 4.0, and CC BY-NC 4.0"
 
-# Errors of the weights of VGG's authors: of one crop as MatConvNet and Keras measured
-# them, of ten crops as Keras did, and dense ones as their authors and others did.
+# Errors of the weights of VGG's authors: of one crop as MatConvNet measured them, of
+# ten crops as Keras did, and dense ones as their authors and others did.
 _OXFORD_RESULTS: dict[str, tuple[Result, ...]] = {
     "vgg16": (
         Result(protocol="center", scales=(256,), top1_error=28.5, top5_error=9.9),
@@ -201,6 +201,16 @@ _OXFORD_RESULTS: dict[str, tuple[Result, ...]] = {
         Result(
             protocol="dense", scales=(256, 384, 512), top1_error=24.8, top5_error=7.5
         ),
+    ),
+}
+
+# Errors of one crop of the same weights, as Keras measured them.
+_KERAS_CENTER = {
+    "vgg16": Result(
+        protocol="center", scales=(256,), top1_error=28.732, top5_error=9.950
+    ),
+    "vgg19": Result(
+        protocol="center", scales=(256,), top1_error=28.744, top5_error=10.012
     ),
 }
 
@@ -295,7 +305,9 @@ def _rows() -> Iterable[Published]:
             channels="BGR",
             license=_OXFORD_LICENSE,
             has_classifier=not ending,
-            results=() if ending else _OXFORD_RESULTS[network],
+            results=()
+            if ending
+            else (_KERAS_CENTER[network], *_OXFORD_RESULTS[network][1:]),
         )
     for network, (layers, size, sha1, md5) in _OXFORD.items():
         file = f"VGG_ILSVRC_{layers}_layers.caffemodel"

@@ -130,12 +130,12 @@ def unpickle(
             stack.append(load_persistent(stack.pop()))
         elif name == "REDUCE":
             arguments, function = stack.pop(), stack.pop()
-            copied = _count_copied(copied, arguments, place)
+            copied = _count_copied(copied, arguments, place or 0)
             stack.append(_call(function, arguments, rebuilders))
         elif name == "BUILD":
             state = stack.pop()
             target = stack[-1]
-            copied = _count_copied(copied, state, place)
+            copied = _count_copied(copied, state, place or 0)
             if isinstance(target, Built):
                 target.build(state)
             elif not isinstance(target, dict):  # PyTorch's have `_metadata`
