@@ -8,6 +8,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import nnx
 
 from vgg_jax.config import Config, DataConfig, VGGConfig
@@ -22,6 +23,7 @@ from vgg_jax.training.weights_folder import (
 )
 from vgg_jax.training.workdir import read_class_names
 from vgg_jax.weights.lineage import LINEAGES
+from vgg_jax.weights.published import PUBLISHED, Published
 from vgg_jax.weights.save import save_weights
 
 MODEL = VGGConfig(name="vgg11", width=1 / 16, num_classes=7, fc_features=64)
@@ -123,3 +125,30 @@ def test_class_names_and_published_errors_are_kept(
     (published,) = published_results(folder)
     assert published.scales == (256,) and published.top1_error == 28.4
     assert np.isfinite(published.top5_error or np.nan)
+
+
+def test_a_published_name_tells_the_order_of_channels(
+    model: ConvNet, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a file whose digest nobody has published."""
+    row = Published(
+        name="a/b",
+        network="vgg11",
+        file="theirs.pth",
+        lineage="oxford",
+        channels="BGR",
+        license=None,
+    )
+    monkeypatch.setitem(PUBLISHED, "a/b", row)
+    monkeypatch.setenv("VGG_JAX_WEIGHTS", str(weights.parent / "cache"))
+    kernel = model.conv1_1.kernel[...]
+    model.conv1_1.kernel[...] = kernel[:, :, ::-1]
+    cached = weights.parent / "cache/a/b/theirs.pth"
+    cached.parent.mkdir(parents=True)
+    save_weights(model, weights, names="torchvision")
+    arrays = dict(safetensors.numpy.load_file(weights))
+    safetensors.numpy.save_file(arrays, cached)  # without metadata
+    folder = make_weights_folder("a/b", config())
+    restored, settings, _ = restore_model(folder)
+    np.testing.assert_array_equal(restored.conv1_1.kernel[...], kernel)
+    assert settings.data.std == (1.0, 1.0, 1.0)

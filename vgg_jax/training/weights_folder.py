@@ -70,7 +70,7 @@ def make_weights_folder(
     path = fetch(weights)
     known = config is not None
     settings = config if config is not None else _settings_of(path, weights)
-    settings, loaded = _settle(settings, path, source, keeps_normalization=known)
+    settings, loaded = _settle(settings, weights, source, keeps_normalization=known)
     published = PUBLISHED.get(weights) or identify(path)
     name = weights if weights in PUBLISHED else path.name.partition(".")[0]
     folder = resolve(parse_path("runs") / name.replace("/", "_"))
@@ -124,19 +124,20 @@ def _settings_of(path: Path, weights: str) -> Config:
 
 
 def _settle(
-    config: Config, path: Path, source: str | None, *, keeps_normalization: bool
+    config: Config, weights: str, source: str | None, *, keeps_normalization: bool
 ) -> tuple[Config, Loaded]:
     """Gives settings what comes with the weights: classes and normalization."""
     if config.model.num_classes is None:
-        contents, network = read(os.fspath(path)), _abstract(config, 1000)
+        contents = read(os.fspath(fetch(weights)))
+        network = _abstract(config, 1000)
         classes = num_classes_in(contents, network, fit(network, contents))
         model = dataclasses.replace(config.model, num_classes=classes or 1000)
         config = dataclasses.replace(config, model=model)
-    _, loaded = _load(config, path, source)
+    loaded = load_weights(_abstract(config, config.model.num_classes), weights, source)
     normalization = loaded.normalization
     if normalization is None and not keeps_normalization:
         raise ValueError(
-            f"nothing tells what images {path} wants ({loaded.evidence}); say whose "
+            f"nothing tells what images {weights} wants ({loaded.evidence}); say whose "
             "weights they are with --source, or give their mean and deviation in a "
             "configuration, --config.data.mean and --config.data.std"
         )
@@ -145,15 +146,6 @@ def _settle(
         mean, std = tuple(normalization.mean), tuple(normalization.std)
         data = dataclasses.replace(data, mean=mean, std=std)
     return dataclasses.replace(config, data=data), loaded
-
-
-def _load(config: Config, path: Path, source: str | None) -> tuple[ConvNet, Loaded]:
-    """Makes the network of settings with the weights of a file."""
-    model = _abstract(config, config.model.num_classes)
-    loaded = load_weights(model, os.fspath(path), source)
-    options = dataclasses.asdict(config.model)
-    complete(model, options.pop("name"), options)
-    return model, loaded
 
 
 def _abstract(config: Config, num_classes: int | None) -> ConvNet:
@@ -218,7 +210,14 @@ def restore_weights(folder: Path, facts: Mapping[str, Any]) -> tuple[ConvNet, Co
             "give the command with --weights once more"
         )
     config = read_config(folder)
-    return _load(config, path, facts.get("source"))[0], config
+    # By its name, a file is known to be the published one even if its digest is not.
+    is_named = facts.get("weights") in PUBLISHED
+    model = _abstract(config, config.model.num_classes)
+    name = facts["weights"] if is_named else os.fspath(path)
+    load_weights(model, name, facts.get("source"))
+    options = dataclasses.asdict(config.model)
+    complete(model, options.pop("name"), options)
+    return model, config
 
 
 def published_results(folder: Path) -> Sequence[Result]:
