@@ -30,7 +30,7 @@ def run(values: argparse.Namespace) -> int:
     from vgg_jax.report.figures import draw_curves
     from vgg_jax.training.init_from import unfinished_runs
     from vgg_jax.training.loop import train
-    from vgg_jax.training.workdir import refuse_other_run
+    from vgg_jax.training.workdir.facts import refuse_other_run
 
     for name, config in named_runs(values.config).items():
         refuse_other_run(values.workdir / name, config)

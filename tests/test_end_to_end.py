@@ -16,7 +16,7 @@ import pytest
 
 from tests.shapes import draw_shapes
 from vgg_jax.interrupt import GRACE_SECONDS
-from vgg_jax.training.workdir import read_class_names
+from vgg_jax.training.workdir.facts import read_class_names
 
 Call = Callable[[list[str]], subprocess.CompletedProcess[str]]
 

@@ -21,11 +21,11 @@ from tests.bucket import Bucket
 from vgg_jax.config import DataConfig
 from vgg_jax.distributed import make_mesh
 from vgg_jax.files import parse_path
-from vgg_jax.training.checkpoint import Checkpoints, saved_steps
 from vgg_jax.training.optimizer import learning_rate
 from vgg_jax.training.program import build_program
 from vgg_jax.training.schedule import Plateau
-from vgg_jax.training.workdir import is_finished, read_config
+from vgg_jax.training.workdir.checkpoint import Checkpoints, saved_steps
+from vgg_jax.training.workdir.facts import is_finished, read_config
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {

@@ -17,12 +17,12 @@ from vgg_jax.evaluation.evaluate import run_evaluation
 from vgg_jax.files import parse_path
 from vgg_jax.report.__main__ import main as report
 from vgg_jax.report.artifacts import write_artifacts
-from vgg_jax.training.checkpoint import Checkpoints, SaveError, saved_steps
 from vgg_jax.training.loop import train
 from vgg_jax.training.metrics import MetricWriter
 from vgg_jax.training.schedule import Plateau
 from vgg_jax.training.steps import TrainState
-from vgg_jax.training.workdir import claim, read_config
+from vgg_jax.training.workdir.checkpoint import Checkpoints, SaveError, saved_steps
+from vgg_jax.training.workdir.facts import claim, read_config
 
 pytestmark = pytest.mark.usefixtures("one_device")
 RUN = "gs://runs/a/vgg11"

@@ -23,11 +23,9 @@ from vgg_jax.files import parse_path
 from vgg_jax.inference.passes import View, over_source
 from vgg_jax.interrupt import Interrupt, StopRequested
 from vgg_jax.memory import naming_settings, training_advice
-from vgg_jax.training.checkpoint import Checkpoints, saved_steps
 from vgg_jax.training.diagnosis import StallDetector, diagnosis
 from vgg_jax.training.init_from import prepare_start, take_weights
 from vgg_jax.training.kept_maps import KeptMaps
-from vgg_jax.training.lock import WorkdirLock
 from vgg_jax.training.metrics import (
     RunLog,
     TrainingDiverged,
@@ -43,7 +41,8 @@ from vgg_jax.training.schedule import (
     learning_rate_at,
 )
 from vgg_jax.training.steps import Batch, TrainState
-from vgg_jax.training.workdir import (
+from vgg_jax.training.workdir.checkpoint import Checkpoints, saved_steps
+from vgg_jax.training.workdir.facts import (
     check_class_names,
     check_data_facts,
     claim,
@@ -54,6 +53,7 @@ from vgg_jax.training.workdir import (
     write_class_names,
     write_data_facts,
 )
+from vgg_jax.training.workdir.lock import WorkdirLock
 from vgg_jax.weights.published import file_digest
 
 
