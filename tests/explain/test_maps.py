@@ -98,7 +98,7 @@ def test_grad_cam_of_a_vgg_is_that_of_finite_differences_in_numpy() -> None:
     )
     np.testing.assert_allclose(score_map, expected, atol=1e-4 * np.abs(expected).max())
     np.testing.assert_allclose(
-        score_map.mean(axis=(1, 2)), logits[range(2), LABELS], rtol=1e-4, atol=1e-5
+        score_map.mean(axis=(1, 2)), logits[np.arange(2), LABELS], rtol=1e-4, atol=1e-5
     )
 
 
@@ -202,7 +202,7 @@ def test_mistakes_are_named() -> None:
 
         jax.eval_shape(run)
 
-    with pytest.raises(ValueError, match="no layer 'relu5_4': did you mean .relu5_2"):
+    with pytest.raises(ValueError, match="'relu5_4': did you mean 'relu5_2' or"):
         explain(grad_cam, "relu5_4", head="global_pool")
     for explainer, arguments in (
         (grad_cam, ("relu5_1",)),

@@ -25,7 +25,7 @@ from vgg_jax.models.layers import Conv, Layer, Relu
 from vgg_jax.predict import Classifier
 from vgg_jax.preprocessing import Normalization
 from vgg_jax.report.heat import map_interval, occlusion_map, overlay, score_map
-from vgg_jax.training import weights_folder
+from vgg_jax.training.workdir import weights_folder
 
 NAMES = tuple("abcdefg")
 

@@ -62,7 +62,7 @@ def run(values: argparse.Namespace) -> int:
     """Explains the pictures; returns 0, or 1 where one could not be read."""
     from vgg_jax.explain.picture import explain_files
     from vgg_jax.predict import load_run
-    from vgg_jax.training.weights_folder import chosen_folders
+    from vgg_jax.training.workdir.weights_folder import chosen_folders
 
     (workdir,) = chosen_folders(values.workdir, values.weights, source=values.source)
     unread = explain_files(
