@@ -58,8 +58,9 @@ def letters(
     )
     images = np.empty((len(labels), side, side, 3), np.uint8)
     for image, label in zip(images, labels, strict=True):
-        ground, ink = rng.integers(0, 256, (2, 3))
-        ink = np.where(np.abs(ink - ground).max() < 96, 255 - ground, ink)
+        ground, ink = rng.permutation(
+            rng.integers(((0,), (150,)), ((106,), (256,)), (2, 3))
+        )
         image[:] = ground
         font, size = FONTS[rng.integers(len(FONTS))], rng.uniform(0.6, 0.9) * side / 32
         (width, height), _ = cv2.getTextSize(text[label], font, size, 2)
