@@ -100,6 +100,21 @@ class AveragePool(Pool):
 
 
 @dataclasses.dataclass(frozen=True)
+class L2Pool(Pool):
+    """A pool that takes the root of the weighted mean of squares, as DISTS does.
+
+    A window is centered on every `stride`-th pixel, so `ceil_mode` changes nothing. Its
+    sides are tapered as a Hann window; what is outside of the map counts as zeros.
+    """
+
+    ceil_mode: bool = False
+
+    def output_size(self, size: Size) -> Size:
+        """Returns how many pixels of a side are the center of a window."""
+        return (size - 1) // self.stride + 1
+
+
+@dataclasses.dataclass(frozen=True)
 class Dropout(Layer):
     """Inverted dropout: sets values to 0 at `rate`, scales others by 1 / (1 - rate)."""
 
@@ -146,6 +161,8 @@ def window(layer: Layer) -> tuple[int, int, int]:
     match layer:
         case Conv():
             return layer.kernel, layer.stride, layer.padding
+        case L2Pool():
+            return layer.window, layer.stride, layer.window // 2
         case Pool():
             return layer.window, layer.stride, 0
         case _:
@@ -296,3 +313,28 @@ def average_pool(
         return window_sum(x) / window_sum(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
     pixels = window_sum(inside(x.shape, sizes).astype(x.dtype))
     return window_sum(fill_outside(x, sizes)) / jnp.maximum(pixels, 1)
+
+
+def l2_pool(x: jax.Array, pool: L2Pool, sizes: jax.Array | None = None) -> jax.Array:
+    """Takes the root of each window's weighted mean of squares.
+
+    [N, H, W, C] -> [N, h, w, C]. Squares are summed in float32 at least.
+    """
+    if sizes is not None:
+        x = fill_outside(x, sizes)
+    means = jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+    taper = np.hanning(pool.window + 2)[1:-1]
+    for axis in (1, 2):
+        count, around = pool.output_size(x.shape[axis]), [(0, 0)] * x.ndim
+        around[axis] = (pool.window // 2,) * 2
+        padded = jnp.pad(means, around)
+        means = sum(
+            float(weight)
+            * lax.slice_in_dim(
+                padded, i, i + (count - 1) * pool.stride + 1, pool.stride, axis
+            )
+            for i, weight in enumerate(taper / taper.sum())
+        )
+    # The root of zero has no finite gradient; this is what DISTS adds.
+    roots = jnp.sqrt(means + 1e-12).astype(x.dtype)
+    return roots if sizes is None else fill_outside(roots, pool.output_size(sizes))

@@ -395,6 +395,8 @@ class ConvNet(nnx.Module):
                         x = rows.max_pool(x, layer, sizes)
                     case rows.AveragePool():
                         x = rows.average_pool(x, layer, sizes)
+                    case rows.L2Pool():
+                        x = rows.l2_pool(x, layer, sizes)
                     case _:
                         raise TypeError(f"ConvNet has no rule for {layer}")
             if collect is not None:
