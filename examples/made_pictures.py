@@ -72,3 +72,9 @@ def letters(
         image[:] = cv2.warpAffine(image, turn, (side, side), **border)
     noise = rng.normal(0, 12, images.shape)
     return np.clip(images + noise, 0, 255).astype(np.uint8), labels
+
+
+def mean_iou(predicted: np.ndarray, masks: np.ndarray) -> float:
+    """Returns the intersection over union of each of `SHAPES`, averaged."""
+    pairs = [(predicted == kind, masks == kind) for kind in range(len(SHAPES))]
+    return float(np.mean([(a & b).sum() / (a | b).sum() for a, b in pairs]))
