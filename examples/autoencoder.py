@@ -39,8 +39,10 @@ def random_lpips() -> Lpips:
 
 def init() -> Any:
     """Makes the layers of the encoder, and the decoder, which is its mirror image."""
-    normal = jax.nn.initializers.he_normal()
-    kernels = [normal(KEY, (4, 4, *pair)) for pair in PAIRS]
+    keys, normal = jax.random.split(KEY, len(PAIRS)), jax.nn.initializers.he_normal()
+    kernels = [
+        normal(key, (4, 4, *pair)) for key, pair in zip(keys, PAIRS, strict=True)
+    ]
     return [{"kernel": k, "bias": jnp.zeros(k.shape[-1])} for k in kernels]
 
 
