@@ -25,16 +25,14 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
     """Imports an example as its own folder's script would.
 
     What trains for some steps is compiled with the optimizations that other tests do
-    without, and random numbers are those that compile fastest.
+    without.
     """
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    settings = {"jax_disable_most_optimizations": False, "jax_default_prng_impl": "rbg"}
-    before = {name: jax.config.values[name] for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    jax.config.update(name, False)
     yield importlib.import_module
-    for name, value in before.items():
-        jax.config.update(name, value)
+    jax.config.update(name, before)
 
 
 def lines_of_code(text: str) -> int:
@@ -110,7 +108,8 @@ def test_enlarging_is_the_bilinear_transposed_convolution_of_fcn(load: Load) -> 
 
 
 def test_transfer_beats_a_start_from_scratch(load: Load) -> None:
-    accuracy = load("transfer").main(steps=160, width=1 / 8)
+    with jax.default_prng_impl("rbg"):  # XLA compiles its numbers faster
+        accuracy = load("transfer").main(steps=160, width=1 / 8)
     assert accuracy["after letters"] > 0.25  # 0.1 is chance
     assert accuracy["after letters"] > accuracy["from scratch"] + 0.1
 
@@ -118,5 +117,5 @@ def test_transfer_beats_a_start_from_scratch(load: Load) -> None:
 def test_an_autoencoder_learns_with_lpips(load: Load) -> None:
     distances = load("autoencoder").main(steps=48, side=64)
     assert list(distances) == [*(f"step {n}" for n in range(0, 49, 12)), "mean color"]
-    assert distances["step 48"] < 0.6 * distances["step 0"]
-    assert distances["step 48"] < distances["mean color"]
+    assert distances["step 48"] < 0.5 * distances["step 0"]
+    assert distances["step 48"] < 0.9 * distances["mean color"]
