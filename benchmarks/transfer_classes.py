@@ -55,9 +55,10 @@ WAYS: dict[str, tuple[dict[str, Any], bool]] = {
 class SomeClasses:
     """The examples of `CLASSES` classes of a source, labeled from 0 on."""
 
-    def __init__(self, source: Source, first: int, most: int | None = None):
+    def __init__(
+        self, source: Source, labels: np.ndarray, first: int, most: int | None = None
+    ):
         """Takes the classes from number `first` on, and of each `most` or all."""
-        labels = np.array([source[i]["label"] for i in range(len(source))])
         indices = [
             np.flatnonzero(labels == first + label)[:most] for label in range(CLASSES)
         ]
@@ -75,6 +76,11 @@ class SomeClasses:
     def __getitem__(self, index: int) -> Example:
         example = self._examples[index]
         return {**example, "label": example["label"] - self._first}
+
+
+def with_labels(source: Source) -> tuple[Source, np.ndarray]:
+    """Returns a source and the labels of its examples."""
+    return source, np.array([source[i]["label"] for i in range(len(source))])
 
 
 def settings(steps: int, examples: int, seed: int, **optimizer: Any) -> Config:
@@ -140,21 +146,21 @@ def transfers(
 ) -> Iterator[tuple[str, str, float, np.ndarray]]:
     """Trains in every way; gives size, way, seconds a run and the errors [seeds, N]."""
     data = dataclasses.replace(get_config().data, validation_fraction=0.0)
-    whole, whole_test = open_source(data, "train"), open_source(data, "test")
-    others, test = SomeClasses(whole, 0), SomeClasses(whole_test, CLASSES)
+    whole, whole_test = (with_labels(open_source(data, s)) for s in ("train", "test"))
+    others, test = SomeClasses(*whole, 0), SomeClasses(*whole_test, CLASSES)
     config = settings(first_steps, len(others), 0)
     program = build_program(config, make_mesh())
     learned = []
     for seed in range(seeds):
         seeded = dataclasses.replace(config, seed=seed)
         state = fit(seeded, program, program.init(jax.random.key(seed)), others)
-        wrong = test_errors(program, seeded, state, SomeClasses(whole_test, 0))
-        print(f"the first five: {100 * wrong.mean():.2f} %", file=sys.stderr)
+        mistakes = test_errors(program, seeded, state, SomeClasses(*whole_test, 0))
+        print(f"the first five: {100 * mistakes.mean():.2f} %", file=sys.stderr)
         learned.append(state)
     for most, (way, (optimizer, transfers_weights)) in itertools.product(
         SIZES, WAYS.items()
     ):
-        part = SomeClasses(whole, CLASSES, most)
+        part = SomeClasses(*whole, CLASSES, most)
         config = settings(steps, len(part), 0, **optimizer)
         program = build_program(config, make_mesh())
         wrong = []
