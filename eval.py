@@ -41,7 +41,7 @@ def run(values: argparse.Namespace) -> int:
     distributed.join()
     from vgg_jax.evaluation.evaluate import run_evaluation
     from vgg_jax.report.artifacts import write_artifacts
-    from vgg_jax.training.weights_folder import chosen_folders
+    from vgg_jax.training.workdir.weights_folder import chosen_folders
 
     folders = chosen_folders(
         values.workdir, values.weights, values.config, values.source

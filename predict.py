@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(values: argparse.Namespace) -> int:
     """Predicts; returns 0, or 1 where a picture could not be read."""
     from vgg_jax.predict import load_run, predict_files
-    from vgg_jax.training.weights_folder import chosen_folders
+    from vgg_jax.training.workdir.weights_folder import chosen_folders
 
     (workdir,) = chosen_folders(values.workdir, values.weights, source=values.source)
     classifier = load_run(workdir)

@@ -7,11 +7,11 @@ import jax
 
 from vgg_jax.config import Config
 from vgg_jax.models import create_model
-from vgg_jax.training.checkpoint import Checkpoints
 from vgg_jax.training.optimizer import make_optimizer
 from vgg_jax.training.schedule import Plateau
 from vgg_jax.training.steps import init_state
-from vgg_jax.training.workdir import claim
+from vgg_jax.training.workdir.checkpoint import Checkpoints
+from vgg_jax.training.workdir.facts import claim
 
 
 def save_run(workdir: Path, config: Config, seed: int = 0) -> None:

@@ -19,9 +19,9 @@ import numpy as np
 
 from vgg_jax.config import DataConfig
 from vgg_jax.distributed import make_mesh
-from vgg_jax.training.checkpoint import Checkpoints, saved_steps
 from vgg_jax.training.program import build_program
-from vgg_jax.training.workdir import read_config
+from vgg_jax.training.workdir.checkpoint import Checkpoints, saved_steps
+from vgg_jax.training.workdir.facts import read_config
 
 ROOT = Path(__file__).parents[1]
 TOLERANCE = 1e-4  # of the largest value of a layer

@@ -22,7 +22,7 @@ from vgg_jax.config import Config, Curriculum, from_dict, settings, to_dict
 from vgg_jax.config_file import parse_value
 from vgg_jax.files import explain_os_error
 from vgg_jax.models import MODELS
-from vgg_jax.training.workdir import claim
+from vgg_jax.training.workdir.facts import claim
 
 Capture = pytest.CaptureFixture[str]
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests.shapes import draw_shapes
 from vgg_jax.interrupt import GRACE_SECONDS
-from vgg_jax.training.workdir import read_class_names
+from vgg_jax.training.workdir.facts import read_class_names
 
 Call = Callable[[list[str]], subprocess.CompletedProcess[str]]
 
@@ -83,7 +83,8 @@ def history(workdir: Path) -> list[dict[str, float]]:
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     for row in rows:
-        row.pop("images_per_second", None)
+        for clocked in ("images_per_second", "waiting_for_images"):
+            row.pop(clocked, None)
     return rows
 
 

@@ -21,11 +21,11 @@ from tests.bucket import Bucket
 from vgg_jax.config import DataConfig
 from vgg_jax.distributed import make_mesh
 from vgg_jax.files import parse_path
-from vgg_jax.training.checkpoint import Checkpoints, saved_steps
 from vgg_jax.training.optimizer import learning_rate
 from vgg_jax.training.program import build_program
 from vgg_jax.training.schedule import Plateau
-from vgg_jax.training.workdir import is_finished, read_config
+from vgg_jax.training.workdir.checkpoint import Checkpoints, saved_steps
+from vgg_jax.training.workdir.facts import is_finished, read_config
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {
@@ -147,7 +147,8 @@ def results(workdir: Path | epath.Path) -> tuple[Any, Any, list[dict[str, float]
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     for row in rows:
-        row.pop("images_per_second", None)
+        for clocked in ("images_per_second", "waiting_for_images"):
+            row.pop(clocked, None)
     return jax.device_get(state), plateau, rows
 
 

@@ -16,7 +16,7 @@ from vgg_jax.predict import Classifier, load_run, predict, predict_files
 from vgg_jax.preprocessing import Normalization
 from vgg_jax.report.figures import draw_heat
 from vgg_jax.report.heat import heat_map
-from vgg_jax.training.workdir import write_class_names
+from vgg_jax.training.workdir.facts import write_class_names
 
 NAMES = tuple("abcdefg")
 

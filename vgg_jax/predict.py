@@ -19,9 +19,9 @@ from vgg_jax.models import ConvNet
 from vgg_jax.preprocessing import Preprocessing
 from vgg_jax.report.figures import draw_heat
 from vgg_jax.report.heat import HeatMap, heat_map
-from vgg_jax.training.checkpoint import check_classifies, restore_model
-from vgg_jax.training.weights_folder import read_facts
-from vgg_jax.training.workdir import read_class_names
+from vgg_jax.training.workdir.checkpoint import check_classifies, restore_model
+from vgg_jax.training.workdir.facts import read_class_names
+from vgg_jax.training.workdir.weights_folder import read_facts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,8 @@ from vgg_jax.predict import load_run
 from vgg_jax.preprocessing import Normalization
 from vgg_jax.report.heat import heat_map
 from vgg_jax.tools import whitening as command
-from vgg_jax.training.checkpoint import restore_model
 from vgg_jax.training.loop import train
+from vgg_jax.training.workdir.checkpoint import restore_model
 
 SIDE, PICTURES = 8, 300
 

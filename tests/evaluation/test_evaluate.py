@@ -21,7 +21,7 @@ from vgg_jax.models import ConvNet, create_model
 from vgg_jax.report.artifacts import write_artifacts
 from vgg_jax.report.confusion import read_csv
 from vgg_jax.report.gallery import choose_examples, load_gallery
-from vgg_jax.training.workdir import write_class_names
+from vgg_jax.training.workdir.facts import write_class_names
 
 SHAPES = [(40, 56), (48, 48)] * 6
 

@@ -27,8 +27,8 @@ from tests.small_run import (
     write_configuration,
 )
 from vgg_jax.console import format_columns, format_seconds
-from vgg_jax.training.checkpoint import saved_steps
-from vgg_jax.training.workdir import is_finished
+from vgg_jax.training.workdir.checkpoint import saved_steps
+from vgg_jax.training.workdir.facts import is_finished
 
 SECONDS = 600  # for any one thing that the run does
 STEPS = 12 * SAVED_EVERY

@@ -29,7 +29,7 @@ from vgg_jax.report.artifacts import write_artifacts
 from vgg_jax.report.gallery import Example, Gallery, load_gallery
 from vgg_jax.report.heat import HeatMap, enlarge
 from vgg_jax.report.paper_tables import Json, compare, is_the_papers, newest
-from vgg_jax.training.workdir import claim
+from vgg_jax.training.workdir.facts import claim
 
 VOID = {"meta", "img", "br"}
 

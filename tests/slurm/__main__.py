@@ -29,7 +29,7 @@ from tests.small_run import (
     write_configuration,
 )
 from vgg_jax.console import format_columns, format_seconds
-from vgg_jax.training.workdir import is_finished
+from vgg_jax.training.workdir.facts import is_finished
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 HEADINGS = (

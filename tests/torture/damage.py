@@ -25,8 +25,8 @@ from tests.torture.laboratory import (
 from tests.torture.mutations import MUTATIONS
 from tests.torture.processes import FAILURES, Ended, call
 from vgg_jax import cli
-from vgg_jax.training.checkpoint import restore_model
 from vgg_jax.training.steps import split
+from vgg_jax.training.workdir.checkpoint import restore_model
 
 READ_SECONDS = 120
 

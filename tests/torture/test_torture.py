@@ -36,10 +36,10 @@ from vgg_jax import config_file
 from vgg_jax.config import Config, DataConfig, VGGConfig
 from vgg_jax.data import transforms
 from vgg_jax.distributed import make_mesh
-from vgg_jax.training.checkpoint import Checkpoints, restore_model
 from vgg_jax.training.program import build_program
 from vgg_jax.training.schedule import Plateau
-from vgg_jax.training.workdir import claim
+from vgg_jax.training.workdir.checkpoint import Checkpoints, restore_model
+from vgg_jax.training.workdir.facts import claim
 
 
 class FakeLaboratory(Laboratory):

@@ -14,7 +14,6 @@ import pytest
 
 from vgg_jax.config import Config, Curriculum
 from vgg_jax.distributed import make_mesh
-from vgg_jax.training.checkpoint import METADATA, Checkpoints
 from vgg_jax.training.init_from import (
     PRE_INITIALIZED,
     layers_taken,
@@ -26,7 +25,8 @@ from vgg_jax.training.loop import train
 from vgg_jax.training.metrics import MetricWriter
 from vgg_jax.training.program import build_program
 from vgg_jax.training.schedule import Plateau
-from vgg_jax.training.workdir import claim, is_finished, mark_finished
+from vgg_jax.training.workdir.checkpoint import METADATA, Checkpoints
+from vgg_jax.training.workdir.facts import claim, is_finished, mark_finished
 
 
 def train_all(config: Config | Curriculum, workdir: Path) -> list[str]:

@@ -24,20 +24,20 @@ from vgg_jax.distributed import make_mesh, replicated
 from vgg_jax.inference.passes import over_source
 from vgg_jax.memory import OutOfMemory
 from vgg_jax.training import loop
-from vgg_jax.training.checkpoint import METADATA, Checkpoints, saved_steps
-from vgg_jax.training.lock import WorkdirHeld, WorkdirLost
 from vgg_jax.training.loop import Trainer, train
 from vgg_jax.training.metrics import MetricWriter, TrainingDiverged
 from vgg_jax.training.optimizer import learning_rate, make_optimizer
 from vgg_jax.training.program import Program
 from vgg_jax.training.schedule import Plateau
 from vgg_jax.training.steps import TrainState, jit_train_step
-from vgg_jax.training.workdir import (
+from vgg_jax.training.workdir.checkpoint import METADATA, Checkpoints, saved_steps
+from vgg_jax.training.workdir.facts import (
     WorkdirMismatch,
     claim,
     is_finished,
     read_config,
 )
+from vgg_jax.training.workdir.lock import WorkdirHeld, WorkdirLost
 
 
 @pytest.mark.usefixtures("one_device")

@@ -15,7 +15,6 @@ from vgg_jax.config import IMAGENET_MEAN, Config
 from vgg_jax.distributed import make_mesh
 from vgg_jax.models import create_model
 from vgg_jax.preprocessing import Normalization
-from vgg_jax.training.checkpoint import Checkpoints, saved_steps
 from vgg_jax.training.init_from import prepare_start
 from vgg_jax.training.loop import train
 from vgg_jax.training.pretrained import (
@@ -26,7 +25,8 @@ from vgg_jax.training.pretrained import (
 )
 from vgg_jax.training.program import build_program
 from vgg_jax.training.steps import split
-from vgg_jax.training.workdir import DATA, WorkdirMismatch, read_config
+from vgg_jax.training.workdir.checkpoint import Checkpoints, saved_steps
+from vgg_jax.training.workdir.facts import DATA, WorkdirMismatch, read_config
 from vgg_jax.weights.published import file_digest
 
 EXPECTED = Normalization(mean=(100.0, 110.0, 120.0), std=(50.0, 60.0, 70.0))

@@ -22,10 +22,10 @@ from vgg_jax.config import (
 )
 from vgg_jax.distributed import make_mesh, shard_batch
 from vgg_jax.tools import init_check, tpu_check
-from vgg_jax.training.checkpoint import Checkpoints
 from vgg_jax.training.objectives import CLASSIFICATION, ExampleMetrics
 from vgg_jax.training.program import Program, build_program
 from vgg_jax.training.schedule import Plateau
+from vgg_jax.training.workdir.checkpoint import Checkpoints
 
 
 def config(crop: int = 32, **changes: Any) -> Config:

@@ -22,9 +22,9 @@ from vgg_jax.evaluation.results import (
 )
 from vgg_jax.files import parse_path, resolve
 from vgg_jax.models import ConvNet
-from vgg_jax.training.checkpoint import check_classifies, restore_model
-from vgg_jax.training.weights_folder import published_results
-from vgg_jax.training.workdir import check_class_names
+from vgg_jax.training.workdir.checkpoint import check_classifies, restore_model
+from vgg_jax.training.workdir.facts import check_class_names
+from vgg_jax.training.workdir.weights_folder import published_results
 
 Row = tuple[str, tuple[int, ...]]  # protocol and short sides Q
 

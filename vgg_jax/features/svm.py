@@ -24,8 +24,8 @@ from vgg_jax.evaluation.predictions import wilson
 from vgg_jax.features.collection import collect_activations
 from vgg_jax.features.descriptors import AGGREGATES, combine_scales, validate_request
 from vgg_jax.files import write_json
-from vgg_jax.training.checkpoint import restore_model
-from vgg_jax.training.weights_folder import chosen_folders
+from vgg_jax.training.workdir.checkpoint import restore_model
+from vgg_jax.training.workdir.weights_folder import chosen_folders
 
 COSTS = tuple(4.0**power for power in range(-4, 6))  # values of the SVM's C to try
 SPLITS = ("train", "validation", "test")

@@ -26,7 +26,7 @@ from vgg_jax.localization.localize import (
 )
 from vgg_jax.models import ConvNet
 from vgg_jax.report.figures import INK, RIGHT, WRONG, save_figure
-from vgg_jax.training.checkpoint import restore_model
+from vgg_jax.training.workdir.checkpoint import restore_model
 
 TOP = 5  # classes, each with a box, that ILSVRC allows for an image
 

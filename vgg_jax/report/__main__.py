@@ -41,7 +41,7 @@ from vgg_jax.report.paper_tables import (
     newest,
     percent,
 )
-from vgg_jax.training.workdir import read_config
+from vgg_jax.training.workdir.facts import read_config
 
 CONFUSIONS = 10  # pairs of classes that are listed
 TEMPLATES = jinja2.Environment(

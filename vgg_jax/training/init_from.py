@@ -13,7 +13,6 @@ from etils.epath import Path
 from vgg_jax.config import Config, Curriculum
 from vgg_jax.files import beside, parse_path
 from vgg_jax.preprocessing import Normalization
-from vgg_jax.training.checkpoint import open_run, saved_steps
 from vgg_jax.training.pretrained import (
     Pretrained,
     load_pretrained,
@@ -23,7 +22,8 @@ from vgg_jax.training.pretrained import (
 )
 from vgg_jax.training.program import abstract_model, validate_settings
 from vgg_jax.training.steps import TrainState, split
-from vgg_jax.training.workdir import (
+from vgg_jax.training.workdir.checkpoint import open_run, saved_steps
+from vgg_jax.training.workdir.facts import (
     is_finished,
     read_config,
     with_stored_choices,

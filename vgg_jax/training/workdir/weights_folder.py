@@ -24,7 +24,7 @@ from vgg_jax.config import (
 )
 from vgg_jax.files import parse_path, read_json, resolve, write_json
 from vgg_jax.models import MODELS, ConvNet, vgg
-from vgg_jax.training.workdir import CONFIG, read_config, write_class_names
+from vgg_jax.training.workdir.facts import CONFIG, read_config, write_class_names
 from vgg_jax.weights.create import complete
 from vgg_jax.weights.fetch import fetch
 from vgg_jax.weights.formats import read

@@ -21,7 +21,10 @@ from orbax.checkpoint import v1 as ocp
 from tests.disk import file_sizes_up_to
 from vgg_jax.config import OptimizerConfig
 from vgg_jax.distributed import make_mesh, replicated
-from vgg_jax.training.checkpoint import (
+from vgg_jax.training.optimizer import make_optimizer, set_learning_rate
+from vgg_jax.training.schedule import Plateau
+from vgg_jax.training.steps import TrainState
+from vgg_jax.training.workdir.checkpoint import (
     METADATA,
     Checkpoints,
     DamagedCheckpoint,
@@ -29,9 +32,6 @@ from vgg_jax.training.checkpoint import (
     read_record,
     saved_steps,
 )
-from vgg_jax.training.optimizer import make_optimizer, set_learning_rate
-from vgg_jax.training.schedule import Plateau
-from vgg_jax.training.steps import TrainState
 
 METRIC = "validation_top5_error"
 
@@ -327,10 +327,10 @@ def test_hosts_agree_on_damage_and_on_digests(tmp_path: Path) -> None:
         processes = [
             subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "tests.training.save_on_hosts"),
+                    *(sys.executable, "-m", "tests.training.workdir.save_on_hosts"),
                     *(str(workdir), address, str(hosts), str(index)),
                 ],
-                cwd=Path(__file__).parents[2],
+                cwd=Path(__file__).parents[3],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vgg_jax.distributed import DATA, make_mesh
-from vgg_jax.training.digest import digests, weighted_sum
+from vgg_jax.training.workdir.digest import digests, weighted_sum
 
 
 def whole(shape: tuple[int, ...]) -> tuple[slice, ...]:

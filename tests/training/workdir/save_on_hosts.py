@@ -1,6 +1,6 @@
 """Saves a sharded state on several hosts, spoils the newer one, restores the older one.
 
-python -m tests.training.save_on_hosts WORKDIR COORDINATOR HOSTS INDEX
+python -m tests.training.workdir.save_on_hosts WORKDIR COORDINATOR HOSTS INDEX
 """
 
 import dataclasses
@@ -15,10 +15,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vgg_jax.distributed import DATA, make_mesh
-from vgg_jax.training.checkpoint import Checkpoints
-from vgg_jax.training.digest import digests
 from vgg_jax.training.schedule import Plateau
 from vgg_jax.training.steps import TrainState
+from vgg_jax.training.workdir.checkpoint import Checkpoints
+from vgg_jax.training.workdir.digest import digests
 
 METRIC = "validation_top5_error"
 

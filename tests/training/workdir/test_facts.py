@@ -13,7 +13,7 @@ from vgg_jax.config import Config, DataConfig, NiNConfig, VGGConfig, from_dict, 
 from vgg_jax.files import DIGEST, LineLog, explain_os_error
 from vgg_jax.training.metrics import MetricWriter
 from vgg_jax.training.schedule import SCHEDULES
-from vgg_jax.training.workdir import (
+from vgg_jax.training.workdir.facts import (
     WorkdirMismatch,
     check_class_names,
     check_data_facts,

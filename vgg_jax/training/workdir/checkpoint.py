@@ -27,12 +27,12 @@ from vgg_jax.files import (
     write_text,
 )
 from vgg_jax.models import ConvNet
-from vgg_jax.training.digest import digests
 from vgg_jax.training.program import abstract_model
 from vgg_jax.training.schedule import Plateau
 from vgg_jax.training.steps import TrainState, split
-from vgg_jax.training.weights_folder import read_facts, restore_weights
-from vgg_jax.training.workdir import read_config
+from vgg_jax.training.workdir.digest import digests
+from vgg_jax.training.workdir.facts import read_config
+from vgg_jax.training.workdir.weights_folder import read_facts, restore_weights
 
 # Orbax asks TensorStore for its counters at every save, for its own log; each answer
 # stays in memory for good, some 35 kB a save.

@@ -18,9 +18,9 @@ from vgg_jax.config import (
     validate,
 )
 from vgg_jax.files import read_json, validate_writable, write_json
-from vgg_jax.training.lock import WorkdirLock, refuse_held
 from vgg_jax.training.program import has_batch_norm
 from vgg_jax.training.schedule import schedule_for
+from vgg_jax.training.workdir.lock import WorkdirLock, refuse_held
 
 CONFIG = "config.json"
 CLASS_NAMES = "class_names.json"

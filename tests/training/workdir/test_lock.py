@@ -10,13 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from vgg_jax.training import lock
-from vgg_jax.training.lock import WorkdirHeld, WorkdirLock, WorkdirLost, refuse_held
+from vgg_jax.training.workdir import lock
+from vgg_jax.training.workdir.lock import (
+    WorkdirHeld,
+    WorkdirLock,
+    WorkdirLost,
+    refuse_held,
+)
 
 HOLD = """
 import sys
 from pathlib import Path
-from vgg_jax.training.lock import WorkdirLock
+from vgg_jax.training.workdir.lock import WorkdirLock
 with WorkdirLock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

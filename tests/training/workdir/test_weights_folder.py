@@ -13,15 +13,15 @@ from flax import nnx
 
 from vgg_jax.config import Config, DataConfig, VGGConfig
 from vgg_jax.models import ConvNet, create_model
-from vgg_jax.training.checkpoint import check_classifies, restore_model
-from vgg_jax.training.weights_folder import (
+from vgg_jax.training.workdir.checkpoint import check_classifies, restore_model
+from vgg_jax.training.workdir.facts import read_class_names
+from vgg_jax.training.workdir.weights_folder import (
     WEIGHTS,
     chosen_folders,
     make_weights_folder,
     published_results,
     read_facts,
 )
-from vgg_jax.training.workdir import read_class_names
 from vgg_jax.weights.lineage import LINEAGES
 from vgg_jax.weights.published import PUBLISHED, Published
 from vgg_jax.weights.save import save_weights
