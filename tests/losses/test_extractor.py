@@ -86,8 +86,12 @@ def test_a_mapped_axis_a_mesh_and_shard_map_change_no_value() -> None:
         )
 
     def value_and_gradient(extractor: FeatureExtractor, x: Any, target: Any) -> Any:
-        gradient = jax.grad(lambda x: loss(extractor, x, target).sum())(x)
-        return loss(extractor, x, target), gradient
+        def total(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            losses_of_images = loss(extractor, x, target)
+            return losses_of_images.sum(), losses_of_images
+
+        gradient, value = jax.grad(total, has_aux=True)(x)
+        return value, gradient
 
     want = jax.jit(value_and_gradient)(extractor, x, target)
     each = jax.vmap(value_and_gradient, in_axes=(None, 0, None))
