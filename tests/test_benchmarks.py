@@ -12,7 +12,17 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import cpu, data, dense, gpu, soak, start, worker
+from benchmarks import (
+    cpu,
+    data,
+    dense,
+    gpu,
+    losses,
+    losses_in_jax,
+    soak,
+    start,
+    worker,
+)
 from benchmarks.cases import make_case
 from vgg_jax.config import VGGConfig
 
@@ -100,6 +110,38 @@ def test_a_worker_answers_until_there_are_no_more_requests(
     assert taken == [1, 1, 1, 1]  # compiles, is timed once, answers twice
 
 
+def test_lpips_beside_its_authors_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Printed
+) -> None:
+    """The sides are programs that answer as those of the benchmark do."""
+    (tmp_path / "benchmarks").mkdir()
+    for side, seconds in (("jax", 0.5), ("torch", 1.0)):
+        answers = f"print(7)\nimport sys\nfor line in sys.stdin: print({seconds})\n"
+        program = "import functools\nprint = functools.partial(print, flush=True)\n"
+        path = tmp_path / "benchmarks" / f"losses_in_{side}.py"
+        path.write_text(program + answers)
+    monkeypatch.setattr(cpu, "ROOT", tmp_path)
+    losses.main([f"--torch={sys.executable}", "--launches=1", "--turns=1"])
+    names, _, *rows = capsys.readouterr().out.splitlines()
+    assert cells(names) == ["LPIPS", "JAX pairs/s", "lpips pairs/s", "ratio"]
+    assert [cells(row) for row in rows] == [
+        [part, "4.00", "2.00", "2.00"] for part in losses.PARTS
+    ]
+
+
+def test_steps_of_lpips_are_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    requests = [f"{json.dumps(request)}\n" for request in losses.PARTS.values()]
+    monkeypatch.setattr(sys, "stdin", requests)
+    losses_in_jax.main(size=16, batch_size=1, width=1 / 64, seconds=1e-9)
+    parameters, *times = map(json.loads, capsys.readouterr().out.splitlines())
+    assert parameters == sum(
+        array.size for array in jax.tree.leaves(losses_in_jax.make_lpips(1 / 64))
+    )
+    assert len(times) == 3 and min(times) > 0
+
+
 def test_rates_of_the_input_pipeline(
     monkeypatch: pytest.MonkeyPatch, capsys: Printed
 ) -> None:
@@ -169,10 +211,10 @@ def test_the_start_of_train_py_itself(tmp_path: Path) -> None:
     assert seconds > 0
 
 
-@pytest.mark.parametrize("name", ["cpu", "dense", "gpu", "soak", "start"])
+@pytest.mark.parametrize("name", ["cpu", "dense", "gpu", "losses", "soak", "start"])
 def test_commands_have_a_help(name: str, capsys: Printed) -> None:
-    modules = {"cpu": cpu, "dense": dense, "gpu": gpu, "soak": soak, "start": start}
-    module = modules[name]
+    modules = (cpu, dense, gpu, losses, soak, start)
+    module = next(m for m in modules if m.__name__ == f"benchmarks.{name}")
     with pytest.raises(SystemExit) as ended:
         module.main(["--help"])  # type: ignore[attr-defined]
     assert ended.value.code == 0

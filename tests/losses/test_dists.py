@@ -104,4 +104,4 @@ def test_the_gradient_is_that_of_the_formula() -> None:
 def test_a_trunk_in_bfloat16_has_distances_in_float32() -> None:
     got = make(dtype="bfloat16")(X, Y, input_range=RANGE)
     assert got.dtype == jnp.float32
-    np.testing.assert_allclose(got, DISTS(X, Y, input_range=RANGE), rtol=0.03)
+    np.testing.assert_allclose(got, DISTS(X, Y, input_range=RANGE), rtol=0.05)

@@ -73,8 +73,10 @@ def test_every_range_of_the_same_images_gives_the_same_distances() -> None:
 def test_bytes_are_images_too() -> None:
     x, y = (np.round((images + 1) / 2 * 255).astype(np.uint8) for images in (X, Y))
     as_floats = [images.astype(np.float32) for images in (x, y)]
-    assert np.array_equal(
-        LPIPS(x, y, input_range=(0, 255)), LPIPS(*as_floats, input_range=(0, 255))
+    np.testing.assert_allclose(
+        LPIPS(x, y, input_range=(0, 255)),
+        LPIPS(*as_floats, input_range=(0, 255)),
+        rtol=1e-6,
     )
 
 
@@ -149,9 +151,8 @@ def test_rematerialization_changes_no_value() -> None:
         value_and_gradient(remat), value_and_gradient(LPIPS), strict=True
     ):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-8)
-    program = jax.make_jaxpr(lambda x: remat(x, Y, input_range=RANGE))(X)
-    stages = str(program).count("= checkpoint[") + str(program).count("= remat")
-    assert stages == 2 * 3  # both images go through three stages
+    program = jax.make_jaxpr(lambda x: remat.features(x, input_range=RANGE))(X)
+    assert str(program).count("checkpoint[") == 3  # the stages
 
 
 def test_a_trunk_in_bfloat16_has_distances_in_float32() -> None:
@@ -162,7 +163,7 @@ def test_a_trunk_in_bfloat16_has_distances_in_float32() -> None:
     assert {a.dtype for a in jax.tree.leaves(half)} == {jnp.dtype("float32")}
     got = half(X, Y, input_range=RANGE)
     assert got.dtype == jnp.float32
-    np.testing.assert_allclose(got, LPIPS(X, Y, input_range=RANGE), rtol=0.03)
+    np.testing.assert_allclose(got, LPIPS(X, Y, input_range=RANGE), rtol=0.05)
     gradient = jax.grad(lambda x: half(x, Y, input_range=RANGE).sum())(X)
     assert gradient.dtype == X.dtype and np.isfinite(gradient).all()
 

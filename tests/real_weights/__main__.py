@@ -153,7 +153,7 @@ def pairs(
     That is: the photograph with noise, blurred, and another one; of even sides and odd.
     """
     generator = np.random.default_rng(0)
-    crops = [center(image) for image in images.values()]
+    crops = [center(image)[48:-48, 48:-48] for image in images.values()]
     noise = [
         np.clip(crop + generator.normal(0, 20, crop.shape), 0, 255).astype(np.uint8)
         for crop in crops
@@ -162,7 +162,7 @@ def pairs(
     others = [*crops[1:], crops[0]]
     for y in (noise, blurred, others):
         yield crops, y
-    yield [crop[:97, :131] for crop in crops], [crop[:97, :131] for crop in noise]
+    yield [crop[:97, :115] for crop in crops], [crop[:97, :115] for crop in noise]
 
 
 class Weights:

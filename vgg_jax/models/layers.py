@@ -309,6 +309,8 @@ def average_pool(
             padding=((0, 0), *_padding(values, pool), (0, 0)),
         )
 
+    if not pool.ceil_mode and sizes is None:
+        return window_sum(x) / pool.window**2
     if sizes is None:
         return window_sum(x) / window_sum(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
     pixels = window_sum(inside(x.shape, sizes).astype(x.dtype))
