@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import save_file
 
+from tests.models.drawn import images, network
 from vgg_jax.models.layers import Conv
 from vgg_jax.weights.lineage import LINEAGES
 from vgg_jax.weights.load import abstract_network
@@ -42,8 +44,20 @@ def losses(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Names:
     return {"x": jnp.asarray(x), "y": jnp.asarray(y)}
 
 
+def explaining(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Names:
+    """A narrow Network in Network, and images with their classes."""
+    return {
+        "model": nnx.merge(*network("nin_cifar", width=1 / 16, num_classes=7)),
+        "images": jnp.asarray(images(2, 32, 48, 3)),
+        "labels": np.array([5, 2]),
+    }
+
+
 # The pages, and what makes the names that their examples take from the reader.
-PAGES: dict[str, Callable[[pytest.MonkeyPatch, Path], Names]] = {"losses.md": losses}
+PAGES: dict[str, Callable[[pytest.MonkeyPatch, Path], Names]] = {
+    "explaining.md": explaining,
+    "losses.md": losses,
+}
 
 
 @pytest.mark.parametrize("page", PAGES)
