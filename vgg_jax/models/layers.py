@@ -240,11 +240,18 @@ def local_response_norm(
 
 
 def _padding(x: jax.Array, pool: Pool) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Returns the rows and columns to add so that `ceil_mode` windows are whole."""
+    """Returns the rows and columns to add so that `ceil_mode` windows are whole.
+
+    For a symbolic side of `jax.export` they are as many as any side needs: that is a
+    number, and what no window reaches does not matter.
+    """
     if not pool.ceil_mode:
         return (0, 0), (0, 0)
     rows, columns = (
-        (pool.output_size(n) - 1) * pool.stride + pool.window - n for n in x.shape[1:3]
+        pool.stride - 1
+        if is_symbolic_dim(n)
+        else (pool.output_size(n) - 1) * pool.stride + pool.window - n
+        for n in x.shape[1:3]
     )
     return (0, rows), (0, columns)
 
