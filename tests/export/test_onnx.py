@@ -278,3 +278,14 @@ def test_without_onnx_the_error_says_what_to_type(
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ImportError, match=r"pip install -r requirements-export\.txt"):
         write_onnx(Program(model=model), tmp_path / "network.onnx")
+
+
+@pytest.mark.slow
+def test_the_whole_vgg16(tmp_path: Path) -> None:
+    """fc6 of 7x7 at the training size, and densely beyond it."""
+    model: ConvNet = nnx.merge(*drawn.network("vgg16"))
+    write_onnx(Program(model=model, output="score_map"), tmp_path / "vgg16.onnx")
+    assert (tmp_path / "vgg16.onnx").stat().st_size > 138_357_544 * 4
+    for size in ((224, 224), (256, 320)):
+        images = drawn.images(1, *size, 3)
+        assert_same(answer(tmp_path / "vgg16.onnx", images), model.score_map(images))
