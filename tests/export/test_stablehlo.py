@@ -112,7 +112,7 @@ def test_metadata_and_platforms(model: ConvNet, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["vgg11_lrn", "vgg13_bn", "nin_imagenet"])
 def test_a_program_is_of_plain_operations_alone(name: str) -> None:
-    """It has no form that is for CPU alone, and no call that only this library knows."""
+    """It has no form for CPU alone, and no call that only this library knows."""
     model: ConvNet = nnx.merge(*drawn.network(name, num_classes=5, width=1 / 16))
     program = Program(model=model, input="uint8", normalization=NORMALIZATION)
     exported = lower(program, program.weights())
