@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 from pathlib import Path
 
 import h5py
@@ -11,11 +10,12 @@ import pytest
 import safetensors.numpy
 from etils import epath
 
+from tests.runs import save_run
 from tests.weights.networks import assert_same_weights, random_network
-from vgg_jax.config import Config, DataConfig, VGGConfig, to_dict
-from vgg_jax.models import ConvNet
+from vgg_jax.config import Config, DataConfig, VGGConfig
 from vgg_jax.preprocessing import Normalization
-from vgg_jax.training.workdir import checkpoint, facts
+from vgg_jax.training.workdir.checkpoint import restore_model
+from vgg_jax.training.workdir.facts import write_class_names
 from vgg_jax.weights import PUBLISHED, from_pretrained, load_weights, save_weights
 from vgg_jax.weights.__main__ import main
 
@@ -168,24 +168,14 @@ def test_names_of_another_number_of_classes(file: Path, capsys: Capture) -> None
     assert "expected 7, one an output, got 2" in capsys.readouterr().err
 
 
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is a run to whom asks for its network."""
-    folder = tmp_path / "runs" / "mine"
-    (folder / "checkpoints").mkdir(parents=True)
-    model = VGGConfig(name="vgg11", width=1 / 16, num_classes=5)
-    config = Config(
-        model=model, data=DataConfig(dataset="folder", mean=(1, 2, 3), std=(4, 5, 6))
-    )
-    facts.write_class_names(epath.Path(folder), list("abcde"))
-    (folder / "config.json").write_text(json.dumps(to_dict(config)))
-    network = random_network()
-
-    def restore(workdir: Path) -> tuple[ConvNet, Config, int]:
-        assert workdir == epath.Path(folder)
-        return network, config, 70
-
-    monkeypatch.setattr(checkpoint, "restore_model", restore)
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with random weights."""
+    folder = tmp_path_factory.mktemp("runs") / "mine"
+    model = VGGConfig(name="vgg11", width=1 / 64, num_classes=5)
+    data = DataConfig(dataset="folder", mean=(1, 2, 3), std=(4, 5, 6))
+    save_run(folder, Config(model=model, data=data))
+    write_class_names(epath.Path(folder), list("abcde"))
     return folder
 
 
@@ -195,13 +185,14 @@ def test_convert_writes_the_weights_of_a_run(
 ) -> None:
     place = tmp_path / output
     assert main(["convert", str(run), str(place)]) == 0
-    assert capsys.readouterr().out == f"step 70 of {run} written to {place}\n"
+    assert capsys.readouterr().out == f"step 0 of {run} written to {place}\n"
     if output == "mine":
         model, loaded = from_pretrained(place)
     else:
-        model = random_network(seed=1)
+        model = random_network(width=1 / 64)
         loaded = load_weights(model, place)
-    assert_same_weights(model, random_network())
+    trained, _, _ = restore_model(run)
+    assert_same_weights(model, trained)
     assert loaded.normalization == Normalization((1, 2, 3), (4, 5, 6))
     assert loaded.class_names == tuple("abcde") and not loaded.kept
 
