@@ -12,7 +12,7 @@ from etils import epath
 
 from tests.runs import save_run
 from tests.weights.networks import assert_same_weights, random_network
-from vgg_jax.config import Config, DataConfig, VGGConfig
+from vgg_jax.config import Config, DataConfig, OptimizerConfig, VGGConfig
 from vgg_jax.preprocessing import Normalization
 from vgg_jax.training.workdir.checkpoint import restore_model
 from vgg_jax.training.workdir.facts import write_class_names
@@ -174,7 +174,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "mine"
     model = VGGConfig(name="vgg11", width=1 / 64, num_classes=5)
     data = DataConfig(dataset="folder", mean=(1, 2, 3), std=(4, 5, 6))
-    save_run(folder, Config(model=model, data=data))
+    optimizer = OptimizerConfig(metric="top1_error")
+    save_run(folder, Config(model=model, data=data, optimizer=optimizer))
     write_class_names(epath.Path(folder), list("abcde"))
     return folder
 
