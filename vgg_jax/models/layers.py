@@ -55,9 +55,13 @@ class FullyConnected(Conv):
     """A fully-connected layer as the convolution it equals (section 3.2)."""
 
 
+# What batch normalization adds to the variance: torchvision's, PyTorch's and Caffe's.
+EPSILON = 1e-5
+
+
 @dataclasses.dataclass(frozen=True)
 class BatchNorm(Layer):
-    """Batch normalization over N, H and W."""
+    """Batch normalization over N, H and W, with `EPSILON`."""
 
 
 @dataclasses.dataclass(frozen=True)
