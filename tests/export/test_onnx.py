@@ -24,7 +24,7 @@ NORMALIZATION = Normalization(mean=(120.0, 110.0, 100.0), std=(60.0, 50.0, 40.0)
 def network(name: str, **options: Any) -> ConvNet:
     """A narrow network of the papers, whose layers are all alive."""
     if name.startswith("vgg"):
-        options = {"fc_features": 64, "fc_kernel": 1, **options}
+        options = {"fc_features": 1024, "fc_kernel": 1, **options}
     defaults = {"num_classes": CLASSES, "width": 1 / 16}
     model: ConvNet = nnx.merge(*drawn.network(name, **defaults | options))
     return model
@@ -60,7 +60,7 @@ def test_every_row_of_every_network_is_the_same(name: str, tmp_path: Path) -> No
         name,
         num_classes=CLASSES,
         width=1 / 16,
-        **({"fc_features": 64, "fc_kernel": 1, **options} if name[0] == "v" else {}),
+        **({"fc_features": 1024, "fc_kernel": 1, **options} if name[0] == "v" else {}),
     )
     model: ConvNet = nnx.merge(graphdef, params)
     path = tmp_path / "network.onnx"

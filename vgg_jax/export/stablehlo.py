@@ -44,7 +44,7 @@ def write_stablehlo(program: Program, folder: files.Path) -> None:
     }
     files.write_json(folder / METADATA, metadata)
     with files.replacing(folder / PROGRAM) as partial:
-        partial.write_bytes(exported.serialize())
+        partial.write_bytes(bytes(exported.serialize()))
 
 
 def refuse_existing(folder: files.Path) -> None:
