@@ -160,7 +160,8 @@ def compare(library: str, name: str, make: Callable[[str], Peer], seed: int) -> 
 def _load(name: str, path: Path) -> ConvNet:
     """Makes a network of a file alone."""
     model = abstract_network(name)
-    loaded = load_weights(model, path)
+    channels = "RGB" if path.name.endswith(".h5") else None
+    loaded = load_weights(model, path, channels=channels)
     assert not loaded.kept and not loaded.unused, str(loaded)
     return model
 

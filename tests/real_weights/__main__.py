@@ -113,10 +113,12 @@ def compare_layers(
     return errors[worst], worst, len(errors)
 
 
-def trunk(path_or_mapping: Path | dict[str, np.ndarray]) -> tuple[ConvNet, Loaded]:
+def trunk(
+    path_or_mapping: Path | dict[str, np.ndarray], channels: str | None = None
+) -> tuple[ConvNet, Loaded]:
     """Fills VGG-16 without its classifier; every layer must get its weights."""
     model = abstract_network("vgg16", num_classes=None)
-    loaded = load_weights(model, path_or_mapping)
+    loaded = load_weights(model, path_or_mapping, channels=channels)
     assert not loaded.kept, str(loaded)
     return model, loaded
 
@@ -262,7 +264,7 @@ class Weights:
     def keras_3(self) -> str:
         """Reads the trunk of a Keras 3 file, of which HED's own layers stay unused."""
         path = self._fetch(HED)
-        model, loaded = trunk(path)
+        model, loaded = trunk(path, channels="RGB")  # as they are
         with h5py.File(path) as file:
             stored = []
             file.visititems(

@@ -55,9 +55,13 @@ class FullyConnected(Conv):
     """A fully-connected layer as the convolution it equals (section 3.2)."""
 
 
+# What batch normalization adds to the variance: torchvision's, PyTorch's and Caffe's.
+EPSILON = 1e-5
+
+
 @dataclasses.dataclass(frozen=True)
 class BatchNorm(Layer):
-    """Batch normalization over N, H and W."""
+    """Batch normalization over N, H and W, with `EPSILON`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,11 +261,18 @@ def local_response_norm(
 
 
 def _padding(x: jax.Array, pool: Pool) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Returns the rows and columns to add so that `ceil_mode` windows are whole."""
+    """Returns the rows and columns to add so that `ceil_mode` windows are whole.
+
+    For a symbolic side of `jax.export` they are as many as any side needs: that is a
+    number, and what no window reaches does not matter.
+    """
     if not pool.ceil_mode:
         return (0, 0), (0, 0)
     rows, columns = (
-        (pool.output_size(n) - 1) * pool.stride + pool.window - n for n in x.shape[1:3]
+        pool.stride - 1
+        if is_symbolic_dim(n)
+        else (pool.output_size(n) - 1) * pool.stride + pool.window - n
+        for n in x.shape[1:3]
     )
     return (0, rows), (0, columns)
 

@@ -217,7 +217,7 @@ class ConvNet(nnx.Module):
                         channels,
                         use_running_average=True,
                         momentum=0.9,
-                        epsilon=1e-5,
+                        epsilon=rows.EPSILON,
                         dtype=dtype,
                         rngs=rngs,
                     )
