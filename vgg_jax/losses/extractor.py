@@ -225,9 +225,7 @@ def _compute_maps(
     x = normalize(images, input_range, extractor.normalization)
     for stage in stages(model.layers):
         run_stage = functools.partial(run, stage=stage)
-        if extractor.remat:
-            run_stage = jax.checkpoint(run_stage)
-        x, own = run_stage(x)
+        x, own = (jax.checkpoint(run_stage) if extractor.remat else run_stage)(x)
         maps |= own
     return {name: maps[name] for name in extractor.names}
 

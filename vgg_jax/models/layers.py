@@ -341,13 +341,12 @@ def l2_pool(x: jax.Array, pool: L2Pool, sizes: jax.Array | None = None) -> jax.A
         count, around = pool.output_size(x.shape[axis]), [(0, 0)] * x.ndim
         around[axis] = (pool.window // 2,) * 2
         padded = jnp.pad(means, around)
-        means = sum(
-            float(weight)
-            * lax.slice_in_dim(
-                padded, i, i + (count - 1) * pool.stride + 1, pool.stride, axis
-            )
+        last = (count - 1) * pool.stride + 1
+        first, *others = (
+            float(weight) * lax.slice_in_dim(padded, i, i + last, pool.stride, axis)
             for i, weight in enumerate(taper / taper.sum())
         )
+        means = sum(others, first)
     # The root of zero has no finite gradient; this is what DISTS adds.
     roots = jnp.sqrt(means + 1e-12).astype(x.dtype)
     return roots if sizes is None else fill_outside(roots, pool.output_size(sizes))
