@@ -93,12 +93,12 @@ def make_step(
         roughness = losses.total_variation(image, error="squared") / image.size
         return (content + style_weight * style + smoothness * roughness)[0]
 
-    # With L-BFGS the line search has computed both already.
-    value_and_gradient = optax.value_and_grad_from_state(loss)
-
     @jax.jit
     def step(image: jax.Array, state: Any) -> tuple[jax.Array, Any, jax.Array]:
-        value, gradient = value_and_gradient(image, state=state)
+        if optax.tree.get(state, "grad") is None:
+            value, gradient = jax.value_and_grad(loss)(image)
+        else:  # with L-BFGS the line search has computed both already
+            value, gradient = optax.value_and_grad_from_state(loss)(image, state=state)
         updates, state = optimizer.update(
             gradient, state, image, value=value, grad=gradient, value_fn=loss
         )

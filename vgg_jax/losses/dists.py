@@ -126,7 +126,7 @@ class Dists:
 @jax.jit
 def _distance(alpha: Maps, beta: Maps, x: Maps, y: Maps) -> jax.Array:
     total = sum(jnp.sum(w) for weights in (alpha, beta) for w in weights.values())
-    similarity: jax.Array | float = 0.0
+    similarity = jnp.zeros((), jnp.float32)
     for name in alpha:
         texture, structure = _similarities(x[name], y[name])
         similarity += jnp.sum(texture * alpha[name] + structure * beta[name], axis=-1)

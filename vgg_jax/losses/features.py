@@ -128,4 +128,7 @@ def _errors(x: jax.Array, y: jax.Array, error: str) -> jax.Array:
         raise ValueError(f"unknown error {error!r}: {did_you_mean(error, ERRORS)}")
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     differences = x.astype(dtype) - y.astype(dtype)
-    return jnp.square(differences) if error == "squared" else jnp.abs(differences)
+    if error == "squared":
+        return jnp.square(differences)
+    # The gradient of `jnp.abs` at zero is one: equal images would be driven apart.
+    return differences * jnp.sign(jax.lax.stop_gradient(differences))
