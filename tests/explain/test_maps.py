@@ -202,6 +202,12 @@ def test_mistakes_are_named() -> None:
 
         jax.eval_shape(run)
 
+    model = create_model(
+        "vgg11", width=1 / 16, num_classes=5, head="global_pool", rngs=nnx.Rngs(0)
+    )
+    for label in (-1, 5, jnp.array([5])):
+        with pytest.raises(ValueError, match="expected labels from 0 to 4, got"):
+            class_score_map(model, pixels, label)
     with pytest.raises(ValueError, match="'relu5_4': did you mean 'relu5_2' or"):
         explain(grad_cam, "relu5_4", head="global_pool")
     for explainer, arguments in (

@@ -221,9 +221,11 @@ def test_nothing_is_overwritten_or_left_half_done(
     with pytest.raises(FileNotFoundError, match="no such folder; make it first"):
         write_onnx(Program(model=model), tmp_path / "none" / "network.onnx")
     monkeypatch.setattr(onnx_file, "OPSET", 0)  # refused by the checker
-    with pytest.raises(ValueError, match="onnx refuses what was written"):
-        write_onnx(Program(model=model), path)
-    assert not list(tmp_path.iterdir())
+    for embedded in (onnx_file.EMBEDDED, 1000):
+        monkeypatch.setattr(onnx_file, "EMBEDDED", embedded)
+        with pytest.raises(ValueError, match="onnx refuses what was written"):
+            write_onnx(Program(model=model), path)
+        assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -134,3 +134,13 @@ def test_a_program_is_of_plain_operations_alone(name: str) -> None:
             program.weights(),
             jax.ShapeDtypeStruct((1, small, 300, 3), np.uint8),
         )
+
+
+@pytest.mark.parametrize("name", ["program.stablehlo", "weights.npz", "metadata.json"])
+def test_no_file_of_another_export_is_overwritten(
+    name: str, model: ConvNet, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(FileExistsError, match=f"{name} exists already: remove it"):
+        write_stablehlo(Program(model=model), tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]

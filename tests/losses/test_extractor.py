@@ -185,9 +185,14 @@ def test_images_may_overshoot_and_may_be_flat() -> None:
 
 def test_what_is_no_image_or_range_or_layer_is_refused() -> None:
     extractor = make("conv1_1")
-    for bad in ((1, -1), (0, 0), (0, float("nan"))):
+    infinite = float("inf")
+    ordered: tuple[Any, ...] = ((1, -1), (0, 0), (0, float("nan")))
+    for bad in (*ordered, (0, infinite), (-infinite, 0), 1, None, (0, 1, 2), "0,1"):
         with pytest.raises(ValueError, match="the values of black and of white"):
             extractor(X, input_range=bad)
+    one_is_no_number = np.where(np.arange(X.size).reshape(X.shape) == 0, np.nan, X)
+    with pytest.raises(ValueError, match="got nan to nan"):
+        extractor(one_is_no_number, input_range=RANGE)
     with pytest.raises(ValueError, match=r"expected images \[N, H, W, 3\], got"):
         extractor(X[0], input_range=RANGE)
     with pytest.raises(ValueError, match="did you mean 'relu1_1'"):

@@ -65,6 +65,12 @@ def test_the_style_loss_is_a_quarter_of_what_gatys_had() -> None:
     np.testing.assert_allclose(got, want, rtol=1e-4)
 
 
+def test_styles_of_half_precision_are_compared_in_float32() -> None:
+    grams = losses.gram_matrices(X, normalization="positions")
+    halves = {name: gram.astype(jnp.bfloat16) for name, gram in grams.items()}
+    assert losses.style_loss(halves, halves, WEIGHTS).dtype == jnp.float32
+
+
 def test_one_style_of_another_size_serves_many_images() -> None:
     style = {n: RNG.normal(size=(1, 4, 9, s[-1])) for n, s in SHAPES.items()}
     target = losses.gram_matrices(style, normalization="elements")
@@ -101,6 +107,14 @@ def test_unknown_names_are_refused_with_the_nearest() -> None:
         losses.feature_loss(X, Y, WEIGHTS, error="square")
     with pytest.raises(ValueError, match="did you mean 'positions'"):
         losses.gram_matrix(X["relu1_1"], normalization="position")
+    with pytest.raises(ValueError, match=r"expected Gram matrices \[N, C, C\] of 'con"):
+        losses.style_loss(X, Y, {"conv2_2": 1.0})
+    with pytest.raises(ValueError, match="weight of at least one layer, got none"):
+        losses.feature_loss(X, Y, {})
+    with pytest.raises(ValueError, match=r"expected maps \[N, h, w, C\], got"):
+        losses.gram_matrix(X["conv2_2"][0], normalization="positions")
+    with pytest.raises(ValueError, match=r"expected images \[N, H, W, C\], got"):
+        losses.total_variation(jnp.zeros((3, 3, 1)))
     with pytest.raises(ValueError, match="expected a map of 'relu9_9', got"):
         losses.feature_loss(X, Y, {"relu9_9": 1.0})
     with pytest.raises(ValueError, match="expected maps of images of the same size"):

@@ -82,6 +82,12 @@ def test_heads_of_another_file(folder: Path) -> None:
     )
     for i, (name, channels) in enumerate(CHANNELS.items()):
         np.testing.assert_array_equal(lpips.heads[name], np.full(channels, i))
+    narrow = heads | {"lin2.model.1.weight": np.zeros((1, 3, 1, 1), np.float32)}
+    save_file(narrow, folder / "heads.safetensors")
+    with pytest.raises(ValueError, match="channels for relu3_3, got 3; is it of anot"):
+        Lpips.load(
+            folder / "torchvision.safetensors", heads=folder / "heads.safetensors"
+        )
     del heads["lin3.model.1.weight"]
     save_file(heads, folder / "heads.safetensors")
     with pytest.raises(ValueError, match=r"missing are lin3\.model\.1; the file has"):

@@ -208,6 +208,9 @@ def test_images_of_different_sizes_are_refused() -> None:
     other = LPIPS.features(X[:, :, :32], input_range=RANGE)
     with pytest.raises(ValueError, match="expected maps of images of the same size"):
         LPIPS.distance(features, other)
+    three = LPIPS.features(np.concatenate([X, X[:1]]), input_range=RANGE)
+    with pytest.raises(ValueError, match="as many images as partners, or one, got 2"):
+        LPIPS.distance(features, three)
     with pytest.raises(ValueError, match="expected a map of 'relu3_1'"):
         LPIPS.distance({n: m for n, m in features.items() if n != "relu3_1"}, features)
     with pytest.raises(ValueError, match="at least 4x4 pixels, got 3x40"):

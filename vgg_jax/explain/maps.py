@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vgg_jax.console import did_you_mean
 from vgg_jax.inference.forward import Extras
@@ -99,7 +100,20 @@ def class_score_map(
 
 
 def _of_class(values: jax.Array, labels: jax.Array | int) -> jax.Array:
-    """Takes one class of each image: [N, ..., classes] -> [N, ...]."""
+    """Takes one class of each image: [N, ..., classes] -> [N, ...].
+
+    Raises:
+        ValueError: outside of `jax.jit`, a label that is none of the classes.
+    """
+    classes = values.shape[-1]
+    if not isinstance(labels, jax.core.Tracer):
+        wrong = np.asarray(labels)[
+            (np.asarray(labels) < 0) | (np.asarray(labels) >= classes)
+        ]
+        if wrong.size:
+            raise ValueError(
+                f"expected labels from 0 to {classes - 1}, got {wrong.flat[0]}"
+            )
     labels = jnp.broadcast_to(jnp.asarray(labels), values.shape[:1])
     index = labels.reshape(-1, *(1,) * (values.ndim - 1))
     return jnp.take_along_axis(values, index, axis=-1)[..., 0]

@@ -94,13 +94,18 @@ def write_onnx(
         ir_version=IR_VERSION,
     )
     helper.set_model_props(model, _texts(program.metadata()))
-    with files.replacing(path) as partial:
-        onnx.save_model(model, os.fspath(partial))
-        try:
-            onnx.checker.check_model(os.fspath(partial), full_check=True)
-        except Exception as error:  # of several classes, by the version of onnx
-            partial.unlink()
-            raise ValueError(f"onnx refuses what was written: {error}") from error
+    try:
+        with files.replacing(path) as partial:
+            onnx.save_model(model, os.fspath(partial))
+            try:
+                onnx.checker.check_model(os.fspath(partial), full_check=True)
+            except Exception as error:  # of several classes, by the version of onnx
+                partial.unlink()
+                raise ValueError(f"onnx refuses what was written: {error}") from error
+    except BaseException:
+        if is_beside:  # weights without their network would be in the next try's way
+            _data_path(path).unlink(missing_ok=True)
+        raise
 
 
 def refuse_existing(path: files.Path) -> None:

@@ -48,16 +48,17 @@ def write_stablehlo(program: Program, folder: files.Path) -> None:
 
 
 def refuse_existing(folder: files.Path) -> None:
-    """Raises an error where a folder has an exported network, or cannot be one.
+    """Raises an error where a folder has a file of an export, or cannot be one.
 
     Raises:
-        FileExistsError: there is one.
+        FileExistsError: there is one, if only of an export that was stopped.
         OSError: it is a file, or cannot be written to.
     """
-    if (folder / PROGRAM).exists():
-        raise FileExistsError(
-            f"{folder} has an exported network already: remove it, or give another name"
-        )
+    for name in (PROGRAM, METADATA, WEIGHTS):
+        if (folder / name).exists():
+            raise FileExistsError(
+                f"{folder / name} exists already: remove it, or give another name"
+            )
     files.validate_writable(folder)
 
 

@@ -233,15 +233,25 @@ def _compute_maps(
 def validate_pairs(
     x: Mapping[str, Any], y: Mapping[str, Any], names: Sequence[str]
 ) -> None:
-    """Checks that there are two arrays of the same shape, but for N, of each layer.
+    """Checks that there are two arrays of the same shape of each layer.
+
+    One of them may be of a single image, which all of the other are compared with.
 
     Raises:
-        ValueError: an array is missing, or sides or channels differ.
+        ValueError: no layer is named, an array is missing, or shapes differ.
     """
+    if not names:
+        raise ValueError("expected the weight of at least one layer, got none")
     for name in names:
         for arrays in (x, y):
             if name not in arrays:
                 raise ValueError(f"expected a map of {name!r}, got {sorted(arrays)}")
+        counts = {len(x[name]), len(y[name])} - {1}
+        if len(counts) > 1:
+            raise ValueError(
+                f"expected as many images as partners, or one, got {len(x[name])} and "
+                f"{len(y[name])}"
+            )
         if x[name].shape[1:] != y[name].shape[1:]:
             raise ValueError(
                 "expected maps of images of the same size by the same network, got "

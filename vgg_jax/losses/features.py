@@ -54,13 +54,15 @@ def gram_matrix(maps: jax.Array, *, normalization: str) -> jax.Array:
             or "elements", C * h * w.
 
     Raises:
-        ValueError: an unknown normalization; the message has the nearest.
+        ValueError: an unknown normalization; the message has the nearest; or no maps.
     """
     if normalization not in GRAM_NORMALIZATIONS:
         raise ValueError(
             f"unknown normalization {normalization!r}: "
             + did_you_mean(normalization, GRAM_NORMALIZATIONS)
         )
+    if maps.ndim != 4:
+        raise ValueError(f"expected maps [N, h, w, C], got {list(maps.shape)}")
     _, height, width, channels = maps.shape
     count = height * width * (channels if normalization == "elements" else 1)
     sums = jnp.einsum(
@@ -100,8 +102,14 @@ def style_loss(
         ValueError: matrices that are missing or of other networks.
     """
     validate_pairs(x, y, tuple(weights))
+    for name in weights:
+        if x[name].ndim != 3:
+            raise ValueError(
+                f"expected Gram matrices [N, C, C] of {name!r}, got "
+                f"{list(x[name].shape)}; gram_matrices makes them"
+            )
     losses = [
-        weight * jnp.square(x[name] - y[name]).mean(axis=(1, 2))
+        weight * _errors(x[name], y[name], "squared").mean(axis=(1, 2))
         for name, weight in weights.items()
     ]
     return jnp.sum(jnp.stack(losses), axis=0)
@@ -115,8 +123,10 @@ def total_variation(images: jax.Array, *, error: str = "absolute") -> jax.Array:
         error: "absolute", or "squared", which forbids edges.
 
     Raises:
-        ValueError: an unknown error; the message has the nearest.
+        ValueError: an unknown error; the message has the nearest; or no images.
     """
+    if images.ndim != 4:
+        raise ValueError(f"expected images [N, H, W, C], got {list(images.shape)}")
     rows = _errors(images[:, 1:], images[:, :-1], error)
     columns = _errors(images[:, :, 1:], images[:, :, :-1], error)
     return rows.sum(axis=(1, 2, 3)) + columns.sum(axis=(1, 2, 3))

@@ -61,8 +61,8 @@ class Lpips:
             path_or_name: a file of its weights in any format, or a published name such
                 as "torchvision/vgg16" or "timm/vgg16".
             heads: a file with heads under the names of the `lpips` package, such as
-                one that was trained further; None for the published ones of v0.1,
-                which come with this library.
+                one that was trained further, or those of v0.0; None for the published
+                ones of v0.1, which come with this library.
             source: "torchvision" asserts weights that cannot be recognized, such as
                 those trained further.
             dtype: the type that the network computes in, such as "bfloat16"; distances
@@ -71,13 +71,21 @@ class Lpips:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: weights of another network, or of another lineage.
+            ValueError: weights or heads of another network, or weights of another
+                lineage.
         """
         model = load_trunk(path_or_name, source)
         trunk = FeatureExtractor.from_model(
             model, LAYERS, NORMALIZATION, dtype=dtype, remat=remat
         )
         arrays = read_arrays("lpips_vgg16") if heads is None else _read_heads(heads)
+        for name in LAYERS:
+            channels = model.feature_info[name].channels
+            if arrays[name].shape != (channels,):
+                raise ValueError(
+                    f"{heads}: expected a head of {channels} channels for {name}, got "
+                    f"{arrays[name].size}; is it of another network?"
+                )
         return cls(
             trunk=trunk, heads={name: jnp.asarray(arrays[name]) for name in LAYERS}
         )
@@ -85,8 +93,8 @@ class Lpips:
     def __call__(self, x: Images, y: Images, *, input_range: Range) -> jax.Array:
         """Computes the distance of each image to its partner.
 
-        Two arrays [N, H, W, 3] -> float32 [N]. The original gives these as
-        [N, 1, 1, 1].
+        Two arrays [N, H, W, 3] -> float32 [N]; one image alone is the partner of all of
+        the other array. The original gives distances as [N, 1, 1, 1].
 
         Args:
             x, y: images in RGB, of the same sizes.

@@ -1,6 +1,7 @@
 """This module brings images of any range of values to what a network takes."""
 
 import inspect
+import math
 import warnings
 
 import jax
@@ -34,11 +35,14 @@ def validate_images(images: Images, input_range: Range, channels: int) -> Range:
     Raises:
         ValueError: another shape, no range, or values that are not of this range.
     """
-    low, high = map(float, input_range)
-    if not low < high:
+    try:
+        low, high = map(float, input_range)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
         raise ValueError(
             "expected input_range as the values of black and of white, such as "
-            f"(-1, 1), got {tuple(input_range)}"
+            f"(-1, 1), got {input_range!r}"
         )
     if images.ndim != 4 or images.shape[-1] != channels:
         raise ValueError(
@@ -52,7 +56,8 @@ def validate_images(images: Images, input_range: Range, channels: int) -> Range:
         f"got {smallest:g} to {largest:g}"
     )
     slack = (high - low) / 2
-    if smallest < low - slack or largest > high + slack:
+    # So written, a value that is not a number is refused as well.
+    if not (smallest >= low - slack and largest <= high + slack):
         raise ValueError(f"{values}; give the range that the images have")
     narrower = USUAL[: USUAL.index((low, high))] if (low, high) in USUAL else ()
     for darkest, brightest in narrower:
