@@ -193,6 +193,7 @@ def run(values: argparse.Namespace) -> int:
     digests = [files.array_digest(picture) for picture in (content, style)]
     described = json.dumps({**facts, "pictures": digests, "weights": values.weights})
     kept = values.output.with_suffix(".npz")
+    kept.parent.mkdir(parents=True, exist_ok=True)
     image = jnp.asarray(content)
     done, (image, state) = restore(kept, described, (image, optimizer.init(image)))
     with (

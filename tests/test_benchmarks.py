@@ -26,11 +26,13 @@ from benchmarks import (
     soak,
     start,
     transfer,
+    transfer_classes,
     worker,
 )
 from benchmarks.cases import make_case
 from tests.weights.networks import random_network
 from vgg_jax.config import Config, VGGConfig
+from vgg_jax.data.base import Subset
 from vgg_jax.preprocessing import IMAGENET
 from vgg_jax.weights import save_weights
 
@@ -294,6 +296,32 @@ def test_the_start_of_train_py_itself(tmp_path: Path) -> None:
         str(config), tmp_path / "run", tmp_path / "cache"
     )
     assert seconds > 0
+
+
+def test_ways_to_learn_other_classes(
+    monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    config = transfer_classes.get_config()
+    narrow = dataclasses.replace(config.model, name="vgg11_bn", width=1 / 16)
+    monkeypatch.setattr(
+        transfer_classes,
+        "get_config",
+        lambda: dataclasses.replace(config, model=narrow),
+    )
+    whole = transfer_classes.open_source(config.data, "train")
+    some = Subset(whole, np.arange(200))
+    monkeypatch.setattr(transfer_classes, "open_source", lambda *_: some)
+    monkeypatch.setattr(transfer_classes, "SIZES", (3,))
+    transfer_classes.main(["--seeds=2", "--steps=2", "--first_steps=2"])
+    printed = capsys.readouterr()
+    assert printed.err.count("the first five: ") == 2
+    _, _, *rows = printed.out.splitlines()
+    assert [cells(row)[1] for row in rows] == [*transfer_classes.WAYS]
+    for row in rows:
+        size, _, seconds, error, spread = cells(row)
+        assert size == "3 (15)" and number(seconds) >= 0
+        lowest, highest = map(float, spread.split(" to "))
+        assert 0 <= lowest <= float(error.split(" ")[0]) <= highest <= 100
 
 
 @pytest.mark.parametrize(
