@@ -107,6 +107,18 @@ def make_step(
     return step
 
 
+def weight(text: str) -> float:
+    """Reads a weight: a finite number, 0 or more.
+
+    Raises:
+        ValueError: something else.
+    """
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError(text)
+    return value
+
+
 def read_picture(path: Path) -> np.ndarray:
     """Reads a picture as uint8 [H, W, 3].
 
@@ -125,17 +137,17 @@ def rescale(picture: np.ndarray, side: int) -> np.ndarray:
     height, width = picture.shape[:2]
     scale = side / max(height, width)
     kind = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    size = (round(width * scale), round(height * scale))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
     return cv2.resize(picture, size, interpolation=kind)[None] / np.float32(255)
 
 
 def write_picture(path: Path, image: jax.Array) -> None:
     """Writes [1, H, W, 3] from 0 to 1 as a picture, whole or not at all."""
     pixels = np.asarray(jnp.clip(jnp.round(255 * image[0]), 0, 255), np.uint8)
-    quality = [cv2.IMWRITE_JPEG_QUALITY, 92]
-    kind = path.suffix.lower() or ".jpg"
-    written, encoded = cv2.imencode(kind, pixels[:, :, ::-1], quality)
-    assert written, kind
+    is_jpeg = path.suffix.lower() in (".jpg", ".jpeg")
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 92] if is_jpeg else []
+    written, encoded = cv2.imencode(path.suffix, pixels[:, :, ::-1], quality)
+    assert written, path
     with files.replacing(path) as partial:
         partial.write_bytes(encoded.tobytes())
 
@@ -172,7 +184,16 @@ def keep(path: Path, run: str, step: int, state: Any) -> None:
 
 
 def run(values: argparse.Namespace) -> int:
-    """Paints; returns the exit code."""
+    """Paints; returns the exit code.
+
+    Raises:
+        ValueError: files that are no pictures, or an output that cannot be one.
+    """
+    if not cv2.haveImageWriter(values.output.name):
+        raise ValueError(
+            f"--output: expected the name of a picture, such as styled.jpg, got "
+            f"{values.output.name}"
+        )
     content, style = (
         rescale(read_picture(path), values.size)
         for path in (values.content, values.style)
@@ -234,8 +255,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("steps", cli.positive, 200, "steps in all"),
         ("every", cli.positive, 50, "steps from one picture on the way to the next"),
         ("optimizer", cli.one_of(("lbfgs", "adam")), "lbfgs", "lbfgs or adam"),
-        ("style_weight", float, 100.0, "the weight of style; that of content is 1"),
-        ("smoothness", float, 1.0, "the weight of total variation"),
+        ("style_weight", weight, 100.0, "the weight of style; that of content is 1"),
+        ("smoothness", weight, 1.0, "the weight of total variation"),
     ]
     for name, kind, default, help in options:
         parser.add_argument(

@@ -82,6 +82,10 @@ def test_a_picture_of_other_settings_is_not_gone_on_with(
     assert style_transfer.main([*command, "--steps=1"]) == 0
     assert style_transfer.main([*command, "--steps=1", "--style_weight=7"]) == 1
     assert "is of other pictures or settings" in capsys.readouterr().err
+    for wrong in ("styled.npz", "styled.txt", "styled"):
+        assert style_transfer.main([*command, f"--output={tmp_path / wrong}"]) == 1
+        assert "expected the name of a picture" in capsys.readouterr().err
+    assert style_transfer.main([*command, "--style_weight=nan"]) == 2
     (tmp_path / "content.png").write_bytes(b"no picture")
     assert style_transfer.main(command) == 1
     assert "content.png: expected a picture" in capsys.readouterr().err
