@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vgg_jax.tools.hlo import Collective, Costs, Operation
+from vgg_jax.tools.hlo import Collective, Costs, Operation, Unestimated
 from vgg_jax.tools.tpu_report import CHIPS, Memory, Report, format_growth
 
 GIB = 2**30
@@ -31,7 +31,9 @@ def report(*, topology: str = "v5e:2x4", temporaries: int = 3 * GIB) -> Report:
                 Collective("all-reduce", 3, 80_000_000),
                 Collective("all-gather", 1, 40_000_000),
             ),
-            without_estimate={"select-and-scatter": 5},
+            without_estimate=(
+                Unestimated("select-and-scatter", 5, 409_500_000),  # 0.5 ms of v5e
+            ),
             unknown_loops=0,
         ),
         flops=2.5e12,
@@ -45,7 +47,9 @@ def test_what_the_cycles_imply() -> None:
     assert found.seconds == pytest.approx(1e-3)
     assert found.utilization == pytest.approx(0.25)
     assert found.communication_seconds == pytest.approx((2 * 80 + 40) * 7 / 8 / 200e3)
-    assert found.communication_share == pytest.approx(0.875 / 1.875)
+    assert found.traffic_seconds == pytest.approx(0.5e-3)
+    assert found.utilization_with_traffic == pytest.approx(0.25 / 1.5)
+    assert found.communication_share == pytest.approx(0.875 / 2.375)
 
 
 def test_a_program_that_fits() -> None:
@@ -60,7 +64,8 @@ def test_a_program_that_fits() -> None:
         "80,000,000 bytes  in 3",
         "conv1_2/dot",
         "80.0%  bf16[32,224,224,64]",
-        "having no estimate: 5 select-and-scatter",
+        "16.7%  and 0.50 ms of memory traffic",
+        "having no estimate: 5 select-and-scatter (410 MB)",
     ):
         assert words in text
     assert "fit" not in text
@@ -99,6 +104,7 @@ def test_json_has_the_sums() -> None:
     assert found["costs"]["cycles"] == 1_500_000
     assert found["costs"]["collectives"][1]["bytes"] == 40_000_000
     assert found["utilization"] == pytest.approx(0.25)
+    assert found["utilization_with_traffic"] == pytest.approx(0.25 / 1.5)
 
 
 def test_growth_has_a_row_a_report() -> None:

@@ -1,7 +1,7 @@
 """This module has the convolutional network that runs rows of layers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -67,6 +67,35 @@ def _promote_factors(
     """Casts the input and the kernel of a layer, and leaves its bias in float32."""
     x, kernel, bias = arrays
     return x.astype(dtype), kernel.astype(dtype), bias
+
+
+class Conv(nnx.Conv):
+    """`nnx.Conv` whose two parts, products and bias, can be computed apart."""
+
+    def multiply(self, x: jax.Array) -> jax.Array:
+        """Convolves without the bias: [N, H, W, I] -> [N, h, w, O]."""
+        x, kernel, _ = self._promoted(x)
+        options = {}
+        if self.preferred_element_type is not None:
+            options["preferred_element_type"] = self.preferred_element_type
+        return self.conv_general_dilated(
+            x,
+            kernel,
+            (self.strides, self.strides),
+            [(self.padding, self.padding)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            **options,
+        )
+
+    def add_bias(self, x: jax.Array) -> jax.Array:
+        """Adds the bias to a map, [N, h, w, O]."""
+        _, _, bias = self._promoted(x)
+        return x + bias
+
+    def _promoted(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        """Returns x, kernel and bias in the types that they are computed in."""
+        arrays = (x, self.kernel[...], self.bias[...])
+        return self.promote_dtype(arrays, dtype=self.dtype)
 
 
 class BatchNorm(nnx.BatchNorm):
@@ -199,7 +228,7 @@ class ConvNet(nnx.Module):
                             "promote_dtype": _promote_factors,
                         }
                     dense = isinstance(layer, rows.FullyConnected)
-                    module: nnx.Module = nnx.Conv(
+                    module: nnx.Module = Conv(
                         channels,
                         layer.features,
                         (layer.kernel, layer.kernel),
@@ -334,7 +363,15 @@ class ConvNet(nnx.Module):
         if names:
             deepest = max(known.index(name) for name in names)
             layers = self.layers[: deepest + 1]
-            self.run(images, layers, sizes=sizes, train=train, rngs=rngs, collect=maps)
+            self.run(
+                images,
+                layers,
+                sizes=sizes,
+                train=train,
+                rngs=rngs,
+                collect=maps,
+                names=names,
+            )
         if sizes is not None:
             for name in names:
                 own = rows.output_sizes(self.layers[: known.index(name) + 1], sizes)
@@ -351,6 +388,7 @@ class ConvNet(nnx.Module):
         rngs: Randomness | None = None,
         counted: jax.Array | None = None,
         collect: dict[str, jax.Array] | None = None,
+        names: Collection[str] | None = None,
     ) -> jax.Array:
         """Runs consecutive rows of the network: [N, H, W, C] -> [N, h, w, features].
 
@@ -361,7 +399,8 @@ class ConvNet(nnx.Module):
                 or the sizes of those maps.
             train, rngs: the arguments of `__call__`.
             counted: bool [N], the images that enter the batch statistics; None for all.
-            collect: takes each row's map, by the row's name.
+            collect: takes the maps of rows, by their names.
+            names: which rows these are; None for all.
 
         Raises:
             ValueError: images that `__call__` refuses.
@@ -369,14 +408,19 @@ class ConvNet(nnx.Module):
         if layers[0] == self.layers[0]:
             self._validate(x, layers)
             x = x.astype(self.dtype)
-        for layer in layers:
+        wanted: Collection[str] = ()
+        if collect is not None:
+            wanted = [layer.name for layer in layers] if names is None else names
+        for layer in rows.in_running_order(layers, wanted):
             # Compilers and profilers show an operation under its layer's name.
             with jax.named_scope(layer.name):
                 match layer:
                     case rows.Conv():
                         if sizes is not None and layer.padding:
                             x = rows.fill_outside(x, sizes)
-                        x = getattr(self, layer.name)(x)
+                        x = getattr(self, layer.name).multiply(x)
+                    case rows.Bias():
+                        x = getattr(self, layer.name).add_bias(x)
                     case rows.BatchNorm():
                         x = getattr(self, layer.name)(
                             x,
@@ -390,14 +434,14 @@ class ConvNet(nnx.Module):
                             x, size=size, alpha=alpha, beta=beta, k=k
                         )
                     case rows.Relu():
-                        x = nnx.relu(x)
+                        x = rows.relu(x)
                     case rows.MaxPool():
                         x = rows.max_pool(x, layer, sizes)
                     case rows.AveragePool():
                         x = rows.average_pool(x, layer, sizes)
                     case _:
                         raise TypeError(f"ConvNet has no rule for {layer}")
-            if collect is not None:
+            if collect is not None and layer.name in wanted:
                 collect[layer.name] = x
             if sizes is not None:
                 sizes = layer.output_size(sizes)
