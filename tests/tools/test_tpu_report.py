@@ -17,6 +17,7 @@ def report(*, topology: str = "v5e:2x4", temporaries: int = 3 * GIB) -> Report:
         topology=topology,
         chips=8,
         batch_size=256,
+        settings="bfloat16, shard_fc",
         model_flops=8 * 197e12 * 1e-3 / 4,  # a quarter of what 8 chips do in 1 ms
         memory=Memory(
             arguments=2 * GIB, outputs=1024, temporaries=temporaries, code=GIB // 2
@@ -57,7 +58,7 @@ def test_a_program_that_fits() -> None:
     assert found.fits
     text = str(found)
     for words in (
-        "train_step on v5e:2x4: 8 chips, 32 images a chip",
+        "train_step on v5e:2x4: 8 chips, 32 images a chip; bfloat16, shard_fc",
         "5.500 GiB  of 16.000 GiB",
         "1.00 ms, at most 256,000 images/s on all chips",
         "25.0%",
@@ -87,6 +88,7 @@ def test_a_program_that_the_compiler_refuses() -> None:
         topology="v5e:2x4",
         chips=8,
         batch_size=64,
+        settings="float32",
         model_flops=1.0,
         advice=("--config.model.dtype=bfloat16",),
         refusal="Used 20.00G of 15.75G hbm",

@@ -119,14 +119,17 @@ class Dropout(Layer):
             raise ValueError(f"expected a dropout rate in [0, 1), got {self.rate}")
 
 
-def stages(layers: tuple[Layer, ...]) -> tuple[tuple[Layer, ...], ...]:
+def stages(
+    layers: tuple[Layer, ...], *, after_pools: bool = True
+) -> tuple[tuple[Layer, ...], ...]:
     """Groups the rows into stages.
 
-    A stage ends with each pool, and one begins with each fully-connected layer.
+    One begins with each fully-connected layer and, with `after_pools`, after each pool.
     """
     groups: list[list[Layer]] = [[]]
     for before, layer in zip((None, *layers), layers, strict=False):
-        if isinstance(before, Pool) or isinstance(layer, FullyConnected):
+        is_after_pool = after_pools and isinstance(before, Pool)
+        if is_after_pool or isinstance(layer, FullyConnected):
             groups.append([])
         groups[-1].append(layer)
     return tuple(tuple(group) for group in groups if group)

@@ -1,5 +1,6 @@
 """This module has the convolutional network that runs rows of layers."""
 
+import functools
 import math
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
@@ -9,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.typing import Initializer
+from jax import lax
 
 from vgg_jax.console import did_you_mean
+from vgg_jax.kernels import tpu
 from vgg_jax.kernels.cpu import conv_general_dilated
 from vgg_jax.models import layers as rows
 
@@ -45,8 +48,18 @@ def _as_matrix(init: Initializer) -> Initializer:
     return init_as_matrix
 
 
+def default_dtype(platform: str) -> str:
+    """Returns the name of the type that networks compute best in on a platform.
+
+    A TPU multiplies bfloat16 alone, so that float32 would only be stored and moved.
+    """
+    return "bfloat16" if platform == "tpu" else "float32"
+
+
 def _computation_dtype(dtype: Any) -> jnp.dtype:
     """Returns the type of a name such as "bfloat16", or of `jnp.bfloat16`."""
+    if dtype is None:
+        dtype = default_dtype(jax.default_backend())
     try:
         name = jnp.dtype(dtype).name
     except TypeError:
@@ -72,9 +85,15 @@ def _promote_factors(
 class Conv(nnx.Conv):
     """`nnx.Conv` whose two parts, products and bias, can be computed apart."""
 
-    def multiply(self, x: jax.Array) -> jax.Array:
-        """Convolves without the bias: [N, H, W, I] -> [N, h, w, O]."""
-        x, kernel, _ = self._promoted(x)
+    def multiply(self, x: jax.Array, *, pairs: bool = False) -> jax.Array:
+        """Convolves without the bias: [N, H, W, I] -> [N, h, w, O].
+
+        With `pairs` x has two images side by side, see `vgg_jax.kernels.tpu`.
+        """
+        kernel = self.kernel[...]
+        x, kernel, _ = self.promote_dtype(
+            (x, tpu.pair_kernel(kernel) if pairs else kernel, None), dtype=self.dtype
+        )
         options = {}
         if self.preferred_element_type is not None:
             options["preferred_element_type"] = self.preferred_element_type
@@ -87,15 +106,11 @@ class Conv(nnx.Conv):
             **options,
         )
 
-    def add_bias(self, x: jax.Array) -> jax.Array:
-        """Adds the bias to a map, [N, h, w, O]."""
-        _, _, bias = self._promoted(x)
-        return x + bias
-
-    def _promoted(self, x: jax.Array) -> tuple[jax.Array, ...]:
-        """Returns x, kernel and bias in the types that they are computed in."""
-        arrays = (x, self.kernel[...], self.bias[...])
-        return self.promote_dtype(arrays, dtype=self.dtype)
+    def add_bias(self, x: jax.Array, *, pairs: bool = False) -> jax.Array:
+        """Adds the bias to a map, [N, h, w, O], of single images or of pairs."""
+        assert self.bias is not None  # every convolution of a network has one
+        bias = self.bias[...].astype(x.dtype)
+        return x + (tpu.pair_bias(bias) if pairs else bias)
 
 
 class BatchNorm(nnx.BatchNorm):
@@ -177,9 +192,10 @@ class ConvNet(nnx.Module):
             last row's map.
         in_channels: channels of the images.
         init: a key of `INITS`; biases start at zero.
-        dtype: the type that is computed in, one of `DTYPES`; parameters are float32.
-            So are class scores: the last convolution of a classifier multiplies in
-            `dtype`, sums in float32, and nothing rounds its result.
+        dtype: the type that is computed in, one of `DTYPES`; None for bfloat16 where
+            JAX runs on TPU, else float32. Parameters are float32. So are class scores:
+            the last convolution of a classifier multiplies in `dtype`, sums in
+            float32, and nothing rounds its result.
         rngs: a key or `nnx.Rngs`, whose "params" stream makes the weights.
         keep_rngs: keep a stream named "dropout" inside, for calls without `rngs`; and
             for `nnx.bridge.to_linen`, whose `apply(..., rngs=...)` cannot hand one to a
@@ -389,6 +405,7 @@ class ConvNet(nnx.Module):
         counted: jax.Array | None = None,
         collect: dict[str, jax.Array] | None = None,
         names: Collection[str] | None = None,
+        devices: int | None = None,
     ) -> jax.Array:
         """Runs consecutive rows of the network: [N, H, W, C] -> [N, h, w, features].
 
@@ -401,6 +418,9 @@ class ConvNet(nnx.Module):
             counted: bool [N], the images that enter the batch statistics; None for all.
             collect: takes the maps of rows, by their names.
             names: which rows these are; None for all.
+            devices: how many devices share the images, each with as many in a row. On
+                TPU they then run two at a time where channels are few, with the same
+                result.
 
         Raises:
             ValueError: images that `__call__` refuses.
@@ -411,7 +431,13 @@ class ConvNet(nnx.Module):
         wanted: Collection[str] = ()
         if collect is not None:
             wanted = [layer.name for layer in layers] if names is None else names
-        for layer in rows.in_running_order(layers, wanted):
+        order = rows.in_running_order(layers, wanted)
+        if devices is not None and sizes is None and collect is None:
+            paired = self._paired(order, x, devices)
+            if paired:
+                x = self._run_pairs(x, paired, devices)
+                order = order[len(paired) :]
+        for layer in order:
             # Compilers and profilers show an operation under its layer's name.
             with jax.named_scope(layer.name):
                 match layer:
@@ -446,6 +472,51 @@ class ConvNet(nnx.Module):
             if sizes is not None:
                 sizes = layer.output_size(sizes)
         return x
+
+    def _paired(
+        self, order: tuple[rows.Layer, ...], x: jax.Array, devices: int
+    ) -> tuple[rows.Layer, ...]:
+        """Returns the first rows if two images side by side can run them, else ().
+
+        They end where one image fills the lanes of a TPU, after the convolution that
+        makes so many channels.
+        """
+        channels, paired = x.shape[-1], []
+        for layer in order if tpu.can_pair(len(x), devices) else ():
+            is_simple = isinstance(
+                layer, rows.Conv | rows.Bias | rows.Relu | rows.MaxPool
+            )
+            if 2 * channels > tpu.LANES or not is_simple:
+                break
+            paired.append(layer)
+            channels = rows.channels_after(layer, channels)
+        convolutions = sum(isinstance(layer, rows.Conv) for layer in paired)
+        return tuple(paired) if convolutions > 1 else ()
+
+    def _run_pairs(
+        self, x: jax.Array, layers: tuple[rows.Layer, ...], devices: int
+    ) -> jax.Array:
+        """Runs rows: on TPU of two images side by side, elsewhere of each by itself."""
+
+        def run(x: jax.Array, *, pairs: bool) -> jax.Array:
+            for layer in layers:
+                with jax.named_scope(layer.name):
+                    match layer:
+                        case rows.Conv():
+                            x = getattr(self, layer.name).multiply(x, pairs=pairs)
+                        case rows.Bias():
+                            x = getattr(self, layer.name).add_bias(x, pairs=pairs)
+                        case rows.Relu():
+                            x = rows.relu(x)
+                        case rows.MaxPool():
+                            x = rows.max_pool(x, layer)
+            return x
+
+        return lax.platform_dependent(
+            x,
+            tpu=lambda x: tpu.unpair(run(tpu.pair(x, devices), pairs=True), devices),
+            default=functools.partial(run, pairs=False),
+        )
 
     def _drop(
         self,

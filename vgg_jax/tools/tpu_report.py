@@ -104,6 +104,7 @@ class Report:
         topology: chips and their arrangement, such as "v5e:2x4".
         chips: how many chips the topology has.
         batch_size: how many images all chips together take at once.
+        settings: the settings on which the speed depends, "bfloat16, shard_fc".
         model_flops: FLOP of the convolutions of these images by their definition, on
             all chips: twice the multiply-adds, and twice that again for the gradients.
         memory: what the program takes of a chip; None where the compiler gave up.
@@ -117,6 +118,7 @@ class Report:
     topology: str
     chips: int
     batch_size: int
+    settings: str
     model_flops: float
     memory: Memory | None = None
     costs: Costs | None = None
@@ -207,7 +209,7 @@ class Report:
     def __str__(self) -> str:
         head = (
             f"{self.program} on {self.topology}: {self.chips} chips, "
-            f"{self.batch_size / self.chips:g} images a chip"
+            f"{self.batch_size / self.chips:g} images a chip; {self.settings}"
         )
         paragraphs = [head, *self._paragraphs()]
         if not self.fits:
