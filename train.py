@@ -21,6 +21,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.Parser("python train.py", __doc__, config=(Config, Curriculum))
     parser.add_workdir("folder of the run")
+    parser.add_argument(
+        "--profile",
+        type=cli.positive,
+        default=0,
+        metavar="N",
+        help="trace N steps into the folder profile of the workdir, for a viewer of "
+        "XLA's profiles",
+    )
     return cli.command(run, parser, arguments)
 
 
@@ -35,7 +43,7 @@ def run(values: argparse.Namespace) -> int:
     for name, config in named_runs(values.config).items():
         refuse_other_run(values.workdir / name, config)
     for config, workdir in unfinished_runs(values.config, values.workdir):
-        stopped = train(config, workdir)
+        stopped = train(config, workdir, profile_steps=values.profile)
         if distributed.is_first():
             draw_curves(workdir / "metrics.jsonl", workdir / "curves.png")
         if stopped is not None:

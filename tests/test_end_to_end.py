@@ -83,7 +83,8 @@ def history(workdir: Path) -> list[dict[str, float]]:
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     for row in rows:
-        row.pop("images_per_second", None)
+        for clocked in ("images_per_second", "waiting_for_images"):
+            row.pop(clocked, None)
     return rows
 
 

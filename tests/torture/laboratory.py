@@ -162,7 +162,8 @@ class Laboratory:
         lines = path.read_text().splitlines() if path.exists() else []
         metrics = [json.loads(line) for line in lines]
         for row in metrics:
-            row.pop("images_per_second", None)
+            for clocked in ("images_per_second", "waiting_for_images"):
+                row.pop(clocked, None)
         arrays = {one.name: self.digest(one) for one in checkpoint_folders(workdir)}
         for file in (workdir / "predictions").glob("*.npz"):
             with np.load(file) as stored:

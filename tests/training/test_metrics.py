@@ -1,23 +1,29 @@
 """What the values of a line must not hide."""
 
+import dataclasses
 import json
 import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from configs.fashion_mnist_vgg import get_config
 from vgg_jax.training.metrics import (
+    SECONDS_TO_JUDGE,
     MetricWriter,
+    RunLog,
     Throughput,
     TrainingDiverged,
     summarize_training,
     summarize_validation,
 )
 from vgg_jax.training.objectives import Sums
+from vgg_jax.training.schedule import Timetable
 
 
 def sums(loss: float, weight: float, norm: float = 1.0) -> Sums:
@@ -130,3 +136,39 @@ def test_compilation_and_pauses_do_not_count(clock: Clock) -> None:
     clock.now += 4
     assert throughput.measure(31) == 2.5
     assert throughput.time_left() == "21s"  # 69 steps at 20 steps in 6 s
+
+
+def slow_batches(clock: Clock, seconds: float) -> Iterator[dict[str, jax.Array]]:
+    while True:
+        clock.now += seconds
+        yield {}
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_waiting_for_images_is_told_where_the_devices_stand_still(
+    is_busy: bool,
+    clock: Clock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = dataclasses.replace(get_config(), batch_size=8)
+    if is_busy:  # the step before is not ready when the batch is there
+        array = type(jnp.zeros(()))
+        monkeypatch.setattr(array, "is_ready", lambda _: False)
+    with RunLog(tmp_path, Timetable.for_config(config, 800), {}, 0) as log:
+        batches = slow_batches(clock, 0.25 * SECONDS_TO_JUDGE)
+        rows = []
+        for step in range(1, 8):
+            log.next_batch(batches)
+            clock.now += 0.75 * SECONDS_TO_JUDGE
+            log.add(step, sums(1.0, 8.0))
+            if step > 1:
+                rows.append(log.summarize(step, 0.1))
+                log.write_training(step, rows[-1])
+    expected = 0.0 if is_busy else 0.25
+    assert [row["waiting_for_images"] for row in rows] == [expected] * 6
+    printed = capsys.readouterr()
+    assert f"waiting {expected:.0%}" in printed.out
+    # Once, with what to change.
+    assert printed.err.count("data.num_workers") == (not is_busy)

@@ -45,6 +45,7 @@ from vgg_jax.training.schedule import (
     learning_rate_at,
 )
 from vgg_jax.training.steps import Batch, TrainState
+from vgg_jax.training.trace import Trace
 from vgg_jax.training.workdir.checkpoint import Checkpoints, saved_steps
 from vgg_jax.training.workdir.facts import (
     check_class_names,
@@ -61,11 +62,19 @@ from vgg_jax.training.workdir.lock import WorkdirLock
 from vgg_jax.weights.published import file_digest
 
 
-def train(config: Config, workdir: Path | str) -> signal.Signals | None:
+def train(
+    config: Config, workdir: Path | str, *, profile_steps: int = 0
+) -> signal.Signals | None:
     """Trains until `num_epochs`, or until the plateau after the rate's last fall.
 
     Where `workdir` holds a run of the same configuration, that run goes on from its
     last checkpoint: the steps are those of an uninterrupted run, to the bit.
+
+    Args:
+        config: the settings of the run.
+        workdir: the folder of the run.
+        profile_steps: how many steps are traced, into the folder `profile` of the
+            workdir.
 
     Returns:
         None at the end; before it, the signal that stopped the run.
@@ -82,14 +91,15 @@ def train(config: Config, workdir: Path | str) -> signal.Signals | None:
         KeyboardInterrupt: a signal came before the first step, when there was nothing
             to save, or a second Ctrl-C.
     """
-    return Trainer(config, workdir).run()
+    return Trainer(config, workdir, profile_steps).run()
 
 
 class Trainer:
     """A run: its settings, its data, its compiled steps, and the loop over them."""
 
-    def __init__(self, config: Config, workdir: Path | str):
+    def __init__(self, config: Config, workdir: Path | str, profile_steps: int = 0):
         self.workdir = workdir = parse_path(workdir)
+        self.trace = Trace(workdir / "profile", profile_steps)
         self.mesh = make_mesh()
         begun = max(saved_steps(workdir), default=0)
         distributed.agree(
@@ -156,6 +166,7 @@ class Trainer:
             ),
             RunLog(self.workdir, timetable, self.task.errors, start) as log,
             contextlib.closing(self._batches(start)) as batches,
+            self.trace as trace,
         ):
             step, stopped = start, None
 
@@ -178,14 +189,18 @@ class Trainer:
             if timetable.validates(step) and not checkpoints.is_validated(step):
                 stopped = validate_and_save()
             while stopped is None and not self._is_at_end(step, plateau):
-                batch = shard_batch(self.mesh, next(batches))
                 rate = learning_rate_at(step, timetable, plateau, self.config.optimizer)
-                opt_state = set_learning_rate(state.opt_state, rate)
-                state = dataclasses.replace(state, opt_state=opt_state)
-                state, sums = self.program.train_step(state, batch, self._dropout_key)
+                with trace.step(step):
+                    batch = shard_batch(self.mesh, log.next_batch(batches))
+                    opt_state = set_learning_rate(state.opt_state, rate)
+                    state = dataclasses.replace(state, opt_state=opt_state)
+                    state, sums = self.program.train_step(
+                        state, batch, self._dropout_key
+                    )
                 step += 1
                 interrupt.postpone()  # from here on there is a step to save
                 log.add(step, sums)
+                trace.add(sums)
                 stopped = interrupt.requested()  # once: it can come at any moment
                 saves = timetable.saves(step) or stopped is not None
                 if saves or timetable.logs(step):

@@ -3,8 +3,8 @@
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -20,9 +20,15 @@ from vgg_jax.files import LineLog, is_in_bucket, naming
 from vgg_jax.training.objectives import Sums, means
 from vgg_jax.training.schedule import Timetable
 
+T = TypeVar("T")
+
 # The means of training steps that are written, where there are such sums; validation
 # has all of them.
 TRAINING_MEANS = ("loss", "top1_error", "box_error")
+
+# A run says that its devices wait for images where they do for more than this share of
+# the time, once it has been measured for so long.
+MOST_WAITING, SECONDS_TO_JUDGE = 0.1, 20.0
 
 
 class TrainingDiverged(RuntimeError):
@@ -193,21 +199,37 @@ class Throughput:
         self._total_steps = total_steps
         self._counted_steps = 0
         self._counted_seconds = 0.0
+        self._counted_waiting = 0.0
         self.is_started = False
+        self.waiting = 0.0
 
     def restart(self, step: int) -> None:
         """Counts steps and time from here on."""
         self._step = step
         self._since = time.monotonic()
+        self._waited = 0.0
         self.is_started = True
+
+    def wait(self, seconds: float) -> None:
+        """Counts time in which the devices had nothing to do, waiting for images."""
+        if self.is_started:
+            self._waited += seconds
 
     def measure(self, step: int) -> float:
         """Returns steps a second since the last call of `restart` or `measure`."""
         steps, seconds = step - self._step, time.monotonic() - self._since
         self._counted_steps += steps
         self._counted_seconds += seconds
+        self._counted_waiting += self._waited
+        self.waiting = min(1.0, self._waited / seconds) if seconds > 0 else 0.0
         self.restart(step)
         return steps / seconds if seconds > 0 else float("inf")
+
+    def share_waiting(self) -> float | None:
+        """Returns the share of all time that was waited; None before it can be told."""
+        if self._counted_seconds < SECONDS_TO_JUDGE:
+            return None
+        return self._counted_waiting / self._counted_seconds
 
     def time_left(self) -> str:
         """Returns the time to the last step at the mean speed, as "1h02m"; or "?"."""
@@ -235,6 +257,8 @@ class RunLog:
         self._writer = MetricWriter(workdir, step)
         self._throughput = Throughput(timetable.total_steps)
         self._unlogged: list[Sums] = []
+        self._last: Sums = {}
+        self._warned = False
 
     def __enter__(self) -> "RunLog":
         return self
@@ -247,9 +271,22 @@ class RunLog:
         """The number of steps since the last line."""
         return len(self._unlogged)
 
+    def next_batch(self, batches: Iterator[dict[str, T]]) -> dict[str, T]:
+        """Takes a batch, and counts the time if the devices stood still at its end.
+
+        At most that long they had nothing to do: the step before was ready.
+        """
+        began = time.monotonic()
+        batch = next(batches)
+        # mypy knows the abstract class of arrays alone.
+        if all(value.is_ready() for value in self._last.values()):  # type: ignore[attr-defined]
+            self._throughput.wait(time.monotonic() - began)
+        return batch
+
     def add(self, step: int, sums: Sums) -> None:
         """Takes the sums of a step, and waits for those of the step before it."""
         self._unlogged.append(sums)
+        self._last = sums
         if not self._throughput.is_started:  # the first step's time is compilation
             jax.block_until_ready(sums)
             self._throughput.restart(step)
@@ -265,10 +302,12 @@ class RunLog:
         batch_size = self._timetable.batch_size
         values = summarize_training(self._unlogged, step, batch_size)
         self._unlogged = []
+        speed = self._throughput.measure(step)
         return values | {
             "epoch": self._timetable.epoch(step),
             "learning_rate": rate,
-            "images_per_second": self._throughput.measure(step) * batch_size,
+            "images_per_second": speed * batch_size,
+            "waiting_for_images": self._throughput.waiting,
         }
 
     def write_training(self, step: int, values: Mapping[str, float]) -> None:
@@ -277,9 +316,18 @@ class RunLog:
         print(
             f"{self._line(step, 'train', values)}  rate {values['learning_rate']:g}"
             f"  {values['images_per_second']:,.0f} images/s"
+            f"  waiting {values['waiting_for_images']:.0%}"
             f"  {self._throughput.time_left()} left",
             flush=True,
         )
+        share = self._throughput.share_waiting()
+        if share is not None and share > MOST_WAITING and not self._warned:
+            self._warned = True
+            distributed.warn(
+                f"for {share:.0%} of the time the devices wait for images; "
+                "data.num_workers decodes in so many processes and data.num_threads "
+                "in so many threads of each: as many in all as the host has cores"
+            )
 
     def write_validation(self, step: int, values: Mapping[str, float]) -> None:
         """Writes and prints the values of a validation."""

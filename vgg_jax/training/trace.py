@@ -1,0 +1,66 @@
+"""This module writes what some training steps do, for the profiler's viewer."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from etils.epath import Path
+
+from vgg_jax.files import is_in_bucket
+
+# The first steps of a process compile, and fill caches and queues.
+STEPS_BEFORE = 3
+
+
+class Trace:
+    """Traces some steps of a run: what the host and the devices do, and in which layer.
+
+    Args:
+        folder: where the trace goes; a viewer of XLA's profiles opens it.
+        steps: how many steps are traced; 0 for none.
+
+    Raises:
+        ValueError: the folder is in a bucket, where the profiler cannot write.
+    """
+
+    def __init__(self, folder: Path, steps: int):
+        if steps and is_in_bucket(folder):
+            raise ValueError(
+                f"{folder}: expected a workdir on a disk to write a trace to; profile "
+                "a run of a few steps in another --workdir"
+            )
+        self._folder = folder
+        self._first, self._end = STEPS_BEFORE, STEPS_BEFORE + steps
+        self._done = 0
+        self._is_on = False
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    @contextlib.contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """Marks what is done within as the step of this number."""
+        if self._done == self._first < self._end:
+            jax.profiler.start_trace(os.fspath(self._folder))
+            self._is_on = True
+        with jax.profiler.StepTraceAnnotation("train", step_num=number):
+            yield
+
+    def add(self, results: Any) -> None:
+        """Counts a step; after the last traced one, waits for its results and ends."""
+        self._done += 1
+        if self._done == self._end and self._is_on:
+            jax.block_until_ready(results)
+            self._stop()
+
+    def _stop(self) -> None:
+        """Writes the trace, also where the run ended before its last step."""
+        if self._is_on:
+            self._is_on = False
+            jax.profiler.stop_trace()
+            print(f"traced steps in {self._folder}", flush=True)
