@@ -22,8 +22,8 @@ from vgg_jax.config import (
 )
 from vgg_jax.distributed import make_mesh, shard_batch
 from vgg_jax.tools import init_check, tpu_check
-from vgg_jax.training.objectives import CLASSIFICATION, ExampleMetrics
 from vgg_jax.training import program as programs
+from vgg_jax.training.objectives import CLASSIFICATION, ExampleMetrics
 from vgg_jax.training.program import Program, build_program, with_choices_for
 from vgg_jax.training.schedule import Plateau
 from vgg_jax.training.workdir.checkpoint import Checkpoints
