@@ -65,7 +65,8 @@ def network(layers: tuple[Layer, ...], dtype: str = "float32") -> tuple[Any, Any
 
 def scores(graphdef: Any, devices: int | None, params: Any, x: jax.Array) -> jax.Array:
     model = nnx.merge(graphdef, params)
-    return model.run(x, model.layers, devices=devices)
+    model.devices = devices
+    return model.run(x, model.layers)
 
 
 def with_gradients(graphdef: Any, devices: int | None, params: Any, x: Any) -> Any:
@@ -134,7 +135,10 @@ def test_each_device_needs_an_even_number(
 def paired(*layers: Layer) -> list[str]:
     """The names of the rows that run on pairs of images."""
     model = nnx.eval_shape(lambda: ConvNet(layers, rngs=nnx.Rngs(0)))
-    return [row.name for row in model._paired(layers, jnp.zeros((4, 8, 8, 3)), 2)]
+    model.devices = 2
+    return [
+        row.name for row in model._paired(layers, jnp.zeros((4, 8, 8, 3)), None, ())
+    ]
 
 
 def test_pairs_end_where_an_image_fills_the_lanes() -> None:
@@ -142,6 +146,32 @@ def test_pairs_end_where_an_image_fills_the_lanes() -> None:
     assert paired(*wide) == ["a", "relu_a", "b", "relu_b", "pool", "c"]
     assert paired(*STAGE) == [row.name for row in STAGE]
     assert paired(Conv("a", 65, 3), *STAGE[1:]) == []
+
+
+def test_maps_that_are_wanted_are_of_single_images(as_on_tpu: None) -> None:
+    graphdef, params = network(ROWS)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 11, 11, 3)), jnp.float32)
+    model = nnx.merge(graphdef, params)
+    names = [row.name for row in ROWS]
+    expected = model.features(x, names)
+    model.devices = 1
+    found = {name: model.features(x, [name])[name] for name in ("relu_b", "pool", "d")}
+    found |= model.features(x, ["a", "fc"])
+    for name, value in found.items():
+        np.testing.assert_allclose(value, expected[name], atol=1e-4, err_msg=name)
+
+
+def test_dense_scores_of_images_of_several_sizes(as_on_tpu: None) -> None:
+    rows = [row for row in ROWS if row.name != "pool"]
+    rows.insert(4, MaxPool("pool", 2, 2, ceil_mode=False))
+    graphdef, params = network(tuple(rows))
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(4, 12, 14, 3)), jnp.float32)
+    sizes = jnp.asarray([[12, 9], [11, 14], [8, 8], [10, 13]])
+    model = nnx.merge(graphdef, params)
+    expected = model.score_map(x, sizes=sizes)
+    model.devices = 1
+    assert len(model._paired(model.layers, x, sizes, ())) > 4
+    np.testing.assert_allclose(model.score_map(x, sizes=sizes), expected, atol=1e-4)
 
 
 def test_layers_that_mix_images_or_channels_have_none() -> None:
@@ -152,11 +182,11 @@ def test_layers_that_mix_images_or_channels_have_none() -> None:
 
 def test_the_program_for_tpu_has_pairs_and_that_for_cpu_has_not() -> None:
     def lowered(platform: str, **changes: Any) -> str:
-        program = build_program(config(name="vgg13", **changes), make_mesh())
+        program = build_program(config(**changes), make_mesh())
         traced = program.train_step.trace(*program.arguments)
         return traced.lower(lowering_platforms=(platform,)).as_text()
 
-    pair_of_kernels = "3x3x16x16xf32"  # conv1_2 has 8 channels in and out
+    pair_of_kernels = "3x3x6x16xf32"  # conv1_1 has 3 channels in and 8 out
     assert pair_of_kernels in lowered("tpu")
     assert pair_of_kernels not in lowered("cpu")
     assert pair_of_kernels not in lowered("cuda")

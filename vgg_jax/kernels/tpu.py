@@ -41,6 +41,12 @@ def unpair(x: jax.Array, devices: int) -> jax.Array:
     return images.reshape(-1, *images.shape[2:])
 
 
+def pair_sizes(sizes: jax.Array, devices: int) -> tuple[jax.Array, jax.Array]:
+    """Returns the sizes of the first and of the second images, [N / 2, 2] each."""
+    both = sizes.reshape(devices, 2, -1, 2)
+    return both[:, 0].reshape(-1, 2), both[:, 1].reshape(-1, 2)
+
+
 def pair_kernel(kernel: jax.Array) -> jax.Array:
     """Makes the kernel for pairs, one block an image: [.., I, O] -> [.., 2 I, 2 O]."""
     zeros = jnp.zeros_like(kernel)

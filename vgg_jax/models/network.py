@@ -1,6 +1,5 @@
 """This module has the convolutional network that runs rows of layers."""
 
-import functools
 import math
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
@@ -170,6 +169,16 @@ def _counted_cells(
     return images if cells is None else images & cells
 
 
+def _fill_outside(x: jax.Array, sizes: tuple[jax.Array, ...]) -> jax.Array:
+    """Sets to 0 what is outside of an image, or of each of two side by side."""
+    first, *others = [rows.inside(x.shape, own) for own in sizes]
+    mask = first
+    for second in others:
+        is_first = jnp.arange(x.shape[-1]) < x.shape[-1] // 2
+        mask = jnp.where(is_first, first, second)
+    return jnp.where(mask, x, jnp.zeros((), x.dtype))
+
+
 class FeatureInfo(NamedTuple):
     """The channels, stride and receptive field of a row's map."""
 
@@ -185,6 +194,10 @@ class ConvNet(nnx.Module):
     `nnx.view(model, deterministic=..., use_running_average=...)` does for a view of it;
     `train` at a call goes before either. Training, dropout is on, and batch
     normalization takes the statistics of the batch and moves the running ones.
+
+    `model.devices` is how many devices share a batch, each with as many images in a
+    row; None says nothing of it. Where it is known, programs for TPU run two images of
+    a device side by side through the layers of few channels, with the same result.
 
     Args:
         layers: the rows, input first.
@@ -228,6 +241,7 @@ class ConvNet(nnx.Module):
         self.layers = tuple(layers)
         self.num_classes = num_classes
         self.in_channels = in_channels
+        self.devices: int | None = None
         self.dtype = _computation_dtype(dtype)
         channels = in_channels
         convolutions = [row for row in self.layers if isinstance(row, rows.Conv)]
@@ -405,7 +419,6 @@ class ConvNet(nnx.Module):
         counted: jax.Array | None = None,
         collect: dict[str, jax.Array] | None = None,
         names: Collection[str] | None = None,
-        devices: int | None = None,
     ) -> jax.Array:
         """Runs consecutive rows of the network: [N, H, W, C] -> [N, h, w, features].
 
@@ -418,9 +431,6 @@ class ConvNet(nnx.Module):
             counted: bool [N], the images that enter the batch statistics; None for all.
             collect: takes the maps of rows, by their names.
             names: which rows these are; None for all.
-            devices: how many devices share the images, each with as many in a row. On
-                TPU they then run two at a time where channels are few, with the same
-                result.
 
         Raises:
             ValueError: images that `__call__` refuses.
@@ -432,11 +442,10 @@ class ConvNet(nnx.Module):
         if collect is not None:
             wanted = [layer.name for layer in layers] if names is None else names
         order = rows.in_running_order(layers, wanted)
-        if devices is not None and sizes is None and collect is None:
-            paired = self._paired(order, x, devices)
-            if paired:
-                x = self._run_pairs(x, paired, devices)
-                order = order[len(paired) :]
+        if paired := self._paired(order, x, sizes, wanted):
+            x = self._run_pairs(x, paired, sizes)
+            sizes = None if sizes is None else rows.output_sizes(paired, sizes)
+            order = order[len(paired) :]
         for layer in order:
             # Compilers and profilers show an operation under its layer's name.
             with jax.named_scope(layer.name):
@@ -474,19 +483,29 @@ class ConvNet(nnx.Module):
         return x
 
     def _paired(
-        self, order: tuple[rows.Layer, ...], x: jax.Array, devices: int
+        self,
+        order: tuple[rows.Layer, ...],
+        x: jax.Array,
+        sizes: jax.Array | None,
+        wanted: Collection[str],
     ) -> tuple[rows.Layer, ...]:
         """Returns the first rows if two images side by side can run them, else ().
 
         They end where one image fills the lanes of a TPU, after the convolution that
-        makes so many channels.
+        makes so many channels, and before a map that is wanted.
         """
+        if self.devices is None or not tpu.can_pair(len(x), self.devices):
+            return ()
         channels, paired = x.shape[-1], []
-        for layer in order if tpu.can_pair(len(x), devices) else ():
-            is_simple = isinstance(
-                layer, rows.Conv | rows.Bias | rows.Relu | rows.MaxPool
-            )
-            if 2 * channels > tpu.LANES or not is_simple:
+        for layer in order:
+            match layer:
+                case rows.Conv() | rows.Bias() | rows.Relu():
+                    is_simple = True
+                case rows.MaxPool():
+                    is_simple = sizes is None or not layer.ceil_mode
+                case _:
+                    is_simple = False
+            if 2 * channels > tpu.LANES or not is_simple or layer.name in wanted:
                 break
             paired.append(layer)
             channels = rows.channels_after(layer, channels)
@@ -494,15 +513,20 @@ class ConvNet(nnx.Module):
         return tuple(paired) if convolutions > 1 else ()
 
     def _run_pairs(
-        self, x: jax.Array, layers: tuple[rows.Layer, ...], devices: int
+        self, x: jax.Array, layers: tuple[rows.Layer, ...], sizes: jax.Array | None
     ) -> jax.Array:
         """Runs rows: on TPU of two images side by side, elsewhere of each by itself."""
+        devices = self.devices or 1
 
-        def run(x: jax.Array, *, pairs: bool) -> jax.Array:
+        def run(
+            x: jax.Array, sizes: tuple[jax.Array, ...] | None, *, pairs: bool
+        ) -> jax.Array:
             for layer in layers:
                 with jax.named_scope(layer.name):
                     match layer:
                         case rows.Conv():
+                            if sizes is not None and layer.padding:
+                                x = _fill_outside(x, sizes)
                             x = getattr(self, layer.name).multiply(x, pairs=pairs)
                         case rows.Bias():
                             x = getattr(self, layer.name).add_bias(x, pairs=pairs)
@@ -510,13 +534,18 @@ class ConvNet(nnx.Module):
                             x = rows.relu(x)
                         case rows.MaxPool():
                             x = rows.max_pool(x, layer)
+                if sizes is not None:
+                    sizes = tuple(map(layer.output_size, sizes))
             return x
 
-        return lax.platform_dependent(
-            x,
-            tpu=lambda x: tpu.unpair(run(tpu.pair(x, devices), pairs=True), devices),
-            default=functools.partial(run, pairs=False),
-        )
+        def run_pairs(x: jax.Array, sizes: jax.Array | None) -> jax.Array:
+            of_pairs = None if sizes is None else tpu.pair_sizes(sizes, devices)
+            return tpu.unpair(run(tpu.pair(x, devices), of_pairs, pairs=True), devices)
+
+        def run_singles(x: jax.Array, sizes: jax.Array | None) -> jax.Array:
+            return run(x, None if sizes is None else (sizes,), pairs=False)
+
+        return lax.platform_dependent(x, sizes, tpu=run_pairs, default=run_singles)
 
     def _drop(
         self,

@@ -144,14 +144,7 @@ class Forward:
             ) -> tuple[jax.Array, dict[str, Any]]:
                 model = self._model(params, batch_stats)
                 train = None if keys is not None else False
-                x = model.run(
-                    x,
-                    layers,
-                    train=train,
-                    rngs=keys,
-                    counted=counted,
-                    devices=self.devices,
-                )
+                x = model.run(x, layers, train=train, rngs=keys, counted=counted)
                 return x, split(model)[2]
 
             run = jax.checkpoint(run) if self.remat else run
@@ -162,6 +155,7 @@ class Forward:
         """Makes the network, its layers in the mode of training or as they were."""
         model: ConvNet = nnx.merge(self.graphdef, params, batch_stats)
         model.train()
+        model.devices = self.devices
         for layer in model.layers if self.trained_layers else ():
             if isinstance(layer, BatchNorm) and layer.name not in self.trained_layers:
                 getattr(model, layer.name).use_running_average = True
