@@ -64,6 +64,7 @@ torture: environment  ## try to break runs for HOURS (0.25); ONLY="kills,disks" 
 benchmark-cpu: environment  ## speed on this CPU beside PyTorch's; CASES="vgg16_batch4" for one
 	@scripts/environment .venv-torch requirements-benchmark.txt
 	.venv/bin/python -m benchmarks.cpu --torch $(CURDIR)/.venv-torch/bin/python $(CASES)
+	.venv/bin/python -m benchmarks.losses --torch $(CURDIR)/.venv-torch/bin/python
 	.venv/bin/python -m benchmarks.start
 
 clean:  ## remove the environments and caches, not the data and the runs

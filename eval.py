@@ -44,7 +44,7 @@ def run(values: argparse.Namespace) -> int:
     from vgg_jax.training.workdir.weights_folder import chosen_folders
 
     folders = chosen_folders(
-        values.workdir, values.weights, values.config, values.source
+        values.workdir, values.weights, values.config, values.source, values.channels
     )
     evaluation = run_evaluation(folders, values.config, values.protocol, values.scales)
     if distributed.is_first():

@@ -49,7 +49,12 @@ def run(values: argparse.Namespace) -> int:
     from vgg_jax.predict import load_run, predict_files
     from vgg_jax.training.workdir.weights_folder import chosen_folders
 
-    (workdir,) = chosen_folders(values.workdir, values.weights, source=values.source)
+    (workdir,) = chosen_folders(
+        values.workdir,
+        values.weights,
+        source=values.source,
+        channels=values.channels,
+    )
     classifier = load_run(workdir)
     unread = predict_files(classifier, values.images, values.output, top=values.top)
     return cli.FAILED if unread else cli.DONE

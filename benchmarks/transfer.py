@@ -124,6 +124,7 @@ def prepared(config: Config, num_classes: int, steps: int, examples: int) -> Con
     )
     return dataclasses.replace(
         config,
+        optimizer=dataclasses.replace(config.optimizer, metric="top1_error"),
         model=dataclasses.replace(config.model, num_classes=num_classes),
         data=data,
         evaluation=evaluation,
@@ -282,7 +283,9 @@ def top1_error(rows: Mapping[str, np.ndarray]) -> Rate:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.transfer",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for name in ("google", "twitter", "weights", "pictures"):
         parser.add_argument(f"--{name}", type=Path, required=True)

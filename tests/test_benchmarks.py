@@ -1,10 +1,14 @@
 """Every benchmark runs: its smallest case, and the text that it prints."""
 
 import dataclasses
+import importlib
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -12,9 +16,23 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import cpu, data, dense, gpu, soak, start, worker
+from benchmarks import (
+    cpu,
+    data,
+    dense,
+    gpu,
+    losses,
+    losses_in_jax,
+    soak,
+    start,
+    transfer,
+    worker,
+)
 from benchmarks.cases import make_case
-from vgg_jax.config import VGGConfig
+from tests.weights.networks import random_network
+from vgg_jax.config import Config, VGGConfig
+from vgg_jax.preprocessing import IMAGENET
+from vgg_jax.weights import save_weights
 
 SMALLEST = make_case(
     VGGConfig(name="vgg11", width=1 / 64, num_classes=10, fc_kernel=1), 32, 8
@@ -100,6 +118,38 @@ def test_a_worker_answers_until_there_are_no_more_requests(
     assert taken == [1, 1, 1, 1]  # compiles, is timed once, answers twice
 
 
+def test_lpips_beside_its_authors_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Printed
+) -> None:
+    """The sides are programs that answer as those of the benchmark do."""
+    (tmp_path / "benchmarks").mkdir()
+    for side, seconds in (("jax", 0.5), ("torch", 1.0)):
+        answers = f"print(7)\nimport sys\nfor line in sys.stdin: print({seconds})\n"
+        program = "import functools\nprint = functools.partial(print, flush=True)\n"
+        path = tmp_path / "benchmarks" / f"losses_in_{side}.py"
+        path.write_text(program + answers)
+    monkeypatch.setattr(cpu, "ROOT", tmp_path)
+    losses.main([f"--torch={sys.executable}", "--launches=1", "--turns=1"])
+    names, _, *rows = capsys.readouterr().out.splitlines()
+    assert cells(names) == ["LPIPS", "JAX pairs/s", "lpips pairs/s", "ratio"]
+    assert [cells(row) for row in rows] == [
+        [part, "4.00", "2.00", "2.00"] for part in losses.PARTS
+    ]
+
+
+def test_steps_of_lpips_are_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    requests = [f"{json.dumps(request)}\n" for request in losses.PARTS.values()]
+    monkeypatch.setattr(sys, "stdin", requests)
+    losses_in_jax.main(size=16, batch_size=1, width=1 / 64, seconds=1e-9)
+    parameters, *times = map(json.loads, capsys.readouterr().out.splitlines())
+    assert parameters == sum(
+        array.size for array in jax.tree.leaves(losses_in_jax.make_lpips(1 / 64))
+    )
+    assert len(times) == 3 and min(times) > 0
+
+
 def test_rates_of_the_input_pipeline(
     monkeypatch: pytest.MonkeyPatch, capsys: Printed
 ) -> None:
@@ -142,6 +192,83 @@ def test_the_start_of_training(
         start.main(["--config", "any.py"])
 
 
+def pack_emoji(path: Path, vendor: str) -> None:
+    """Writes a package of drawings of one color a group, as the npm packages are."""
+    symbols, drawings = [], {}
+    for group, color in (("Animals", 60), ("Flags", 200)):
+        for i in range(12):
+            image = f"{group[0].lower()}{i}.png"
+            pixels = np.full((64, 64, 4), color + i, np.uint8)
+            drawings[image] = cv2.imencode(".png", pixels)[1].tobytes()
+            symbols.append(
+                {
+                    "category": group,
+                    "unified": f"u{i}",  # of a hash: as many of both are tests
+                    "image": image,
+                    f"has_img_{vendor}": i != 11,
+                }
+            )
+    symbols.append({"category": "Component", "unified": "x", f"has_img_{vendor}": True})
+    files = {f"img/{vendor}/64/{name}": data for name, data in drawings.items()}
+    files["emoji.json"] = json.dumps(symbols).encode()
+    with tarfile.open(path, "w:gz") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(f"package/{name}")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+def test_ways_to_learn_from_few_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    """A narrow VGG-11 in place of VGG-16, and few steps on drawings of two groups."""
+    narrow = {"name": "vgg11", "width": 1 / 64}
+    for name in ("from_weights", "from_nothing"):
+        make = getattr(transfer, name)
+
+        def made(*arguments: object, make: Callable[..., Config] = make) -> Config:
+            config = make(*arguments)
+            model = dataclasses.replace(config.model, **narrow)
+            return dataclasses.replace(config, model=model)
+
+        monkeypatch.setattr(transfer, name, made)
+    monkeypatch.setattr(transfer, "SIZES", (4,))
+    monkeypatch.setattr(transfer, "SIDE", 32)
+    monkeypatch.setattr(transfer, "BATCH", 8)
+    monkeypatch.setattr(transfer, "STEPS", dict.fromkeys(transfer.STEPS, 2))
+    last_block = tuple(n for n in transfer.LAST_BLOCK if n != "conv5_3")  # of VGG-16
+    monkeypatch.setattr(transfer, "LAST_BLOCK", last_block)
+    flags = [f"--pictures={tmp_path / 'pictures'}", f"--sheet={tmp_path / 'sheet.jpg'}"]
+    for vendor in ("google", "twitter"):
+        pack_emoji(tmp_path / f"{vendor}.tgz", vendor)
+        flags.append(f"--{vendor}={tmp_path / vendor}.tgz")
+    weights = tmp_path / "vgg11.safetensors"
+    backbone = random_network(width=1 / 64, num_classes=None)
+    save_weights(backbone, weights, normalization=IMAGENET)
+    transfer.main([*flags, f"--weights={weights}"])
+    lines = capsys.readouterr().out.splitlines()
+    counts = {
+        name: sum(1 for _ in (tmp_path / "pictures" / name).rglob("*.png"))
+        for name in ("google-train", "google-test", "twitter-test")
+    }
+    assert counts["google-train"] + counts["google-test"] == 22
+    assert counts["google-test"] == counts["twitter-test"] > 0
+    title = next(line for line in lines if "drawings to train on" in line)
+    assert title == (
+        f"{counts['google-train']} drawings to train on, 2 groups; tests: "
+        f"{counts['google-test']} of google, {counts['twitter-test']} of twitter"
+    )
+    rows = [cells(line) for line in lines[-3:]]
+    assert [row[:2] for row in rows] == [
+        ["4 (8)", way] for way in ("frozen", "fine-tuned", "from scratch")
+    ]
+    for row in rows:
+        for rate in row[3:]:
+            error, half_width = map(float, rate.split(" ± "))
+            assert 0 <= error <= 100 and 0 < half_width <= 50
+    assert cv2.imread(str(tmp_path / "sheet.jpg")) is not None
+
+
 @pytest.mark.slow
 def test_the_start_of_train_py_itself(tmp_path: Path) -> None:
     for label in ("a", "b"):
@@ -169,12 +296,13 @@ def test_the_start_of_train_py_itself(tmp_path: Path) -> None:
     assert seconds > 0
 
 
-@pytest.mark.parametrize("name", ["cpu", "dense", "gpu", "soak", "start"])
+@pytest.mark.parametrize(
+    "name", ["cpu", "dense", "gpu", "losses", "soak", "start", "transfer"]
+)
 def test_commands_have_a_help(name: str, capsys: Printed) -> None:
-    modules = {"cpu": cpu, "dense": dense, "gpu": gpu, "soak": soak, "start": start}
-    module = modules[name]
+    module = importlib.import_module(f"benchmarks.{name}")
     with pytest.raises(SystemExit) as ended:
-        module.main(["--help"])  # type: ignore[attr-defined]
+        module.main(["--help"])
     assert ended.value.code == 0
     assert f"usage: python -m benchmarks.{name}" in capsys.readouterr().out
 

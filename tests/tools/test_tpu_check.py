@@ -7,10 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
+from tests.weights.networks import random_network
 from vgg_jax.config import Config, DataConfig, VGGConfig
+from vgg_jax.preprocessing import Normalization
+from vgg_jax.tools import tpu_check
 from vgg_jax.tools.tpu_check import main, memory_advice, topology_mesh
+from vgg_jax.tools.tpu_report import Report
+from vgg_jax.weights import save_weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,6 +56,50 @@ def test_the_command_refuses_a_name_that_is_no_tpu(
     configuration = f"--config={ROOT}/configs/vgg16.py"
     assert main([configuration, "--topology=v5e:2x4,v9:2x2"]) == 2
     assert "unknown TPU 'v9' in topology 'v9:2x2'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("has_config", [False, True])
+def test_weights_stand_in_the_place_of_a_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_config: bool
+) -> None:
+    path = tmp_path / "a.safetensors"
+    width = 1 / 16 if has_config else 1.0
+    model = random_network("nin_cifar", width=width, num_classes=7)
+    normalization = Normalization((1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+    save_weights(model, path, names="vgg_jax", normalization=normalization)
+    compiled = []
+
+    def compile(config: Config, program: str, topology: str, mesh: object) -> Report:
+        compiled.append(config)
+        return Report(
+            program=program, topology=topology, chips=1, batch_size=1, model_flops=1.0
+        )
+
+    monkeypatch.setattr(tpu_check, "topology_mesh", lambda topology: None)
+    monkeypatch.setattr(tpu_check, "compile_program", compile)
+    flags = ["--programs=dense", f"--weights={path}"]
+    if has_config:
+        flags += [
+            f"--config={ROOT}/configs/nin_cifar.py",
+            f"--config.model.width={width}",
+            "--config.model.num_classes=None",
+        ]
+    uses_cache = jax.config.jax_enable_compilation_cache
+    try:
+        main(flags)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", uses_cache)
+    (settings,) = compiled
+    assert settings.model.name == "nin_cifar" and settings.model.width == width
+    assert settings.model.num_classes == 7
+    assert (settings.data.mean, settings.data.std) == ((1, 2, 3), (4, 5, 6))
+
+
+def test_neither_weights_nor_a_configuration(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([]) == 2
+    assert "say which configuration" in capsys.readouterr().err
 
 
 def test_without_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,7 @@ def test_a_network_of_each_generation(
     model = network(name, width=1 / 32)
     layers = drawn(model)
     path.write_bytes(encode(layers))
-    loaded = load_weights(model, path)
+    loaded = load_weights(model, path, channels="RGB")
     assert_has(model, layers)
     assert (loaded.format, loaded.kept, loaded.unused) == ("caffe", (), ())
     assert loaded.naming == ("caffe" if name == "nin_imagenet" else "vgg_jax")
@@ -106,7 +106,7 @@ def test_a_backbone_leaves_the_classifier(tmp_path: pathlib.Path, name: str) -> 
     layers = drawn(network(name, width=1 / 32))
     path.write_bytes(of_v1(layers))
     backbone = network(name, width=1 / 32, num_classes=None)
-    loaded = load_weights(backbone, path)
+    loaded = load_weights(backbone, path, channels="RGB")
     last = ("fc6", "fc7", "fc8") if name == "vgg16" else ("conv4", "cccp7", "cccp8")
     assert loaded.unused == tuple(WIDE.get(row, row) for row in last)
     assert_has(backbone, {row: a for row, a in layers.items() if row not in last})
@@ -130,7 +130,7 @@ def test_batch_normalization_is_two_layers_there(tmp_path: pathlib.Path) -> None
         encoded += layer(row.replace("bn", "scale"), "Scale", scales, row, row)
     path = tmp_path / "bn.caffemodel"
     path.write_bytes(encoded)
-    loaded = load_weights(model, path)
+    loaded = load_weights(model, path, channels="RGB")
     assert_has(model, layers)
     assert loaded.unused == ()
 

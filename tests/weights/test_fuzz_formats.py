@@ -38,6 +38,7 @@ SMALL = {
         f"{name}.h5": functools.partial(of_keras, f"{name}.h5")
         for name in ("keras2", "keras2_whole_nested", "keras_hub_model.weights")
     },
+    "keras3_bn.keras": functools.partial(of_keras, "keras3_bn.keras"),
     "v0.caffemodel": of_v0,
     "v1.caffemodel": of_v1,
     "today.caffemodel": caffe_of_today,

@@ -3,16 +3,17 @@
 import pathlib
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import h5py
 import numpy as np
 import pytest
 
 from tests.torture.isolated import measure
-from tests.weights.files.values import OPTIONS, vgg11
+from tests.weights.files.values import EPSILONS, OPTIONS, vgg11
 from tests.weights.networks import Layers, arrays_of, assert_has, drawn, network
 from vgg_jax.models import ConvNet
+from vgg_jax.models.layers import EPSILON
 from vgg_jax.weights import load_weights
 from vgg_jax.weights.formats import read
 
@@ -34,6 +35,20 @@ def small(name: str = "vgg11", side: int | None = 2) -> ConvNet:
     return network(name, **{**OPTIONS, **head})
 
 
+def with_epsilons(
+    layers: Layers, usual: float = 1e-3, others: Mapping[str, float] | None = None
+) -> Layers:
+    """Layers whose variances have in them how far Keras's epsilons are from ours."""
+    changed = {}
+    for row, arrays in layers.items():
+        changed[row] = dict(arrays)
+        if "var" in arrays:
+            epsilon = (others or {}).get(row, usual)
+            sums = arrays["var"].astype(np.float64) + epsilon
+            changed[row]["var"] = (sums - EPSILON).astype(np.float32)
+    return changed
+
+
 @pytest.mark.parametrize(
     ("file", "name", "side", "naming"),
     [
@@ -43,6 +58,7 @@ def small(name: str = "vgg11", side: int | None = 2) -> ConvNet:
         ("keras3.weights.h5", "vgg11", 2, "keras"),
         ("keras3_bn.weights.h5", "vgg11_bn", 2, "keras_counted"),
         ("keras3_whole.h5", "vgg11", 2, "keras"),
+        ("keras3_bfloat16.weights.h5", "vgg11", 2, "keras"),
         ("keras_hub_model.weights.h5", "vgg11", None, "keras"),
         ("keras_hub_task.weights.h5", "vgg11", 7, "keras"),
     ],
@@ -55,14 +71,100 @@ def test_a_file_that_keras_wrote(
     naming: str,
 ) -> None:
     model = small(name, side)
-    loaded = load_weights(model, written_by_keras / file)
-    assert_has(model, vgg11(batch_norm=name.endswith("_bn"), side=side))
+    loaded = load_weights(model, written_by_keras / file, channels="RGB")
+    expected = vgg11(batch_norm=name.endswith("_bn"), side=side)
+    assert_has(model, with_epsilons(expected))
     assert (loaded.format, loaded.naming, loaded.kept) == ("keras", naming, ())
     if "nested" in file:
         assert loaded.unused[0] == "dense"
         assert "optimizer_weights/SGD/m/dense/bias:0" in loaded.unused
     elif "hub" not in file:
         assert loaded.unused == ()
+
+
+@pytest.mark.parametrize("file", ["keras3_bn.keras", "keras3_bn_whole.h5"])
+def test_a_model_tells_the_epsilon_of_each_batch_normalization(
+    written_by_keras: pathlib.Path, file: str
+) -> None:
+    model = small("vgg11_bn")
+    loaded = load_weights(model, written_by_keras / file, channels="RGB")
+    expected = with_epsilons(vgg11(batch_norm=True), others=EPSILONS)
+    assert_has(model, expected)
+    assert (loaded.format, loaded.kept, loaded.notes) == ("keras", (), ())
+
+
+def test_weights_alone_are_taken_with_the_usual_epsilon_and_say_so(
+    written_by_keras: pathlib.Path,
+) -> None:
+    path = written_by_keras / "keras3_bn.weights.h5"
+    loaded = load_weights(small("vgg11_bn"), path, channels="RGB")
+    (note,) = loaded.notes
+    assert "Keras's usual 0.001 is taken" in note and note in str(loaded)
+    plain = load_weights(small(), written_by_keras / "keras2.h5", channels="RGB")
+    assert plain.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b'"epsilon": 0.001', b'"epsilon": -0.01', "epsilon above 0"),
+        (b'"epsilon": 0.001', b'"epsilon": "abc"', "epsilon above 0"),
+        (b'"BatchNormalization"', b'"SomeNormalization"', "got nothing"),
+    ],
+)
+def test_options_of_an_archive_that_tell_nothing(
+    written_by_keras: pathlib.Path,
+    tmp_path: pathlib.Path,
+    old: bytes,
+    new: bytes,
+    message: str,
+) -> None:
+    path = tmp_path / "changed.keras"
+    with (
+        zipfile.ZipFile(written_by_keras / "keras3_bn.keras") as whole,
+        zipfile.ZipFile(path, "w") as changed,
+    ):
+        for entry in whole.infolist():
+            changed.writestr(entry.filename, whole.read(entry).replace(old, new))
+    with pytest.raises(ValueError, match=message) as error:
+        read(path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_options_that_are_too_long(
+    written_by_keras: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    path = tmp_path / "long.keras"
+    weights = (written_by_keras / "keras3_bn.weights.h5").read_bytes()
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", "[" + "0," * 2**21 + "0]")
+        archive.writestr("model.weights.h5", weights)
+    with pytest.raises(ValueError, match="at most 4,194,304 bytes"):
+        read(path)
+
+
+def test_an_archive_without_weights_or_with_compressed_ones(
+    written_by_keras: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    path = tmp_path / "other.keras"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", "{}")
+    with pytest.raises(ValueError, match=r"lacks 'model\.weights\.h5'"):
+        read(path)
+    weights = (written_by_keras / "keras3.weights.h5").read_bytes()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.json", "{}", zipfile.ZIP_STORED)
+        archive.writestr("model.weights.h5", weights)
+    with pytest.raises(ValueError, match="compressed or encrypted"):
+        read(path)
+
+
+def test_two_bytes_of_another_kind_are_no_values(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "opaque.h5"
+    with h5py.File(path, "w") as root:
+        root.create_dataset("layers/conv2d/vars/0", data=np.zeros((3, 3, 3, 4), "V2"))
+    with pytest.raises(ValueError, match="0 arrays and none of a layer"):
+        read(path)
 
 
 def forget_name(_: str, member: h5py.Group | h5py.Dataset) -> None:
@@ -88,7 +190,7 @@ def test_a_preset_whose_groups_keep_no_names(
     with h5py.File(path, "r+") as root:
         root.visititems(forget_name)
     model = small(side=side)
-    assert load_weights(model, path).naming == naming
+    assert load_weights(model, path, channels="RGB").naming == naming
     assert_has(model, vgg11(side=side))
 
 
@@ -118,15 +220,19 @@ def test_the_first_layout_of_keras_2(tmp_path: pathlib.Path, name: str) -> None:
     model = network(name)
     layers = drawn(model)
     write_first_keras_2(path, layers)
-    loaded = load_weights(model, path)
+    loaded = load_weights(model, path, channels="RGB")
     assert_has(model, layers)
     assert loaded.unused == ()
     backbone = network(name, num_classes=None)
-    assert load_weights(backbone, path).unused == ("fc1", "fc2", "predictions")
+    assert load_weights(backbone, path, channels="RGB").unused == (
+        "fc1",
+        "fc2",
+        "predictions",
+    )
     assert_has(backbone, {row: a for row, a in layers.items() if "conv" in row})
     other = network(name, num_classes=3)
     before = arrays_of(other)["fc8"]
-    assert load_weights(other, path).kept == ("fc8",)
+    assert load_weights(other, path, channels="RGB").kept == ("fc8",)
     assert_has(other, layers | {"fc8": before})
 
 

@@ -1,8 +1,12 @@
 """Networks take weights under the names and in the axes of others."""
 
+import os
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import nnx
 
 from vgg_jax import create_model
@@ -134,3 +138,43 @@ def test_values_beyond_float32_are_refused() -> None:
     arrays["features.0.bias"] = np.full(4, 1e300)
     with pytest.raises(ValueError, match=r"4 of the 4 values of conv1_1\.bias are not"):
         load_weights(network(seed=1), arrays)
+
+
+def test_names_of_another_number_of_classes_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "named.safetensors"
+    arrays = {n: np.ascontiguousarray(a) for n, a in as_in_torch(network()).items()}
+    for names in ('["a", "b", "c", "d", "e"]', '["a", "b"]'):
+        safetensors.numpy.save_file(arrays, path, {"class_names": names})
+        for classes in (5, 3):
+            loaded = load_weights(network(seed=1, num_classes=classes), path)
+            if len(names) > 12:
+                assert loaded.class_names == tuple("abcde") and loaded.notes == ()
+                continue
+            assert loaded.class_names is None
+            (note,) = loaded.notes
+            assert "left out: expected 5, one an output, got 2" in note
+            assert note in str(loaded)
+
+
+@pytest.mark.parametrize(
+    ("files", "advice"),
+    [
+        (("config.json", "model.safetensors"), r"from_pretrained\('.*/folder'\) makes"),
+        (("config.json", "checkpoints/1/_CHECKPOINT_METADATA"), "as --workdir, .*rest"),
+        (("config.json", "weights.json"), "convert .*folder OUT.safetensors"),
+        (("_CHECKPOINT_METADATA",), "a checkpoint of Orbax"),
+        ((), "a folder of something else"),
+    ],
+)
+def test_a_folder_is_answered_with_what_takes_it(
+    tmp_path: Path, files: tuple[str, ...], advice: str
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for file in files:
+        os.makedirs((folder / file).parent, exist_ok=True)
+        (folder / file).touch()
+    expected = f"^{folder}: expected a file of weights, got .*{advice}"
+    with pytest.raises(ValueError, match=expected) as error:
+        load_weights(network(seed=1), folder)
+    assert "\n" not in str(error.value)

@@ -120,6 +120,16 @@ def test_the_mean_color_tells_the_order_of_channels(tmp_path: pathlib.Path) -> N
     assert_has(model, layers)
 
 
+def test_a_mean_image_of_gray_is_one_channel(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "gray.mat"
+    model = network("vgg11", num_classes=None, in_channels=1)
+    variables = of_old(drawn(model))
+    gray = np.broadcast_to(np.float32([[90], [110]]), (2, 28))
+    scipy.io.savemat(path, variables | {"normalization": {"averageImage": gray}})
+    loaded = load_weights(model, path)
+    assert loaded.normalization is not None and loaded.normalization.mean == (100.0,)
+
+
 def test_batch_normalization_is_refused_by_name(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "bn.mat"
     one = np.ones((1, 1), np.float32)

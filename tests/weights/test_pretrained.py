@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import h5py
 import huggingface_hub
 import jax
 import numpy as np
@@ -84,6 +85,48 @@ def test_a_folder_without_a_network(tmp_path: Path) -> None:
         from_pretrained(tmp_path)
 
 
+OWN = {"options": {"num_classes": 5, **OPTIONS}}
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"architecture": "vgg11", "vgg_jax": {"options": [1]}}, "options of save_pr"),
+        ({"architecture": "vgg11", "vgg_jax": 3}, "options of save_pretrained"),
+        ({"architecture": "vgg11", "vgg_jax": {"options": {"widht": 1}}}, "'width'"),
+        ({"architecture": "vgg11", "vgg_jax": {"options": {"width": "a"}}}, "makes a"),
+        ({"architecture": "vgg_11", "vgg_jax": OWN}, "did you mean"),
+        ({"architecture": "vgg11", "num_classes": "x"}, "what makes a vgg11"),
+        ({"architecture": "vgg11", "vgg_jax": OWN, "mean": 1, "std": [1]}, "as mean"),
+        (
+            {"architecture": "vgg11", "vgg_jax": OWN, "mean": ["a"], "std": [1]},
+            "how its images are normalized",
+        ),
+        (
+            {
+                "architecture": "vgg11",
+                "vgg_jax": OWN,
+                "pretrained_cfg": {"mean": [1, 1, 1], "std": [1, 0, 1]},
+            },
+            "deviations above 0",
+        ),
+        (
+            {"architecture": "vgg11", "vgg_jax": OWN, "pretrained_cfg": "none"},
+            "how its images are normalized",
+        ),
+        ({"architecture": "vgg11", "vgg_jax": OWN, "mean": [1], "std": [1]}, "channel"),
+    ],
+)
+def test_a_configuration_that_makes_no_network(
+    tmp_path: Path, config: dict[str, Any], words: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=words) as error:
+        from_pretrained(tmp_path)
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path / 'config.json'}: ") and "\n" not in message
+
+
 def test_a_repository_of_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +187,21 @@ def test_a_network_is_made_with_weights(tmp_path: Path) -> None:
     )
     assert_same_weights(theirs, ours)
     assert nnx.state(ours, nnx.Param)
+
+
+def test_a_network_is_made_with_weights_whose_order_is_given(tmp_path: Path) -> None:
+    theirs, path = random_network(), tmp_path / "a.weights.h5"
+    save_weights(theirs, path, channels="BGR")
+    with h5py.File(path, "r+") as file:
+        del file.attrs["vgg_jax"]
+    options: dict[str, Any] = {"weights": path, "num_classes": 5, **OPTIONS}
+    with pytest.raises(ValueError, match="nothing tells whether"):
+        vgg_jax.create_model("vgg11", **options)
+    for given in ({"channels": "BGR"}, {"source": "oxford"}):
+        ours = vgg_jax.create_model("vgg11", **options, **given)
+        assert_same_weights(theirs, ours)
+    with pytest.raises(TypeError, match="source and channels are of weights"):
+        vgg_jax.create_model("vgg11", rngs=jax.random.key(0), channels="BGR")
 
 
 def test_what_weights_do_not_fill_is_fresh(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The table of published weights."""
 
 import hashlib
+import io
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,12 @@ from vgg_jax.evaluation.protocols import PROTOCOLS
 from vgg_jax.models import MODELS
 from vgg_jax.weights import PUBLISHED, Published, load_weights, save_weights
 from vgg_jax.weights.lineage import LINEAGES
-from vgg_jax.weights.published import identify, published_named, refuse_other_file
+from vgg_jax.weights.published import (
+    file_digest,
+    identify,
+    published_named,
+    refuse_other_file,
+)
 
 
 def row(**facts: object) -> Published:
@@ -85,3 +92,32 @@ def test_a_published_file_tells_lineage_and_channels(
     assert loaded.normalization == LINEAGES["oxford"].normalization
     first, folded = theirs.conv1_1.kernel[...], ours.conv1_1.kernel[...]
     assert (folded == first).all()
+
+
+def test_a_digest_is_computed_once_until_the_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = []
+
+    def compute(file: io.BufferedReader, algorithm: str) -> object:
+        computed.append(algorithm)
+        return hashlib.new(algorithm, file.read())
+
+    path = epath.Path(tmp_path / "a.pth")
+    path.write_text("weights")
+    published = row(size=7, digest=sha256(tmp_path / "a.pth"))
+    monkeypatch.setitem(PUBLISHED, "x/y", published)
+    monkeypatch.setattr(hashlib, "file_digest", compute)
+    refuse_other_file(path, published)
+    assert identify(path) == published
+    digest = file_digest(epath.Path(tmp_path / "a.pth"))
+    assert f"sha256:{digest}" == published.digest and computed == ["sha256"]
+    assert file_digest(path, "md5") == hashlib.md5(b"weights").hexdigest()
+    (tmp_path / "b.pth").write_text("theirs!")
+    (tmp_path / "b.pth").replace(path)
+    assert file_digest(path) == hashlib.sha256(b"theirs!").hexdigest()
+    stat = path.stat().mtime
+    (tmp_path / "a.pth").write_text("ours 12")
+    os.utime(path, (stat + 1, stat + 1))
+    assert file_digest(path) == hashlib.sha256(b"ours 12").hexdigest()
+    assert computed == ["sha256", "md5", "sha256", "sha256"]

@@ -57,7 +57,11 @@ def test_metadata(tmp_path: pathlib.Path) -> None:
         ({"class_names": "[["}, "Expecting value"),
         ({"normalization": '{"mean": [1, 2, 3], "std": [1, 2]}'}, "as many values"),
         ({"normalization": '{"average": 3}'}, "average"),
-        ({"normalization": "3"}, "damaged"),
+        ({"normalization": "3"}, "a list of numbers each"),
+        ({"normalization": '{"mean": [NaN], "std": [1]}'}, "expected finite means"),
+        ({"normalization": '{"mean": [1], "std": [0]}'}, "deviations above 0"),
+        ({"normalization": '{"mean": [1e999], "std": [1]}'}, "expected finite means"),
+        ({"normalization": '{"mean": [1], "std": [Infinity]}'}, "deviations above 0"),
         ({"normalization": '{"\\u001b[2J": 3}'}, "'?[2J'"),
     ],
 )
@@ -66,7 +70,7 @@ def test_metadata_of_another_kind(
 ) -> None:
     path = tmp_path / "model.safetensors"
     safetensors.numpy.save_file(ARRAYS, path, metadata=metadata)
-    refuse(path, words)
+    assert ("get it anew" in refuse(path, words)) == ("[[" in str(metadata))
 
 
 EIGHT = bytes(8)

@@ -1,3 +1,4 @@
+import copy
 import hashlib
 import io
 import json
@@ -43,7 +44,7 @@ def damaged(folder: pathlib.Path, name: str, data: bytes) -> pathlib.Path:
     return path
 
 
-def refuse(path: pathlib.Path, *words: str) -> None:
+def refuse(path: pathlib.Path, *words: str) -> str:
     """Reads a file, which must be refused by one line with these words."""
     with pytest.raises(ValueError, match=re.escape(f"{path}: ")) as error:
         formats.read(str(path))
@@ -51,6 +52,7 @@ def refuse(path: pathlib.Path, *words: str) -> None:
     assert message.startswith(f"{path}: ") and message.isprintable()
     for word in words:
         assert word in message
+    return message
 
 
 @pytest.mark.parametrize("name", OF_TORCH)
@@ -150,6 +152,25 @@ def test_a_compressed_zip_file(tmp_path: pathlib.Path) -> None:
         for entry in old.infolist():
             new.writestr(entry.filename, old.read(entry))
     refuse(path, "compressed", "zip -0")
+
+
+def test_entries_that_share_bytes(tmp_path: pathlib.Path) -> None:
+    """Many of them would take the time of a file many times as large."""
+    path = tmp_path / "shared.pth"
+    path.write_bytes((FILES / "little_zip.pth").read_bytes())
+    with zipfile.ZipFile(path, "a") as archive:
+        (stored,) = (e for e in archive.infolist() if e.filename.endswith("/data/0"))
+        again = copy.copy(stored)
+        again.filename = f"{stored.filename}0"
+        archive.filelist.append(again)
+        archive._didModify = True  # type: ignore[attr-defined]
+    refuse(path, "/data/00'", "has bytes of another entry")
+    nested = bytearray((FILES / "little_zip.pth").read_bytes())
+    place = nested.rindex(b"PK\1\2") + 42  # the offset of the last entry
+    with zipfile.ZipFile(FILES / "little_zip.pth") as archive:
+        offset = archive.infolist()[-2].header_offset + 30  # within the one before
+    nested[place : place + 4] = offset.to_bytes(4, "little")
+    refuse(damaged(tmp_path, "nested.pth", nested), "has bytes of another entry")
 
 
 def test_another_zip_file(tmp_path: pathlib.Path) -> None:

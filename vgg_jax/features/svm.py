@@ -184,7 +184,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(values: argparse.Namespace) -> int:
     """Trains and tests the SVM of the command line; returns 0."""
-    (workdir,) = chosen_folders(values.workdir, values.weights, source=values.source)
+    (workdir,) = chosen_folders(
+        values.workdir,
+        values.weights,
+        source=values.source,
+        channels=values.channels,
+    )
     names = [field.name for field in dataclasses.fields(Request)]
     options = {name: getattr(values, name) for name in names}
     options |= {"data_dir": str(values.data_dir), "workdir": workdir}

@@ -55,6 +55,10 @@ class FullyConnected(Conv):
     """A fully-connected layer as the convolution it equals (section 3.2)."""
 
 
+# What batch normalization adds to the variance: torchvision's, PyTorch's and Caffe's.
+EPSILON = 1e-5
+
+
 @dataclasses.dataclass(frozen=True)
 class Bias(Layer):
     """The bias of the convolution of this name, apart from its products.
@@ -65,7 +69,7 @@ class Bias(Layer):
 
 @dataclasses.dataclass(frozen=True)
 class BatchNorm(Layer):
-    """Batch normalization over N, H and W."""
+    """Batch normalization over N, H and W, with `EPSILON`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +109,21 @@ class MaxPool(Pool):
 @dataclasses.dataclass(frozen=True)
 class AveragePool(Pool):
     """A pool that takes the mean of each window over the map's pixels in it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class L2Pool(Pool):
+    """A pool that takes the root of the weighted mean of squares, as DISTS does.
+
+    A window is centered on every `stride`-th pixel, so `ceil_mode` changes nothing. Its
+    sides are tapered as a Hann window; what is outside of the map counts as zeros.
+    """
+
+    ceil_mode: bool = False
+
+    def output_size(self, size: Size) -> Size:
+        """Returns how many pixels of a side are the center of a window."""
+        return (size - 1) // self.stride + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +206,8 @@ def window(layer: Layer) -> tuple[int, int, int]:
     match layer:
         case Conv():
             return layer.kernel, layer.stride, layer.padding
+        case L2Pool():
+            return layer.window, layer.stride, layer.window // 2
         case Pool():
             return layer.window, layer.stride, 0
         case _:
@@ -294,11 +315,18 @@ def local_response_norm(
 
 
 def _padding(x: jax.Array, pool: Pool) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Returns the rows and columns to add so that `ceil_mode` windows are whole."""
+    """Returns the rows and columns to add so that `ceil_mode` windows are whole.
+
+    For a symbolic side of `jax.export` they are as many as any side needs: that is a
+    number, and what no window reaches does not matter.
+    """
     if not pool.ceil_mode:
         return (0, 0), (0, 0)
     rows, columns = (
-        (pool.output_size(n) - 1) * pool.stride + pool.window - n for n in x.shape[1:3]
+        pool.stride - 1
+        if is_symbolic_dim(n)
+        else (pool.output_size(n) - 1) * pool.stride + pool.window - n
+        for n in x.shape[1:3]
     )
     return (0, rows), (0, columns)
 
@@ -346,7 +374,33 @@ def average_pool(
             padding=((0, 0), *_padding(values, pool), (0, 0)),
         )
 
+    if not pool.ceil_mode and sizes is None:
+        return window_sum(x) / pool.window**2
     if sizes is None:
         return window_sum(x) / window_sum(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
     pixels = window_sum(inside(x.shape, sizes).astype(x.dtype))
     return window_sum(fill_outside(x, sizes)) / jnp.maximum(pixels, 1)
+
+
+def l2_pool(x: jax.Array, pool: L2Pool, sizes: jax.Array | None = None) -> jax.Array:
+    """Takes the root of each window's weighted mean of squares.
+
+    [N, H, W, C] -> [N, h, w, C]. Squares are summed in float32 at least.
+    """
+    if sizes is not None:
+        x = fill_outside(x, sizes)
+    means = jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+    taper = np.hanning(pool.window + 2)[1:-1]
+    for axis in (1, 2):
+        count, around = pool.output_size(x.shape[axis]), [(0, 0)] * x.ndim
+        around[axis] = (pool.window // 2,) * 2
+        padded = jnp.pad(means, around)
+        last = (count - 1) * pool.stride + 1
+        first, *others = (
+            float(weight) * lax.slice_in_dim(padded, i, i + last, pool.stride, axis)
+            for i, weight in enumerate(taper / taper.sum())
+        )
+        means = sum(others, first)
+    # The root of zero has no finite gradient; this is what DISTS adds.
+    roots = jnp.sqrt(means + 1e-12).astype(x.dtype)
+    return roots if sizes is None else fill_outside(roots, pool.output_size(sizes))

@@ -276,7 +276,7 @@ class ConvNet(nnx.Module):
                         channels,
                         use_running_average=True,
                         momentum=0.9,
-                        epsilon=1e-5,
+                        epsilon=rows.EPSILON,
                         dtype=dtype,
                         rngs=rngs,
                     )
@@ -474,6 +474,8 @@ class ConvNet(nnx.Module):
                         x = rows.max_pool(x, layer, sizes)
                     case rows.AveragePool():
                         x = rows.average_pool(x, layer, sizes)
+                    case rows.L2Pool():
+                        x = rows.l2_pool(x, layer, sizes)
                     case _:
                         raise TypeError(f"ConvNet has no rule for {layer}")
             if collect is not None and layer.name in wanted:

@@ -286,7 +286,11 @@ def _draw_note(part: SubFigure, crop: int, heat: HeatMap) -> None:
         va="center",
         linespacing=1.5,
     )
-    legend = part.add_axes((0.78, 0.5, 0.2, 0.2))
+    draw_legend(part.add_axes((0.78, 0.5, 0.2, 0.2)))
+
+
+def draw_legend(legend: Axes) -> None:
+    """Draws the colors of heat maps on axes, from the lowest to the highest value."""
     legend.imshow(np.linspace(0, 1, 256)[None], cmap=HEAT, aspect="auto")
     legend.set_xticks([0, 255], ["lowest", "highest"])
     first, last = legend.get_xticklabels()

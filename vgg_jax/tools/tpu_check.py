@@ -2,6 +2,7 @@
 
     pip install -r requirements-tpu.txt
     python -m vgg_jax.tools.tpu_check --config configs/vgg16.py --topology v5e:2x4
+    python -m vgg_jax.tools.tpu_check --weights torchvision/vgg16
 
 Compiles the training step and the dense evaluator of a configuration for chips that
 need not be there, minutes each on two CPU cores. Prints memory, FLOPs, communication
@@ -43,6 +44,7 @@ from vgg_jax.training.program import (
     build_program,
     with_choices_for,
 )
+from vgg_jax.training.workdir.weights_folder import settings_of_weights
 
 PROGRAMS = ("train_step", "dense")
 
@@ -58,6 +60,10 @@ _ENVIRONMENT = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.Parser("python -m vgg_jax.tools.tpu_check", __doc__, config=(Config,))
+    parser.add_weights(
+        "weights whose network is compiled, with the settings of --config or none",
+        have_settings=True,
+    )
     parser.add_argument(
         "--topology",
         type=cli.comma_separated(str),
@@ -87,6 +93,10 @@ def run(values: argparse.Namespace) -> int:
     # A program for chips that are not there cannot be read back.
     jax.config.update("jax_enable_compilation_cache", False)
     config = values.config
+    if values.weights is not None:
+        config, _ = settings_of_weights(
+            values.weights, config, values.source, values.channels
+        )
     meshes = {name: topology_mesh(name) for name in values.topology}
     reports: list[Report] = []
     for program in values.programs:

@@ -50,6 +50,8 @@ class Pretrained:
             f"{loaded.lineage or 'origin unknown'}: {loaded.evidence}): "
             f"{', '.join(loaded.taken)}; random ({init}): "
             f"{', '.join(loaded.kept) or 'none'}",
+            *loaded.notes,
+            sep="; ",
             flush=True,
         )
         return dataclasses.replace(

@@ -5,14 +5,17 @@
   python -m vgg_jax.weights inspect FILE
   python -m vgg_jax.weights verify FILE
   python -m vgg_jax.weights convert IN OUT [--names torchvision]
+  python -m vgg_jax.weights convert runs/mine OUT
 
 `fetch` prints the path of the file, which is in ~/.cache/vgg_jax/weights, in the folder
 that the environment variable VGG_JAX_WEIGHTS names, or in the Hugging Face hub's cache.
 `inspect` tells the format, the network, whose weights they are and how that is known.
 `verify` fails unless the file has finite weights of a known network; it says which
 published file it is, if it is one. `convert` writes what PyTorch and timm read into a
-file that ends in .safetensors, and what Keras 3 reads into one in .weights.h5. Wherever
-a file is asked for, the name of published weights will do.
+file that ends in .safetensors, what Keras 3 reads into one in .weights.h5, and what the
+Hugging Face hub has into a folder, under a name without an ending; IN may be the folder
+of a run, whose best weights they are. Wherever a file is asked for, the name of
+published weights will do.
 """
 
 import argparse
@@ -28,18 +31,23 @@ from vgg_jax import cli
 from vgg_jax.console import format_columns
 from vgg_jax.files import parse_path
 from vgg_jax.models.layers import FullyConnected
+from vgg_jax.preprocessing import Normalization
 from vgg_jax.weights import formats
 from vgg_jax.weights.contents import VARIABLES, Contents
 from vgg_jax.weights.fetch import fetch
+from vgg_jax.weights.folders import is_run
+from vgg_jax.weights.lineage import CHANNELS
 from vgg_jax.weights.load import (
     fill,
     find_normalization,
     find_origin,
     refuse_not_finite,
+    wrong_class_names,
 )
+from vgg_jax.weights.pretrained import save_pretrained
 from vgg_jax.weights.published import PUBLISHED, file_digest, identify
 from vgg_jax.weights.recognition import Recognized, recognize_network
-from vgg_jax.weights.save import CHANNELS, NAMES, save_weights
+from vgg_jax.weights.save import NAMES, save_weights
 
 CLASSES_SHOWN = 5
 
@@ -68,8 +76,13 @@ def list_published() -> None:
     )
 
 
-def inspect_file(name: str) -> None:
-    """Prints what is known of a file of weights."""
+def inspect_file(name: str, source: str | None, channels: str | None) -> None:
+    """Prints what is known of a file of weights.
+
+    Args:
+        name: the file, or the name of published weights.
+        source, channels: what the user says, as `load_weights` takes it.
+    """
     path = fetch(name)
     contents = formats.read(os.fspath(path))
     row = identify(path)
@@ -83,20 +96,26 @@ def inspect_file(name: str) -> None:
     }
     if recognized is not None:
         _, variables, _ = recognized.fit
+        model, file = recognized.model, os.fspath(path)
         origin = find_origin(
-            recognized.model, contents, variables, os.fspath(path), None, lambda: row
+            model, contents, variables, file, source, channels, lambda: row
         )
+        normalization = find_normalization(contents, origin, file, model.in_channels)
         facts |= {
             "names": recognized.fit.found.naming,
             "lineage": f"{origin.lineage or 'unknown'} ({origin.evidence})",
             "channels": origin.channels or "unknown",
-            "normalization": find_normalization(contents, origin) or "unknown",
+            "normalization": normalization or "unknown",
         }
     if contents.class_names is not None:
         names = [*contents.class_names[:CLASSES_SHOWN]]
         if len(contents.class_names) > CLASSES_SHOWN:
             names.append("...")
         facts["classes"] = f"{len(contents.class_names):,}: {', '.join(names)}"
+    num_classes = None if recognized is None else recognized.num_classes
+    notes = (*contents.notes, wrong_class_names(contents, num_classes))
+    if any(notes):
+        facts["notes"] = "; ".join(filter(None, notes))
     width = max(map(len, facts))
     for title, fact in facts.items():
         print(f"{title.ljust(width)}  {fact}")
@@ -146,11 +165,18 @@ def verify_file(name: str) -> None:
         os.fspath(path),
     )
     published = "no file of the table" if row is None else f"published as {row.name}"
+    if wrong := wrong_class_names(contents, recognized.num_classes):
+        raise ValueError(f"{path}: {wrong}")
     print(f"{path}: {recognized}, all values finite, {published}")
 
 
-def convert_file(name: str, output: Path, names: str, channels: str) -> None:
+def convert_file(name: str, output: Path, values: argparse.Namespace) -> None:
     """Writes the weights of a file in another format or under other names.
+
+    Args:
+        name: the file, or the name of published weights.
+        output: the file, or a folder as the hub has them.
+        values: --names, --source, --channels and --output_channels.
 
     Raises:
         ValueError: the file is damaged, or of no known network; or the output's ending
@@ -158,11 +184,65 @@ def convert_file(name: str, output: Path, names: str, channels: str) -> None:
     """
     path = fetch(name)
     contents = formats.read(os.fspath(path))
-    model = _recognize(path, contents).model
-    loaded = fill(model, contents, name, None, lambda: identify(path))
+    recognized = _recognize(path, contents)
+    model = recognized.model
+    loaded = fill(
+        model, contents, name, values.source, values.channels, lambda: identify(path)
+    )
     loaded = dataclasses.replace(loaded, path=os.fspath(path))
-    save_weights(model, output, names=names, loaded=loaded, channels=channels)
+    if output.suffix:
+        save_weights(
+            model,
+            output,
+            names=values.names,
+            loaded=loaded,
+            channels=values.output_channels,
+        )
+    else:
+        save_pretrained(model, output, recognized.network, loaded=loaded)
     print(f"{loaded}\nwritten to {output}")
+
+
+def convert_run(folder: Path, output: Path, values: argparse.Namespace) -> None:
+    """Writes the best weights of a run, with its normalization and its classes' names.
+
+    Args:
+        folder: the folder of the run.
+        output, values: as `convert_file` takes them.
+
+    Raises:
+        FileNotFoundError: the run has no checkpoint.
+        ValueError: a checkpoint cannot be read, the network does not name classes, or
+            the output's ending is of no format.
+    """
+    # Whoever only reads files of weights waits for none of these.
+    from vgg_jax.training.workdir.checkpoint import check_classifies, restore_model
+    from vgg_jax.training.workdir.facts import read_class_names
+
+    model, config, step = restore_model(folder)
+    check_classifies(config, folder)
+    data, options = config.data, dataclasses.asdict(config.model)
+    normalization = None if data.whiten else Normalization(data.mean, data.std)
+    class_names = read_class_names(folder)
+    if output.suffix:
+        save_weights(
+            model,
+            output,
+            names=values.names,
+            normalization=normalization,
+            class_names=class_names,
+            channels=values.output_channels,
+        )
+    else:
+        save_pretrained(
+            model,
+            output,
+            options.pop("name"),
+            options,
+            normalization=normalization,
+            class_names=class_names,
+        )
+    print(f"step {step:,} of {folder} written to {output}")
 
 
 def _recognize(path: Path, contents: Contents) -> Recognized:
@@ -214,13 +294,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "timm by default",
     )
     parser.add_argument(
-        "--channels",
+        "--output_channels",
         type=cli.one_of(CHANNELS),
         default="RGB",
         metavar="ORDER",
         help="the order of color channels that convert writes for, RGB or BGR; RGB by "
         "default",
     )
+    parser.add_source_of_weights()
     return cli.command(run, parser, arguments)
 
 
@@ -238,11 +319,13 @@ def run(values: argparse.Namespace) -> int:
         case "fetch", [name]:
             print(fetch(name))
         case "inspect", [name]:
-            inspect_file(name)
+            inspect_file(name, values.source, values.channels)
         case "verify", [name]:
             verify_file(name)
+        case "convert", [name, output] if is_run(parse_path(name)):
+            convert_run(parse_path(name), parse_path(output), values)
         case "convert", [name, output]:
-            convert_file(name, parse_path(output), values.names, values.channels)
+            convert_file(name, parse_path(output), values)
     return cli.DONE
 
 

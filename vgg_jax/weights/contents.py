@@ -36,6 +36,9 @@ class Contents:
             channel, in the order of the channels that `layers` expect.
         class_names: the names of the outputs, in their order.
         metadata: further facts that the file tells, such as "lineage".
+        epsilons: what batch normalization adds to the variance, for each layer where
+            that is not `models.layers.EPSILON`.
+        notes: sentences on what the file does not tell, and what is supposed.
     """
 
     format: str
@@ -45,6 +48,8 @@ class Contents:
     mean: tuple[float, ...] | None = None
     class_names: tuple[str, ...] | None = None
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    epsilons: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 # What frameworks call the variables of a layer.

@@ -17,6 +17,8 @@ def create_model(
     name: str,
     *,
     weights: str | os.PathLike[str] | None = None,
+    source: str | None = None,
+    channels: str | None = None,
     rngs: Randomness | None = None,
     **options: Any,
 ) -> ConvNet:
@@ -28,6 +30,8 @@ def create_model(
         name: a key of `MODELS`, such as "vgg16" (Table 1, D) or "nin_imagenet".
         weights: a file of weights, or the name of published ones such as
             "torchvision/vgg16"; None for fresh weights.
+        source, channels: what `load_weights` takes where `weights` do not tell whose
+            they are, or in which order their color channels lie.
         rngs: a key, or `nnx.Rngs(0)`, whose "params" stream makes the fresh weights.
             Where `weights` are given it may be left out: what they do not fill, such as
             the layer of another number of classes, is then made from `key(0)`.
@@ -36,11 +40,13 @@ def create_model(
             option that the name itself sets leaves it so: lrn of "vgg11_lrn".
 
     Raises:
-        TypeError: neither `weights` nor `rngs`.
+        TypeError: neither `weights` nor `rngs`; `source` or `channels` without weights.
         ValueError: an unknown name, option or choice, of which the message names the
             nearest; or weights of another network, see `load_weights`.
     """
     if weights is None:
+        if source is not None or channels is not None:
+            raise TypeError("source and channels are of weights, and there are none")
         if rngs is None:
             raise TypeError(
                 "expected rngs, such as jax.random.key(0), to make weights from, or "
@@ -49,10 +55,10 @@ def create_model(
         return models.create_model(name, rngs=rngs, **options)
     if rngs is not None:
         model = models.create_model(name, rngs=rngs, **options)
-        load_weights(model, weights)
+        load_weights(model, weights, source, channels=channels)
         return model
     model = abstract_network(name, **options)
-    load_weights(model, weights)
+    load_weights(model, weights, source, channels=channels)
     complete(model, name, options)
     return model
 

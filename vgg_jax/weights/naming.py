@@ -39,13 +39,13 @@ def _timm(rows: Sequence[Layer]) -> Names:
 
 
 def _keras(rows: Sequence[Layer]) -> Names:
-    """`block1_conv1` and so on; `fc1`, `fc2` and `predictions`."""
+    """`block1_conv1`, `block1_bn1` and so on; `fc1`, `fc2` and `predictions`."""
     head = {"fc6": "fc1", "fc7": "fc2", "fc8": "predictions"}
     names = {}
     for row in rows:
-        place = re.fullmatch(r"conv(\d)_(\d)", row.name)
+        place = re.fullmatch(r"(conv|bn)(\d)_(\d)", row.name)
         if place:
-            names[row.name] = f"block{place[1]}_conv{place[2]}"
+            names[row.name] = f"block{place[2]}_{place[1]}{place[3]}"
         elif _has_weights(row):
             names[row.name] = head.get(row.name, row.name)
     return names

@@ -18,10 +18,10 @@ from vgg_jax.models import ConvNet
 from vgg_jax.preprocessing import Normalization
 from vgg_jax.weights.create import complete
 from vgg_jax.weights.fetch import EXTRA
+from vgg_jax.weights.folders import PRETRAINED_CONFIG as CONFIG
+from vgg_jax.weights.folders import PRETRAINED_WEIGHTS as WEIGHTS
 from vgg_jax.weights.load import Loaded, abstract_network, load_weights
 from vgg_jax.weights.save import save_weights
-
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def save_pretrained(
@@ -124,32 +124,59 @@ def from_pretrained(
     place = files.parse_path(folder_or_repository)
     if not place.is_dir():
         place = _from_hub(os.fspath(folder_or_repository), revision)
-    config = files.read_json(place / CONFIG)
-    own: Any = config.get("vgg_jax", {}) if isinstance(config, dict) else None
-    if not isinstance(own, dict) or not isinstance(config.get("architecture"), str):
-        raise ValueError(
-            f"{place / CONFIG}: expected the configuration of a network, with its name "
-            "as 'architecture'"
-        )
-    told = own.get("options") or {"num_classes": config.get("num_classes") or None}
+    network, told, normalization = _read_config(place / CONFIG)
     options = {**told, **options}
-    network = config["architecture"]
     model = abstract_network(network, **options)
     loaded = load_weights(model, place / WEIGHTS)
     complete(model, network, options)
-    known = loaded.normalization or _normalization(config)
+    known = loaded.normalization or normalization
     return model, dataclasses.replace(loaded, normalization=known)
 
 
-def _normalization(config: Mapping[str, Any]) -> Normalization | None:
-    """Returns what timm's configuration says is done to pixels, as for 0-255."""
-    own = {**config, **config.get("pretrained_cfg", {})}
-    if "mean" not in own or "std" not in own:
+def _read_config(path: Path) -> tuple[str, dict[str, Any], Normalization | None]:
+    """Reads the name of a network, its options, and what is done to pixels.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it does not describe a network; the message names the file.
+    """
+    config = files.read_json(path)
+    match config:
+        case {"architecture": str(network), "vgg_jax": {"options": dict(options)}}:
+            pass
+        case {"architecture": str(network)} if "vgg_jax" not in config:
+            options = {"num_classes": config.get("num_classes") or None}
+        case _:
+            raise ValueError(
+                f"{path}: expected the configuration of a network, with its name as "
+                "'architecture', and options of save_pretrained or none"
+            )
+    try:
+        channels = abstract_network(network, **options).in_channels
+        return network, options, _normalization(config, channels)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        brief = " ".join(str(error).split())
+        raise ValueError(
+            f"{path}: expected what makes a {network}, and how its images are "
+            f"normalized: {brief[:300]}"
+        ) from error
+
+
+def _normalization(config: Mapping[str, Any], channels: int) -> Normalization | None:
+    """Returns what timm's configuration says is done to pixels, as for 0-255.
+
+    Raises:
+        TypeError, ValueError: it says something else than numbers for these channels.
+    """
+    own = {**config, **(config.get("pretrained_cfg") or {})}
+    mean, std = own.get("mean"), own.get("std")
+    if mean is None or std is None:
         return None
-    return Normalization(
-        mean=[255 * mean for mean in own["mean"]],
-        std=[255 * std for std in own["std"]],
-    )
+    if not isinstance(mean, list) or not isinstance(std, list):
+        raise TypeError(f"expected lists as mean and std, got {mean!r} and {std!r}")
+    if len(mean) != channels:
+        raise ValueError(f"expected a mean of {channels} channels, got {mean!r}")
+    return Normalization([255 * value for value in mean], [255 * v for v in std])
 
 
 def _from_hub(repository: str, revision: str | None) -> Path:

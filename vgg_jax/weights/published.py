@@ -5,13 +5,16 @@ not known is None.
 """
 
 import dataclasses
+import functools
 import hashlib
+import os
 from collections.abc import Iterable
 from typing import Any, cast
 
 from etils.epath import Path
 
 from vgg_jax.console import did_you_mean
+from vgg_jax.files import is_in_bucket
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -407,7 +410,24 @@ def published_named(name: str) -> Published:
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
-    """Returns a digest of a file in hexadecimal digits; a gigabyte takes seconds."""
+    """Returns a digest of a file in hexadecimal digits; a gigabyte takes seconds.
+
+    It is computed once for as long as the file stays what it is on the disk.
+    """
+    if is_in_bucket(path):
+        return _compute_digest(path, algorithm)
+    stat = os.stat(os.fspath(path))
+    state = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    return _digest_in_state(path, algorithm, state)
+
+
+@functools.lru_cache(maxsize=64)
+def _digest_in_state(path: Path, algorithm: str, state: tuple[int, ...]) -> str:
+    """Computes a digest, or returns the one that was computed in the same state."""
+    return _compute_digest(path, algorithm)
+
+
+def _compute_digest(path: Path, algorithm: str) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(cast(Any, file), algorithm).hexdigest()
 

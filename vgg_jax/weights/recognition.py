@@ -7,10 +7,9 @@ from vgg_jax.weights.contents import Contents
 from vgg_jax.weights.load import (
     Fit,
     abstract_network,
-    class_layer,
     fit,
-    in_our_axes,
     known_networks,
+    num_classes_in,
 )
 
 
@@ -45,7 +44,7 @@ def recognize_network(contents: Contents) -> Recognized | None:
     candidates = []
     for name, model in known_networks().items():
         names = fit(model, contents)
-        classes = num_classes_in(contents, model, names)
+        classes = num_classes_in(model, contents, names.found)
         if not names.problems and classes is not None:
             model = abstract_network(name, num_classes=classes)
             return Recognized(name, classes, model, fit(model, contents))
@@ -57,19 +56,3 @@ def recognize_network(contents: Contents) -> Recognized | None:
         if not names.problems:
             return Recognized(name, None, model, names)
     return None
-
-
-def num_classes_in(contents: Contents, model: ConvNet, names: Fit) -> int | None:
-    """Returns how many classes a file has weights for; None without a classifier.
-
-    Args:
-        contents: what the file holds.
-        model: the network, with any number of classes.
-        names: where its weights are in the file.
-    """
-    (last,) = class_layer(model)
-    if last not in names.found.found:
-        return None
-    row = next(row for row in model.layers if row.name == last)
-    layer = contents.layers[names.found.found[last]]
-    return int(in_our_axes(layer, row, contents)["kernel"].shape[-1])

@@ -20,12 +20,12 @@ from vgg_jax.preprocessing import Normalization
 from vgg_jax.version import __version__
 from vgg_jax.weights.contents import VARIABLES
 from vgg_jax.weights.fetch import EXTRA
+from vgg_jax.weights.lineage import exchange_red_and_blue, validate_channels
 from vgg_jax.weights.load import Loaded
 from vgg_jax.weights.naming import NAMINGS
 from vgg_jax.weights.published import PUBLISHED, file_digest
 
 SAFETENSORS, KERAS = ".safetensors", ".weights.h5"
-CHANNELS = ("RGB", "BGR")
 
 # What PyTorch calls the variables of a layer.
 _TORCH = {
@@ -79,10 +79,7 @@ def save_weights(
             classes.
     """
     place = files.parse_path(path)
-    if channels not in CHANNELS:
-        raise ValueError(
-            f"unknown channels {channels!r}: {did_you_mean(channels, CHANNELS)}"
-        )
+    validate_channels(channels)
     if class_names is not None and len(class_names) != model.num_classes:
         raise ValueError(
             f"expected the names of {model.num_classes} classes, got {len(class_names)}"
@@ -91,7 +88,8 @@ def save_weights(
     variables = _variables(model)
     if channels == "BGR":
         first = next(row.name for row in model.layers if isinstance(row, Conv))
-        variables[first]["kernel"] = variables[first]["kernel"][:, :, ::-1]
+        kernel = variables[first]["kernel"]
+        variables[first]["kernel"] = exchange_red_and_blue(kernel, 2)
     if place.name.endswith(SAFETENSORS):
         if names not in NAMES:
             raise ValueError(f"unknown names {names!r}: {did_you_mean(names, NAMES)}")

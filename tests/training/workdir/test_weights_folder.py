@@ -5,10 +5,12 @@ import json
 from pathlib import Path
 
 import chex
+import h5py
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from etils import epath
 from flax import nnx
 
 from vgg_jax.config import Config, DataConfig, VGGConfig
@@ -22,6 +24,7 @@ from vgg_jax.training.workdir.weights_folder import (
     published_results,
     read_facts,
 )
+from vgg_jax.weights import published
 from vgg_jax.weights.lineage import LINEAGES
 from vgg_jax.weights.published import PUBLISHED, Published
 from vgg_jax.weights.save import save_weights
@@ -122,9 +125,9 @@ def test_class_names_and_published_errors_are_kept(
         {"protocol": "center", "scales": [256], "top1_error": 28.4, "top5_error": 9.6}
     ]
     Path(folder / WEIGHTS).write_text(json.dumps(facts))
-    (published,) = published_results(folder)
-    assert published.scales == (256,) and published.top1_error == 28.4
-    assert np.isfinite(published.top5_error or np.nan)
+    (result,) = published_results(folder)
+    assert result.scales == (256,) and result.top1_error == 28.4
+    assert np.isfinite(result.top5_error or np.nan)
 
 
 def test_a_published_name_tells_the_order_of_channels(
@@ -152,3 +155,57 @@ def test_a_published_name_tells_the_order_of_channels(
     restored, settings, _ = restore_model(folder)
     np.testing.assert_array_equal(restored.conv1_1.kernel[...], kernel)
     assert settings.data.std == (1.0, 1.0, 1.0)
+
+
+def test_an_order_of_channels_that_is_given_is_kept(
+    model: ConvNet, weights: Path
+) -> None:
+    path = weights.with_name("theirs.weights.h5")
+    save_weights(model, path, channels="BGR", class_names=list("abcdefg"))
+    with h5py.File(path, "r+") as file:
+        del file.attrs["vgg_jax"]
+    with pytest.raises(ValueError, match="nothing tells whether its network takes"):
+        make_weights_folder(str(path), config())
+    (folder,) = chosen_folders(None, str(path), config(), channels="BGR")
+    assert read_facts(folder)["channels"] == "BGR"  # type: ignore[index]
+    restored, _, _ = restore_model(folder)
+    chex.assert_trees_all_equal(
+        nnx.to_pure_dict(nnx.state(restored)), nnx.to_pure_dict(nnx.state(model))
+    )
+
+
+def test_names_of_other_classes_are_not_kept(model: ConvNet, weights: Path) -> None:
+    save_weights(model, weights, class_names=list("abcdefg"))
+    folder = make_weights_folder(str(weights), config(num_classes=9))
+    assert read_class_names(folder) is None
+    folder.rmtree()
+    folder = make_weights_folder(str(weights), config())
+    assert read_class_names(folder) == tuple("abcdefg")
+
+
+def test_a_digest_of_the_weights_is_computed_once(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = []
+    compute = published._compute_digest
+
+    def count(path: epath.Path, algorithm: str) -> str:
+        computed.append(algorithm)
+        return compute(path, algorithm)
+
+    monkeypatch.setattr(published, "_compute_digest", count)
+    row = Published(
+        name="a/b",
+        network="vgg11",
+        file=weights.name,
+        size=weights.stat().st_size,
+        digest=f"sha256:{compute(epath.Path(weights), 'sha256')}",
+        lineage="torchvision",
+        channels="RGB",
+        license=None,
+    )
+    monkeypatch.setitem(PUBLISHED, "a/b", row)
+    folder = make_weights_folder(str(weights), config())
+    restore_model(folder)
+    assert read_facts(folder)["lineage"] == "torchvision"  # type: ignore[index]
+    assert computed == ["sha256"]

@@ -10,13 +10,14 @@ import os
 import pathlib
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from types import ModuleType
 
 import keras
 import keras_hub
 import numpy as np
 import tf_keras
-from values import CLASSES, CONVOLUTIONS, HIDDEN, Layers, vgg11
+from values import CLASSES, CONVOLUTIONS, EPSILONS, HIDDEN, Layers, vgg11
 
 ARCHIVE = pathlib.Path(__file__).with_name("keras.zip")
 POOLED = ("1_1", "2_1", "3_2", "4_2", "5_2")
@@ -25,14 +26,28 @@ VARIABLES = ("kernel", "bias")
 BATCH_NORM = ("scale", "bias", "mean", "var")
 
 
-def network(keras: ModuleType, layers: Layers, *, named: bool = True):
-    """The network of keras.applications, as narrow as `layers` are."""
+def network(
+    keras: ModuleType,
+    layers: Layers,
+    *,
+    named: bool = True,
+    epsilons: Mapping[str, float] | None = None,
+):
+    """The network of keras.applications, as narrow as `layers` are.
+
+    Args:
+        keras: Keras 3 or, as tf_keras, Keras 2.
+        layers: the values of its rows.
+        named: whether layers have names, not those that Keras counts.
+        epsilons: of rows of batch normalization whose epsilon is not Keras's usual one.
+    """
     inputs = x = keras.Input((64, 64, 3))
     for row, arrays in layers.items():
         place = row[-3:]
         if row.startswith("bn"):
             name = f"block{place[0]}_bn{place[2]}" if named else None
-            x = keras.layers.BatchNormalization(name=name)(x)
+            options = {"epsilon": (epsilons or {}).get(row, 1e-3), "name": name}
+            x = keras.layers.BatchNormalization(**options)(x)
         elif row.startswith("conv"):
             name = f"block{place[0]}_conv{place[2]}" if named else None
             features = arrays["bias"].size
@@ -85,6 +100,12 @@ def write_keras_3() -> None:
         "keras3_bn.weights.h5"
     )
     network(keras, vgg11()).save("keras3_whole.h5")
+    whole = network(keras, vgg11(batch_norm=True), epsilons=EPSILONS)
+    whole.save("keras3_bn.keras")
+    whole.save("keras3_bn_whole.h5")
+    keras.config.set_dtype_policy("bfloat16")
+    network(keras, vgg11()).save_weights("keras3_bfloat16.weights.h5")
+    keras.config.set_dtype_policy("float32")
 
 
 def write_keras_hub() -> None:

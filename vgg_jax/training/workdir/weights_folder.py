@@ -28,9 +28,15 @@ from vgg_jax.training.workdir.facts import CONFIG, read_config, write_class_name
 from vgg_jax.weights.create import complete
 from vgg_jax.weights.fetch import fetch
 from vgg_jax.weights.formats import read
-from vgg_jax.weights.load import Loaded, abstract_network, fit, load_weights
+from vgg_jax.weights.load import (
+    Loaded,
+    abstract_network,
+    fit,
+    load_weights,
+    num_classes_in,
+)
 from vgg_jax.weights.published import PUBLISHED, Result, file_digest, identify
-from vgg_jax.weights.recognition import num_classes_in, recognize_network
+from vgg_jax.weights.recognition import recognize_network
 
 WEIGHTS = "weights.json"
 
@@ -40,6 +46,7 @@ def chosen_folders(
     weights: str | Sequence[str] | None,
     config: Config | None = None,
     source: str | None = None,
+    channels: str | None = None,
 ) -> list[Path]:
     """Returns the folders that a command line's --workdir and --weights stand for.
 
@@ -48,11 +55,15 @@ def chosen_folders(
     """
     workdirs = [workdir] if isinstance(workdir, os.PathLike) else workdir or []
     names = [weights] if isinstance(weights, str) else weights or []
-    return [*workdirs, *(make_weights_folder(n, config, source) for n in names)]
+    made = (make_weights_folder(name, config, source, channels) for name in names)
+    return [*workdirs, *made]
 
 
 def make_weights_folder(
-    weights: str, config: Config | None = None, source: str | None = None
+    weights: str,
+    config: Config | None = None,
+    source: str | None = None,
+    channels: str | None = None,
 ) -> Path:
     """Makes the folder runs/NAME of weights, or finds that it is there already.
 
@@ -60,7 +71,8 @@ def make_weights_folder(
         weights: a file of weights, or the name of published ones.
         config: the settings of the network and of its images; None takes the network
             that the file is of, and images as ImageNet's.
-        source: whose weights they are, see `load_weights`.
+        source, channels: whose weights they are, and the order of their color
+            channels, see `load_weights`.
 
     Raises:
         FileNotFoundError: there is no such file and no such name.
@@ -68,9 +80,7 @@ def make_weights_folder(
             to be normalized, or the folder holds something else.
     """
     path = fetch(weights)
-    known = config is not None
-    settings = config if config is not None else _settings_of(path, weights)
-    settings, loaded = _settle(settings, weights, source, keeps_normalization=known)
+    settings, loaded = settings_of_weights(weights, config, source, channels)
     published = PUBLISHED.get(weights) or identify(path)
     name = weights if weights in PUBLISHED else path.name.partition(".")[0]
     folder = resolve(parse_path("runs") / name.replace("/", "_"))
@@ -79,6 +89,7 @@ def make_weights_folder(
         "file": os.fspath(resolve(path)),
         "sha256": file_digest(path),
         "source": source,
+        "channels": channels,
         "lineage": loaded.lineage,
         "evidence": loaded.evidence,
         "random_layers": list(loaded.kept),
@@ -91,13 +102,56 @@ def make_weights_folder(
     elif distributed.is_first():
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / WEIGHTS, facts)
-        if loaded.class_names is not None:
-            write_class_names(folder, loaded.class_names)
+        names = loaded.class_names
+        if names is not None and len(names) == settings.model.num_classes:
+            write_class_names(folder, names)
         write_json(folder / CONFIG, to_dict(settings))  # last: now it is one
     distributed.wait_for_all()
     if distributed.is_first():
         print(f"{loaded}\n  its results are kept in {folder}", file=sys.stderr)
     return folder
+
+
+def settings_of_weights(
+    weights: str,
+    config: Config | None = None,
+    source: str | None = None,
+    channels: str | None = None,
+) -> tuple[Config, Loaded]:
+    """Gives settings what comes with weights: their network, classes, normalization.
+
+    Args:
+        weights, config, source, channels: as `make_weights_folder` takes them.
+
+    Returns:
+        The settings, and what was loaded into a network that is not kept.
+
+    Raises:
+        FileNotFoundError, ValueError: as `make_weights_folder`.
+    """
+    keeps_normalization = config is not None
+    if config is None:
+        config = _settings_of(fetch(weights), weights)
+    if config.model.num_classes is None:
+        contents = read(os.fspath(fetch(weights)))
+        network = _abstract(config, 1000)
+        classes = num_classes_in(network, contents, fit(network, contents).found)
+        model = dataclasses.replace(config.model, num_classes=classes or 1000)
+        config = dataclasses.replace(config, model=model)
+    network = _abstract(config, config.model.num_classes)
+    loaded = load_weights(network, weights, source, channels=channels)
+    normalization = loaded.normalization
+    if normalization is None and not keeps_normalization:
+        raise ValueError(
+            f"nothing tells what images {weights} wants ({loaded.evidence}); say whose "
+            "weights they are with --source, or give their mean and deviation in a "
+            "configuration, --config.data.mean and --config.data.std"
+        )
+    data = dataclasses.replace(config.data, whiten=False)
+    if normalization is not None:
+        mean, std = tuple(normalization.mean), tuple(normalization.std)
+        data = dataclasses.replace(data, mean=mean, std=std)
+    return dataclasses.replace(config, data=data), loaded
 
 
 def _settings_of(path: Path, weights: str) -> Config:
@@ -121,31 +175,6 @@ def _settings_of(path: Path, weights: str) -> Config:
         data=DataConfig(dataset="imagenet2012"),
         optimizer=OptimizerConfig(metric=metric),
     )
-
-
-def _settle(
-    config: Config, weights: str, source: str | None, *, keeps_normalization: bool
-) -> tuple[Config, Loaded]:
-    """Gives settings what comes with the weights: classes and normalization."""
-    if config.model.num_classes is None:
-        contents = read(os.fspath(fetch(weights)))
-        network = _abstract(config, 1000)
-        classes = num_classes_in(contents, network, fit(network, contents))
-        model = dataclasses.replace(config.model, num_classes=classes or 1000)
-        config = dataclasses.replace(config, model=model)
-    loaded = load_weights(_abstract(config, config.model.num_classes), weights, source)
-    normalization = loaded.normalization
-    if normalization is None and not keeps_normalization:
-        raise ValueError(
-            f"nothing tells what images {weights} wants ({loaded.evidence}); say whose "
-            "weights they are with --source, or give their mean and deviation in a "
-            "configuration, --config.data.mean and --config.data.std"
-        )
-    data = dataclasses.replace(config.data, whiten=False)
-    if normalization is not None:
-        mean, std = tuple(normalization.mean), tuple(normalization.std)
-        data = dataclasses.replace(data, mean=mean, std=std)
-    return dataclasses.replace(config, data=data), loaded
 
 
 def _abstract(config: Config, num_classes: int | None) -> ConvNet:
@@ -214,7 +243,7 @@ def restore_weights(folder: Path, facts: Mapping[str, Any]) -> tuple[ConvNet, Co
     is_named = facts.get("weights") in PUBLISHED
     model = _abstract(config, config.model.num_classes)
     name = facts["weights"] if is_named else os.fspath(path)
-    load_weights(model, name, facts.get("source"))
+    load_weights(model, name, facts.get("source"), channels=facts.get("channels"))
     options = dataclasses.asdict(config.model)
     complete(model, options.pop("name"), options)
     return model, config

@@ -85,8 +85,9 @@ def _convolution(filters: np.ndarray, *biases: np.ndarray) -> dict[str, np.ndarr
 
 
 def _mean(image: Value) -> tuple[float, ...] | None:
-    """Averages [h, w, 3], or takes three values as they are."""
+    """Averages [h, w, 3] or, of gray images, [h, w]; takes a row of values as it is."""
     if not isinstance(image, np.ndarray) or image.size == 0:
         return None
-    pixels = image.reshape(-1, image.shape[-1] if image.ndim == 3 else image.size)
+    channels = image.size if 1 in image.shape else 1
+    pixels = image.reshape(-1, image.shape[-1] if image.ndim == 3 else channels)
     return tuple(pixels.mean(axis=0, dtype=np.float64).tolist())

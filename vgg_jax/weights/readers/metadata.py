@@ -27,7 +27,14 @@ def validate_metadata(metadata: object) -> dict[str, str]:
             f"{metadata['channels']!r:.20}"
         )
     if "normalization" in metadata:
-        Normalization(**json.loads(metadata["normalization"]))
+        text = metadata["normalization"]
+        try:
+            Normalization(**json.loads(text))
+        except (OverflowError, TypeError, ValueError) as error:
+            raise Refusal(
+                "expected mean and std, a list of numbers each, as metadata "
+                f"'normalization', got {text!r:.100} ({error})"
+            ) from error
     return metadata
 
 

@@ -10,9 +10,6 @@ a storage.
 import dataclasses
 import io
 import mmap
-import struct
-import zipfile
-import zlib
 from collections.abc import Mapping
 from typing import IO, cast
 
@@ -36,6 +33,7 @@ from vgg_jax.weights.readers.pickled import (
     make_ordered_dict,
     unpickle,
 )
+from vgg_jax.weights.readers.zipped import entries_of, entry_bytes
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older kind
 PROTOCOL = 1001  # the second
@@ -165,10 +163,7 @@ def _read_stream(file: mmap.mmap | io.BytesIO, view: memoryview) -> object:
 
 def _read_zip(file: mmap.mmap | io.BytesIO, view: memoryview) -> object:
     """Reads the newer kind, a zip file in which nothing is compressed."""
-    with zipfile.ZipFile(cast(IO[bytes], file)) as archive:
-        entries = {entry.filename: entry for entry in archive.infolist()}
-        if len(entries) < len(archive.infolist()):
-            raise Refusal("the zip file has two entries of one name; it is damaged")
+    entries = entries_of(file, view)
     pickles = [name for name in entries if f"/{name}".endswith("/data.pkl")]
     if len(pickles) != 1:
         raise Refusal(
@@ -181,42 +176,17 @@ def _read_zip(file: mmap.mmap | io.BytesIO, view: memoryview) -> object:
             "and torch.save its state_dict()"
         )
     storages = _Storages()
-    stream = io.BytesIO(_entry(view, entries, pickles[0]))
+    stream = io.BytesIO(entry_bytes(view, entries, pickles[0]))
     tree = unpickle(stream, REBUILDERS, storages.load)
     order = f"{folder}byteorder"
-    is_big = order in entries and bytes(_entry(view, entries, order)) == b"big"
+    is_big = order in entries and bytes(entry_bytes(view, entries, order)) == b"big"
     for key, storage in storages.items():
-        data = _entry(view, entries, f"{folder}data/{key}")
+        data = entry_bytes(view, entries, f"{folder}data/{key}")
         values = map_array(data, 0, (storage.size,), storage.dtype)
         if is_big:
             values = values.view(f"u{values.itemsize}").byteswap().view(values.dtype)
         storage.values = values
     return tree
-
-
-def _entry(
-    view: memoryview, entries: Mapping[str, zipfile.ZipInfo], name: str
-) -> memoryview:
-    """Returns the bytes of an entry of a zip file without copying them."""
-    if name not in entries:
-        raise Refusal(f"the zip file lacks {name!r:.100}; it is damaged or not whole")
-    entry = entries[name]
-    is_plain = entry.compress_size == entry.file_size and not entry.flag_bits & 1
-    if entry.compress_type != zipfile.ZIP_STORED or not is_plain:
-        raise Refusal(
-            f"{name!r:.100} is compressed or encrypted, which PyTorch never does; "
-            "unpack the file and zip it with `zip -0`"
-        )
-    start = entry.header_offset
-    header = bytes(map_array(view, start, (30,), np.dtype("u1")))
-    name_size, extra_size = struct.unpack_from("<HH", header, 26)
-    start += len(header) + name_size + extra_size
-    map_array(view, start, (entry.file_size,), np.dtype("u1"))
-    data = view[start : start + entry.file_size]
-    # PyTorch can leave the checksum out, which is then 0.
-    if header[:4] != b"PK\x03\x04" or entry.CRC not in (0, zlib.crc32(data)):
-        raise Refusal(f"{name!r:.100} has changed since it was written: get it anew")
-    return data
 
 
 class _Storages(dict[str, Storage]):

@@ -1,0 +1,71 @@
+"""Times LPIPS of this library for losses.py; its speed needs no trained weights."""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.worker import Steps, serve
+from vgg_jax.compilation import prepare_jax
+from vgg_jax.losses import FeatureExtractor, Lpips
+from vgg_jax.losses.lpips import LAYERS, NORMALIZATION
+from vgg_jax.models import create_model
+
+RANGE = (-1, 1)
+
+
+def make_lpips(width: float) -> Lpips:
+    """Makes LPIPS of a VGG-16 with random weights and heads of ones."""
+    model = create_model("vgg16", num_classes=None, width=width, rngs=jax.random.key(0))
+    trunk = FeatureExtractor.from_model(model, LAYERS, NORMALIZATION)
+    heads = {name: jnp.ones(model.feature_info[name].channels) for name in LAYERS}
+    return Lpips(trunk=trunk, heads=heads)
+
+
+def main(size: int, batch_size: int, width: float, seconds: float) -> None:
+    """Answers requests for the times of LPIPS's steps."""
+    jax.config.update("jax_platforms", "cpu")
+    prepare_jax()
+    lpips = make_lpips(width)
+    x, y = (
+        jax.random.uniform(jax.random.key(i), (batch_size, size, size, 3), minval=-1)
+        for i in range(2)
+    )
+
+    @jax.jit
+    def forward(lpips: Lpips, x: jax.Array, y: jax.Array) -> jax.Array:
+        return lpips(x, y, input_range=RANGE)
+
+    @jax.jit
+    def gradient(lpips: Lpips, x: jax.Array, y: jax.Array) -> jax.Array:
+        return jax.grad(lambda x: lpips(x, y, input_range=RANGE).mean())(x)
+
+    @jax.jit
+    def cached(lpips: Lpips, x: jax.Array, target: dict[str, jax.Array]) -> jax.Array:
+        def loss(x: jax.Array) -> jax.Array:
+            features = lpips.features(x, input_range=RANGE)
+            return lpips.distance(features, target).mean()
+
+        return jax.grad(loss)(x)
+
+    target = lpips.features(y, input_range=RANGE)
+
+    def steps(function: jax.stages.Wrapped, other: object) -> Steps:
+        def take(count: int) -> None:
+            for _ in range(count):
+                jax.block_until_ready(function(lpips, x, other))
+
+        return take
+
+    parameters = sum(array.size for array in jax.tree.leaves(lpips))
+    parts = {
+        "forward": steps(forward, y),
+        "gradient": steps(gradient, y),
+        "cached": steps(cached, target),
+    }
+    serve(parameters, parts, seconds)
+
+
+if __name__ == "__main__":
+    main(**json.loads(sys.argv[1]))
