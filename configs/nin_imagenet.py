@@ -10,7 +10,7 @@ from vgg_jax.config import Config, DataConfig, EvaluationConfig, NiNConfig
 
 def get_config() -> Config:
     return Config(
-        model=NiNConfig(name="nin_imagenet"),
+        model=NiNConfig(name="nin_imagenet", dtype=None),  # bfloat16 on TPU
         data=DataConfig(dataset="imagenet2012", num_workers=8),
         evaluation=EvaluationConfig(scales=(224, 256, 288)),
         batch_size=64,

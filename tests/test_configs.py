@@ -75,6 +75,14 @@ def test_imagenet_configurations_follow_the_paper() -> None:
         assert config.data.crop == 224
 
 
+def test_imagenet_on_tpu_is_in_bfloat16_and_shares_its_widest_layers_out() -> None:
+    for path in FILES:
+        config = load(path)
+        if config.data.dataset == "imagenet2012":
+            assert config.model.dtype is None
+            assert config.shard_fc is (None if path.stem.startswith("vgg") else False)
+
+
 def test_boxes_start_from_their_classifier() -> None:
     runs = load(BOXES).runs
     assert list(runs) == ["classes", "boxes"]

@@ -200,9 +200,10 @@ class ModelConfig(Section):
         "how the first weights are drawn",
         choices=("paper", "caffe_001", "glorot", "he"),
     )
-    dtype: str = setting(
+    dtype: str | None = setting(
         "float32",
-        "the type that the network computes in; its parameters are float32",
+        "the type that the network computes in, its parameters being float32; None "
+        "takes bfloat16 on TPU and float32 elsewhere",
         choices=("float32", "bfloat16"),  # float16 would need its loss scaled
     )
 
@@ -551,8 +552,11 @@ class Config(Section):
     remat: bool = setting(
         False, "compute each stage again for its gradient: less memory", resumable=True
     )
-    shard_fc: bool = setting(
-        False, "each device has a part of fc6, fc7 and fc8", resumable=True
+    shard_fc: bool | None = setting(
+        False,
+        "each device has a part of fc6, fc7 and fc8; None does so on TPU, where the "
+        "chips can share them evenly",
+        resumable=True,
     )
     num_epochs: float = setting(
         74.0, "passes over the training images, at most", above=0, resumable=True

@@ -1,8 +1,9 @@
 """Costs from the text of a compiled program.
 
 `data/train_step.txt` has lines of VGG-16's training step, batch 256 in bfloat16 on
-v5e:2x4; `data/scan.txt` is `jax.lax.scan` over 6 products of 1024 x 1024 matrices. Both
-as libtpu 0.0.42.1 wrote them.
+v5e:2x4, where two operands of `select-and-scatter` stand in for fusions;
+`data/scan.txt` is `jax.lax.scan` over 6 products of 1024 x 1024 matrices. Both as
+libtpu 0.0.42.1 wrote them.
 """
 
 from pathlib import Path
@@ -39,10 +40,28 @@ def test_bytes_of_collectives() -> None:
 
 
 def test_what_has_no_estimate_is_named_if_it_is_large() -> None:
-    assert program_costs(read("train_step.txt")).without_estimate == {
-        "select-and-scatter": 1
-    }
-    assert program_costs(SHARDED).without_estimate == {}
+    (found,) = program_costs(read("train_step.txt")).without_estimate
+    assert (found.opcode, found.count) == ("select-and-scatter", 1)
+    assert program_costs(SHARDED).without_estimate == ()
+
+
+def test_what_has_no_estimate_counts_its_memory_traffic() -> None:
+    """It reads its input and its output's gradient, and writes its input's.
+
+    64 channels fill half of a tile's 128 lanes, whose other half travels along.
+    """
+    (found,) = program_costs(read("train_step.txt")).without_estimate
+    pixels = 2 * 32 * 224 * 224 + 32 * 112 * 112
+    assert found.bytes == 2 * 128 * pixels + 2  # the zero that it starts from
+
+
+def test_arrays_that_are_not_in_hbm_are_no_traffic() -> None:
+    text = read("train_step.txt")
+    result = "%select-and-scatter.9 = bf16[32,224,224,64]{3,0,2,1:T(8,128)(2,1)"
+    assert result in text
+    (found,) = program_costs(text.replace(result, result + "S(1)")).without_estimate
+    (whole,) = program_costs(text).without_estimate
+    assert whole.bytes - found.bytes == 2 * 128 * 32 * 224 * 224
 
 
 def test_a_loop_counts_every_turn() -> None:

@@ -72,7 +72,12 @@ def test_weights_stand_in_the_place_of_a_configuration(
     def compile(config: Config, program: str, topology: str, mesh: object) -> Report:
         compiled.append(config)
         return Report(
-            program=program, topology=topology, chips=1, batch_size=1, model_flops=1.0
+            program=program,
+            topology=topology,
+            chips=1,
+            batch_size=1,
+            settings=config.model.dtype,
+            model_flops=1.0,
         )
 
     monkeypatch.setattr(tpu_check, "topology_mesh", lambda topology: None)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vgg_jax.tools.hlo import Collective, Costs, Operation
+from vgg_jax.tools.hlo import Collective, Costs, Operation, Unestimated
 from vgg_jax.tools.tpu_report import CHIPS, Memory, Report, format_growth
 
 GIB = 2**30
@@ -17,6 +17,7 @@ def report(*, topology: str = "v5e:2x4", temporaries: int = 3 * GIB) -> Report:
         topology=topology,
         chips=8,
         batch_size=256,
+        settings="bfloat16, shard_fc",
         model_flops=8 * 197e12 * 1e-3 / 4,  # a quarter of what 8 chips do in 1 ms
         memory=Memory(
             arguments=2 * GIB, outputs=1024, temporaries=temporaries, code=GIB // 2
@@ -31,7 +32,9 @@ def report(*, topology: str = "v5e:2x4", temporaries: int = 3 * GIB) -> Report:
                 Collective("all-reduce", 3, 80_000_000),
                 Collective("all-gather", 1, 40_000_000),
             ),
-            without_estimate={"select-and-scatter": 5},
+            without_estimate=(
+                Unestimated("select-and-scatter", 5, 409_500_000),  # 0.5 ms of v5e
+            ),
             unknown_loops=0,
         ),
         flops=2.5e12,
@@ -45,7 +48,9 @@ def test_what_the_cycles_imply() -> None:
     assert found.seconds == pytest.approx(1e-3)
     assert found.utilization == pytest.approx(0.25)
     assert found.communication_seconds == pytest.approx((2 * 80 + 40) * 7 / 8 / 200e3)
-    assert found.communication_share == pytest.approx(0.875 / 1.875)
+    assert found.traffic_seconds == pytest.approx(0.5e-3)
+    assert found.utilization_with_traffic == pytest.approx(0.25 / 1.5)
+    assert found.communication_share == pytest.approx(0.875 / 2.375)
 
 
 def test_a_program_that_fits() -> None:
@@ -53,14 +58,15 @@ def test_a_program_that_fits() -> None:
     assert found.fits
     text = str(found)
     for words in (
-        "train_step on v5e:2x4: 8 chips, 32 images a chip",
+        "train_step on v5e:2x4: 8 chips, 32 images a chip; bfloat16, shard_fc",
         "5.500 GiB  of 16.000 GiB",
         "1.00 ms, at most 256,000 images/s on all chips",
         "25.0%",
         "80,000,000 bytes  in 3",
         "conv1_2/dot",
         "80.0%  bf16[32,224,224,64]",
-        "having no estimate: 5 select-and-scatter",
+        "16.7%  and 0.50 ms of memory traffic",
+        "having no estimate: 5 select-and-scatter (410 MB)",
     ):
         assert words in text
     assert "fit" not in text
@@ -82,6 +88,7 @@ def test_a_program_that_the_compiler_refuses() -> None:
         topology="v5e:2x4",
         chips=8,
         batch_size=64,
+        settings="float32",
         model_flops=1.0,
         advice=("--config.model.dtype=bfloat16",),
         refusal="Used 20.00G of 15.75G hbm",
@@ -99,6 +106,7 @@ def test_json_has_the_sums() -> None:
     assert found["costs"]["cycles"] == 1_500_000
     assert found["costs"]["collectives"][1]["bytes"] == 40_000_000
     assert found["utilization"] == pytest.approx(0.25)
+    assert found["utilization_with_traffic"] == pytest.approx(0.25 / 1.5)
 
 
 def test_growth_has_a_row_a_report() -> None:

@@ -22,8 +22,9 @@ from vgg_jax.config import (
 )
 from vgg_jax.distributed import make_mesh, shard_batch
 from vgg_jax.tools import init_check, tpu_check
+from vgg_jax.training import program as programs
 from vgg_jax.training.objectives import CLASSIFICATION, ExampleMetrics
-from vgg_jax.training.program import Program, build_program
+from vgg_jax.training.program import Program, build_program, with_choices_for
 from vgg_jax.training.schedule import Plateau
 from vgg_jax.training.workdir.checkpoint import Checkpoints
 
@@ -213,6 +214,45 @@ def test_parameters_and_momentum_of_sharded_layers_lie_together() -> None:
 def test_layers_that_cannot_be_sharded_are_named(model: Any, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         build_program(config(model=model, shard_fc=True), make_mesh())
+
+
+LEFT_TO_DEVICES = {"shard_fc": None, "dtype": None}
+
+
+@pytest.mark.parametrize(
+    ("platform", "devices", "changes", "dtype", "shard_fc"),
+    [
+        ("tpu", 8, {}, "bfloat16", True),
+        ("tpu", 1, {}, "bfloat16", False),
+        ("tpu", 8, {"width": 0.1}, "bfloat16", False),  # fc6 has 410 units
+        ("tpu", 8, {"head": "global_pool"}, "bfloat16", False),
+        ("tpu", 8, {"dtype": "float32", "shard_fc": False}, "float32", False),
+        ("cpu", 8, {}, "float32", False),
+        ("gpu", 8, {"shard_fc": True}, "float32", True),
+    ],
+)
+def test_what_is_left_to_the_devices(
+    monkeypatch: pytest.MonkeyPatch,
+    platform: str,
+    devices: int,
+    changes: dict[str, Any],
+    dtype: str,
+    shard_fc: bool,
+) -> None:
+    monkeypatch.setattr(programs, "platform_of", lambda mesh: platform)
+    mesh = make_mesh(jax.devices()[:devices])
+    chosen = with_choices_for(mesh, config(**LEFT_TO_DEVICES | changes))
+    assert (chosen.model.dtype, chosen.shard_fc) == (dtype, shard_fc)
+    assert with_choices_for(mesh, chosen) == chosen
+
+
+def test_a_program_takes_what_is_left_to_the_devices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(programs, "platform_of", lambda mesh: "tpu")
+    of_tpu = build_program(config(**LEFT_TO_DEVICES), make_mesh())
+    assert "bf16[" in str(jax.make_jaxpr(of_tpu.train_step)(*of_tpu.arguments))
+    assert not of_tpu.state.params["fc6"]["kernel"].sharding.is_fully_replicated
 
 
 def test_memory_falls_with_accumulation() -> None:

@@ -92,6 +92,7 @@ def forward(graphdef: Any, **options: Any) -> Forward:
     settings = {
         "normalization": Normalization(MEAN, STD),
         "place": place,
+        "devices": 1,
         "remat": False,
     }
     return Forward(graphdef=graphdef, **settings | options)

@@ -206,7 +206,9 @@ class Pooled(MapHead):
         return maps.mean(axis=(1, 2), where=is_inside)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "normalization", "head"))
+@functools.partial(
+    jax.jit, static_argnames=("graphdef", "normalization", "head", "devices")
+)
 def apply(
     variables: tuple[Any, ...],
     images: jax.Array,
@@ -216,6 +218,7 @@ def apply(
     graphdef: nnx.GraphDef,
     normalization: Preprocessing,
     head: Head,
+    devices: int,
 ) -> Any:
     """Runs a network, without dropout, on pixels 0-255, as far as the head goes.
 
@@ -226,12 +229,14 @@ def apply(
             where they fill it.
         extras: the arrays that the head names.
         graphdef, normalization, head: hashable values; each combination is a program.
+        devices: how many devices share the images.
 
     Returns:
         What the head gives.
     """
     model: ConvNet = nnx.merge(graphdef, *variables)
     model.eval()
+    model.devices = devices
     return head(model, normalization(images), sizes, extras)
 
 
@@ -304,7 +309,7 @@ class Network:
     ) -> Any:
         """Runs the network on images as far as the head goes, see `apply`."""
         arrays: Any = (self.variables, images, sizes, extras or {})
-        return apply(*arrays, **self._static(head))
+        return apply(*arrays, **self._static(head, images))
 
     def lower(
         self,
@@ -315,13 +320,17 @@ class Network:
     ) -> jax.stages.Lowered:
         """Lowers the program of `run` for arrays of these shapes; compiles nothing."""
         arguments = (self.variables, images, sizes, extras or {})
-        return apply.lower(*arguments, **self._static(head))
+        return apply.lower(*arguments, **self._static(head, images))
 
-    def _static(self, head: Head) -> dict[str, Any]:
+    def _static(
+        self, head: Head, images: Images | jax.ShapeDtypeStruct
+    ) -> dict[str, Any]:
+        sharding = getattr(images, "sharding", None)  # which an array of NumPy has not
         return {
             "graphdef": self.graphdef,
             "normalization": self.normalization,
             "head": head,
+            "devices": 1 if sharding is None else sharding.num_devices,
         }
 
 

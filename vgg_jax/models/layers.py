@@ -11,7 +11,7 @@ set to what that padding is. Results are those of the image alone.
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -57,6 +57,14 @@ class FullyConnected(Conv):
 
 # What batch normalization adds to the variance: torchvision's, PyTorch's and Caffe's.
 EPSILON = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Bias(Layer):
+    """The bias of the convolution of this name, apart from its products.
+
+    No network has such a row; `in_running_order` puts them in.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,17 +138,50 @@ class Dropout(Layer):
             raise ValueError(f"expected a dropout rate in [0, 1), got {self.rate}")
 
 
-def stages(layers: tuple[Layer, ...]) -> tuple[tuple[Layer, ...], ...]:
+def stages(
+    layers: tuple[Layer, ...], *, after_pools: bool = True
+) -> tuple[tuple[Layer, ...], ...]:
     """Groups the rows into stages.
 
-    A stage ends with each pool, and one begins with each fully-connected layer.
+    One begins with each fully-connected layer and, with `after_pools`, after each pool.
     """
     groups: list[list[Layer]] = [[]]
     for before, layer in zip((None, *layers), layers, strict=False):
-        if isinstance(before, Pool) or isinstance(layer, FullyConnected):
+        is_after_pool = after_pools and isinstance(before, Pool)
+        if is_after_pool or isinstance(layer, FullyConnected):
             groups.append([])
         groups[-1].append(layer)
     return tuple(tuple(group) for group in groups if group)
+
+
+def in_running_order(
+    layers: Sequence[Layer], wanted: Collection[str]
+) -> tuple[Layer, ...]:
+    """Returns the order in which rows run: each bias by itself, and pools early.
+
+    A bias and a ReLU before a max pool follow it. The result is the same, for neither
+    changes which of two numbers is the larger, rounded or not; but they, their
+    gradients and the map that is kept for those are of the pooled size.
+
+    Args:
+        layers: consecutive rows of a network.
+        wanted: the names of rows whose maps somebody needs; the order leaves these as
+            they are.
+    """
+    order: list[Layer] = []
+    for layer in layers:
+        place = len(order)
+        if isinstance(layer, MaxPool) and layer.name not in wanted:
+            while (
+                place
+                and isinstance(order[place - 1], Bias | Relu)
+                and order[place - 1].name not in wanted
+            ):
+                place -= 1
+        order.insert(place, layer)
+        if isinstance(layer, Conv):
+            order.append(Bias(layer.name))
+    return tuple(order)
 
 
 class ReceptiveField(NamedTuple):
@@ -238,6 +279,19 @@ def _constant(value: float, like: jax.Array) -> np.generic:
     `reduce_window` has gradients only where it sees the value.
     """
     return like.dtype.type(value)
+
+
+@jax.custom_jvp
+def relu(x: jax.Array) -> jax.Array:
+    """Computes max(x, 0), whose derivative at 0 is 0.
+
+    Unlike that of `jax.nn.relu` its derivative is made of the result, which the next
+    layer keeps for its own, so that no program keeps x as well.
+    """
+    return jnp.maximum(x, 0)
+
+
+relu.defjvps(lambda change, y, x: jnp.where(y > 0, change, 0))
 
 
 def local_response_norm(

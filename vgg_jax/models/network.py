@@ -1,7 +1,7 @@
 """This module has the convolutional network that runs rows of layers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.typing import Initializer
+from jax import lax
 
 from vgg_jax.console import did_you_mean
+from vgg_jax.kernels import tpu
 from vgg_jax.kernels.cpu import conv_general_dilated
 from vgg_jax.models import layers as rows
 
@@ -45,8 +47,18 @@ def _as_matrix(init: Initializer) -> Initializer:
     return init_as_matrix
 
 
+def default_dtype(platform: str) -> str:
+    """Returns the name of the type that networks compute best in on a platform.
+
+    A TPU multiplies bfloat16 alone, so that float32 would only be stored and moved.
+    """
+    return "bfloat16" if platform == "tpu" else "float32"
+
+
 def _computation_dtype(dtype: Any) -> jnp.dtype:
     """Returns the type of a name such as "bfloat16", or of `jnp.bfloat16`."""
+    if dtype is None:
+        dtype = default_dtype(jax.default_backend())
     try:
         name = jnp.dtype(dtype).name
     except TypeError:
@@ -67,6 +79,37 @@ def _promote_factors(
     """Casts the input and the kernel of a layer, and leaves its bias in float32."""
     x, kernel, bias = arrays
     return x.astype(dtype), kernel.astype(dtype), bias
+
+
+class Conv(nnx.Conv):
+    """`nnx.Conv` whose two parts, products and bias, can be computed apart."""
+
+    def multiply(self, x: jax.Array, *, pairs: bool = False) -> jax.Array:
+        """Convolves without the bias: [N, H, W, I] -> [N, h, w, O].
+
+        With `pairs` x has two images side by side, see `vgg_jax.kernels.tpu`.
+        """
+        kernel = self.kernel[...]
+        x, kernel, _ = self.promote_dtype(
+            (x, tpu.pair_kernel(kernel) if pairs else kernel, None), dtype=self.dtype
+        )
+        options = {}
+        if self.preferred_element_type is not None:
+            options["preferred_element_type"] = self.preferred_element_type
+        return self.conv_general_dilated(
+            x,
+            kernel,
+            (self.strides, self.strides),
+            [(self.padding, self.padding)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            **options,
+        )
+
+    def add_bias(self, x: jax.Array, *, pairs: bool = False) -> jax.Array:
+        """Adds the bias to a map, [N, h, w, O], of single images or of pairs."""
+        assert self.bias is not None  # every convolution of a network has one
+        bias = self.bias[...].astype(x.dtype)
+        return x + (tpu.pair_bias(bias) if pairs else bias)
 
 
 class BatchNorm(nnx.BatchNorm):
@@ -126,6 +169,16 @@ def _counted_cells(
     return images if cells is None else images & cells
 
 
+def _fill_outside(x: jax.Array, sizes: tuple[jax.Array, ...]) -> jax.Array:
+    """Sets to 0 what is outside of an image, or of each of two side by side."""
+    first, *others = [rows.inside(x.shape, own) for own in sizes]
+    mask = first
+    for second in others:
+        is_first = jnp.arange(x.shape[-1]) < x.shape[-1] // 2
+        mask = jnp.where(is_first, first, second)
+    return jnp.where(mask, x, jnp.zeros((), x.dtype))
+
+
 class FeatureInfo(NamedTuple):
     """The channels, stride and receptive field of a row's map."""
 
@@ -142,15 +195,20 @@ class ConvNet(nnx.Module):
     `train` at a call goes before either. Training, dropout is on, and batch
     normalization takes the statistics of the batch and moves the running ones.
 
+    `model.devices` is how many devices share a batch, each with as many images in a
+    row; None says nothing of it. Where it is known, programs for TPU run two images of
+    a device side by side through the layers of few channels, with the same result.
+
     Args:
         layers: the rows, input first.
         num_classes: channels of the score map; None for a backbone, whose output is the
             last row's map.
         in_channels: channels of the images.
         init: a key of `INITS`; biases start at zero.
-        dtype: the type that is computed in, one of `DTYPES`; parameters are float32.
-            So are class scores: the last convolution of a classifier multiplies in
-            `dtype`, sums in float32, and nothing rounds its result.
+        dtype: the type that is computed in, one of `DTYPES`; None for bfloat16 where
+            JAX runs on TPU, else float32. Parameters are float32. So are class scores:
+            the last convolution of a classifier multiplies in `dtype`, sums in
+            float32, and nothing rounds its result.
         rngs: a key or `nnx.Rngs`, whose "params" stream makes the weights.
         keep_rngs: keep a stream named "dropout" inside, for calls without `rngs`; and
             for `nnx.bridge.to_linen`, whose `apply(..., rngs=...)` cannot hand one to a
@@ -183,6 +241,7 @@ class ConvNet(nnx.Module):
         self.layers = tuple(layers)
         self.num_classes = num_classes
         self.in_channels = in_channels
+        self.devices: int | None = None
         self.dtype = _computation_dtype(dtype)
         channels = in_channels
         convolutions = [row for row in self.layers if isinstance(row, rows.Conv)]
@@ -199,7 +258,7 @@ class ConvNet(nnx.Module):
                             "promote_dtype": _promote_factors,
                         }
                     dense = isinstance(layer, rows.FullyConnected)
-                    module: nnx.Module = nnx.Conv(
+                    module: nnx.Module = Conv(
                         channels,
                         layer.features,
                         (layer.kernel, layer.kernel),
@@ -334,7 +393,15 @@ class ConvNet(nnx.Module):
         if names:
             deepest = max(known.index(name) for name in names)
             layers = self.layers[: deepest + 1]
-            self.run(images, layers, sizes=sizes, train=train, rngs=rngs, collect=maps)
+            self.run(
+                images,
+                layers,
+                sizes=sizes,
+                train=train,
+                rngs=rngs,
+                collect=maps,
+                names=names,
+            )
         if sizes is not None:
             for name in names:
                 own = rows.output_sizes(self.layers[: known.index(name) + 1], sizes)
@@ -351,6 +418,7 @@ class ConvNet(nnx.Module):
         rngs: Randomness | None = None,
         counted: jax.Array | None = None,
         collect: dict[str, jax.Array] | None = None,
+        names: Collection[str] | None = None,
     ) -> jax.Array:
         """Runs consecutive rows of the network: [N, H, W, C] -> [N, h, w, features].
 
@@ -361,7 +429,8 @@ class ConvNet(nnx.Module):
                 or the sizes of those maps.
             train, rngs: the arguments of `__call__`.
             counted: bool [N], the images that enter the batch statistics; None for all.
-            collect: takes each row's map, by the row's name.
+            collect: takes the maps of rows, by their names.
+            names: which rows these are; None for all.
 
         Raises:
             ValueError: images that `__call__` refuses.
@@ -369,14 +438,24 @@ class ConvNet(nnx.Module):
         if layers[0] == self.layers[0]:
             self._validate(x, layers)
             x = x.astype(self.dtype)
-        for layer in layers:
+        wanted: Collection[str] = ()
+        if collect is not None:
+            wanted = [layer.name for layer in layers] if names is None else names
+        order = rows.in_running_order(layers, wanted)
+        if paired := self._paired(order, x, sizes, wanted):
+            x = self._run_pairs(x, paired, sizes)
+            sizes = None if sizes is None else rows.output_sizes(paired, sizes)
+            order = order[len(paired) :]
+        for layer in order:
             # Compilers and profilers show an operation under its layer's name.
             with jax.named_scope(layer.name):
                 match layer:
                     case rows.Conv():
                         if sizes is not None and layer.padding:
                             x = rows.fill_outside(x, sizes)
-                        x = getattr(self, layer.name)(x)
+                        x = getattr(self, layer.name).multiply(x)
+                    case rows.Bias():
+                        x = getattr(self, layer.name).add_bias(x)
                     case rows.BatchNorm():
                         x = getattr(self, layer.name)(
                             x,
@@ -390,7 +469,7 @@ class ConvNet(nnx.Module):
                             x, size=size, alpha=alpha, beta=beta, k=k
                         )
                     case rows.Relu():
-                        x = nnx.relu(x)
+                        x = rows.relu(x)
                     case rows.MaxPool():
                         x = rows.max_pool(x, layer, sizes)
                     case rows.AveragePool():
@@ -399,11 +478,76 @@ class ConvNet(nnx.Module):
                         x = rows.l2_pool(x, layer, sizes)
                     case _:
                         raise TypeError(f"ConvNet has no rule for {layer}")
-            if collect is not None:
+            if collect is not None and layer.name in wanted:
                 collect[layer.name] = x
             if sizes is not None:
                 sizes = layer.output_size(sizes)
         return x
+
+    def _paired(
+        self,
+        order: tuple[rows.Layer, ...],
+        x: jax.Array,
+        sizes: jax.Array | None,
+        wanted: Collection[str],
+    ) -> tuple[rows.Layer, ...]:
+        """Returns the first rows if two images side by side can run them, else ().
+
+        They end where one image fills the lanes of a TPU, after the convolution that
+        makes so many channels, and before a map that is wanted.
+        """
+        if self.devices is None or not tpu.can_pair(len(x), self.devices):
+            return ()
+        channels, paired = x.shape[-1], []
+        for layer in order:
+            match layer:
+                case rows.Conv() | rows.Bias() | rows.Relu():
+                    is_simple = True
+                case rows.MaxPool():
+                    is_simple = sizes is None or not layer.ceil_mode
+                case _:
+                    is_simple = False
+            if 2 * channels > tpu.LANES or not is_simple or layer.name in wanted:
+                break
+            paired.append(layer)
+            channels = rows.channels_after(layer, channels)
+        convolutions = sum(isinstance(layer, rows.Conv) for layer in paired)
+        return tuple(paired) if convolutions > 1 else ()
+
+    def _run_pairs(
+        self, x: jax.Array, layers: tuple[rows.Layer, ...], sizes: jax.Array | None
+    ) -> jax.Array:
+        """Runs rows: on TPU of two images side by side, elsewhere of each by itself."""
+        devices = self.devices or 1
+
+        def run(
+            x: jax.Array, sizes: tuple[jax.Array, ...] | None, *, pairs: bool
+        ) -> jax.Array:
+            for layer in layers:
+                with jax.named_scope(layer.name):
+                    match layer:
+                        case rows.Conv():
+                            if sizes is not None and layer.padding:
+                                x = _fill_outside(x, sizes)
+                            x = getattr(self, layer.name).multiply(x, pairs=pairs)
+                        case rows.Bias():
+                            x = getattr(self, layer.name).add_bias(x, pairs=pairs)
+                        case rows.Relu():
+                            x = rows.relu(x)
+                        case rows.MaxPool():
+                            x = rows.max_pool(x, layer)
+                if sizes is not None:
+                    sizes = tuple(map(layer.output_size, sizes))
+            return x
+
+        def run_pairs(x: jax.Array, sizes: jax.Array | None) -> jax.Array:
+            of_pairs = None if sizes is None else tpu.pair_sizes(sizes, devices)
+            return tpu.unpair(run(tpu.pair(x, devices), of_pairs, pairs=True), devices)
+
+        def run_singles(x: jax.Array, sizes: jax.Array | None) -> jax.Array:
+            return run(x, None if sizes is None else (sizes,), pairs=False)
+
+        return lax.platform_dependent(x, sizes, tpu=run_pairs, default=run_singles)
 
     def _drop(
         self,

@@ -47,6 +47,11 @@ _WRAPPERS = re.compile(
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^  (ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)$")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+# An array with its layout, "bf16[32,56,64]{2,0,1:T(8,128)(2,1)S(1)}": the dimensions
+# from the innermost on, the tile of the innermost ones, and a memory that is not HBM.
+_ARRAY = re.compile(
+    r"(\w+)\[([\d,]*)\](?:\{([\d,]*)(?::T\(([\d,]+)\))?[^}]*?(S\([1-9]\d*\))?\})?"
+)
 _LAYOUT = re.compile(r"\{[^}]*\}|/\*.*?\*/")
 
 
@@ -83,27 +88,48 @@ class Collective:
 
 
 @dataclasses.dataclass(frozen=True)
+class Unestimated:
+    """All instructions of one opcode whose cycles the compiler does not estimate.
+
+    Args:
+        opcode: what they are, "select-and-scatter".
+        count: how many there are.
+        bytes: what they must at least read from memory (HBM) and write to it, for all
+            executions together, tiles that are not full counted whole.
+    """
+
+    opcode: str
+    count: int
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Costs:
     """What one execution of a program costs on one chip.
 
     Args:
         operations: the instructions with an estimate, the costliest first.
         collectives: what is combined with other chips, a value a kind.
-        without_estimate: how many instructions of each opcode give a mebibyte or more
-            and have no estimate.
+        without_estimate: the instructions without an estimate that give a mebibyte or
+            more, a value an opcode.
         unknown_loops: how many loops do not tell how often they turn; each is counted
             as one turn.
     """
 
     operations: tuple[Operation, ...]
     collectives: tuple[Collective, ...]
-    without_estimate: dict[str, int]
+    without_estimate: tuple[Unestimated, ...]
     unknown_loops: int
 
     @property
     def cycles(self) -> int:
         """The sum of the compiler's estimates, as if nothing overlapped."""
         return sum(operation.cycles for operation in self.operations)
+
+    @property
+    def bytes_without_estimate(self) -> int:
+        """The memory traffic of all that has no estimate, in bytes."""
+        return sum(one.bytes for one in self.without_estimate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +158,7 @@ def program_costs(text: str) -> Costs:
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     without: Counter[str] = Counter()
+    traffic: Counter[str] = Counter()
     unknown_loops = 0
     for instruction, fused, times in _executed(computations, entry, 1):
         if instruction.opcode == "while":
@@ -158,6 +185,7 @@ def program_costs(text: str) -> Costs:
             and _bytes(instruction.result) >= _NOTABLE_BYTES
         ):
             without[instruction.opcode] += times
+            traffic[instruction.opcode] += times * _traffic(instruction, computations)
     return Costs(
         operations=tuple(sorted(operations, key=lambda o: -o.cycles)),
         collectives=tuple(
@@ -165,7 +193,10 @@ def program_costs(text: str) -> Costs:
             for kind in COLLECTIVES
             if counts[kind]
         ),
-        without_estimate=dict(without),
+        without_estimate=tuple(
+            Unestimated(opcode, count, traffic[opcode])
+            for opcode, count in without.items()
+        ),
         unknown_loops=unknown_loops,
     )
 
@@ -253,12 +284,45 @@ def _combined(
 
     The result of a reduce-scatter is only a part of them.
     """
-    result = _bytes(instruction.result)
     if instruction.opcode != "reduce-scatter":
-        return result
+        return _bytes(instruction.result)
+    return sum(map(_bytes, _operands(instruction, computations)))
+
+
+def _operands(
+    instruction: _Instruction, computations: dict[str, list[_Instruction]]
+) -> list[str]:
+    """Returns the types of what an instruction takes, as `result` has them."""
     (computation,) = (c for c in computations.values() if instruction in c)
-    sizes = {i.name: _bytes(i.result) for i in computation}
-    return sum(sizes[name] for name in instruction.operands)
+    types = {i.name: i.result for i in computation}
+    return [types[name] for name in instruction.operands]
+
+
+def _traffic(
+    instruction: _Instruction, computations: dict[str, list[_Instruction]]
+) -> int:
+    """Returns the bytes of HBM that an instruction's operands and result take."""
+    arrays = [instruction.result, *_operands(instruction, computations)]
+    return sum(map(_bytes_in_memory, arrays))
+
+
+def _bytes_in_memory(types: str) -> int:
+    """Returns the bytes that arrays take of HBM, with the padding of their tiles.
+
+    "bf16[32,56,64]{2,0,1:T(8,128)(2,1)}" -> 32 x 56 x 128 x 2. An array in another
+    memory, as S(1) says, takes none.
+    """
+    total = 0
+    for dtype, sides, order, tile, elsewhere in _ARRAY.findall(types):
+        if elsewhere:
+            continue
+        lengths = [int(side) for side in sides.split(",") if side]
+        dimensions = [int(d) for d in order.split(",") if d]
+        tiles = [int(side) for side in tile.split(",") if side]
+        for dimension, side in zip(dimensions, reversed(tiles), strict=False):
+            lengths[dimension] = -(-lengths[dimension] // side) * side
+        total += math.prod(lengths) * _bits(dtype) // 8
+    return total
 
 
 def _bytes(shapes: str) -> int:

@@ -39,7 +39,11 @@ from vgg_jax.memory import evaluation_advice, training_advice
 from vgg_jax.models.measure import summary
 from vgg_jax.tools.hlo import program_costs
 from vgg_jax.tools.tpu_report import CHIPS, Memory, Report, format_growth
-from vgg_jax.training.program import abstract_model, build_program
+from vgg_jax.training.program import (
+    abstract_model,
+    build_program,
+    with_choices_for,
+)
 from vgg_jax.training.workdir.weights_folder import settings_of_weights
 
 PROGRAMS = ("train_step", "dense")
@@ -159,6 +163,7 @@ def compile_program(config: Config, program: str, topology: str, mesh: Mesh) -> 
     Raises:
         ValueError: settings do not fit one another, or the chips.
     """
+    config = with_choices_for(mesh, config)
     options = dataclasses.asdict(config.model)
     if program == "train_step":
         train = build_program(config, mesh)
@@ -176,6 +181,7 @@ def compile_program(config: Config, program: str, topology: str, mesh: Mesh) -> 
         topology=topology,
         chips=mesh.size,
         batch_size=batch_size,
+        settings=settings_line(config, program),
         model_flops=2.0 * passes * multiply_adds * batch_size,
         advice=tuple(memory_advice(config, program, mesh.size)),
     )
@@ -219,6 +225,16 @@ def lower_dense(
 
 def _abstract(array: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+
+
+def settings_line(config: Config, program: str) -> str:
+    """Returns the settings of a program on which its speed depends, on one line."""
+    words = [config.model.dtype]
+    if program == "train_step":
+        words += ["shard_fc"] * bool(config.shard_fc) + ["remat"] * config.remat
+        if config.accumulate_steps > 1:
+            words.append(f"accumulate_steps={config.accumulate_steps}")
+    return ", ".join(map(str, words))
 
 
 def memory_advice(config: Config, program: str, chips: int) -> Iterator[str]:

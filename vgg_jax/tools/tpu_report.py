@@ -104,6 +104,7 @@ class Report:
         topology: chips and their arrangement, such as "v5e:2x4".
         chips: how many chips the topology has.
         batch_size: how many images all chips together take at once.
+        settings: the settings on which the speed depends, "bfloat16, shard_fc".
         model_flops: FLOP of the convolutions of these images by their definition, on
             all chips: twice the multiply-adds, and twice that again for the gradients.
         memory: what the program takes of a chip; None where the compiler gave up.
@@ -117,6 +118,7 @@ class Report:
     topology: str
     chips: int
     batch_size: int
+    settings: str
     model_flops: float
     memory: Memory | None = None
     costs: Costs | None = None
@@ -141,6 +143,16 @@ class Report:
         return self.costs.cycles / self.chip.clock if self.costs else float("nan")
 
     @property
+    def traffic_seconds(self) -> float:
+        """The least time of what has no cycles: its memory traffic over the bandwidth.
+
+        That is what the gradients of max pools take, `select-and-scatter`.
+        """
+        if not self.costs:
+            return float("nan")
+        return self.costs.bytes_without_estimate / self.chip.hbm_bandwidth
+
+    @property
     def communication_seconds(self) -> float:
         """The least time that collectives can take: links always busy, nothing waits.
 
@@ -158,13 +170,21 @@ class Report:
     @property
     def communication_share(self) -> float:
         """Communication's share of both times together, as if neither hid the other."""
-        return self.communication_seconds / (self.seconds + self.communication_seconds)
+        computing = self.seconds + self.traffic_seconds
+        return self.communication_seconds / (computing + self.communication_seconds)
 
     @property
     def utilization(self) -> float:
         """The model's FLOPs over what the chips can do in `seconds`, from 0 to 1."""
-        possible = self.seconds * self.chips * self.chip.peak_flops
-        return self.model_flops / possible
+        return self._utilization(self.seconds)
+
+    @property
+    def utilization_with_traffic(self) -> float:
+        """The same with `traffic_seconds`, so that nothing is free of cost."""
+        return self._utilization(self.seconds + self.traffic_seconds)
+
+    def _utilization(self, seconds: float) -> float:
+        return self.model_flops / (seconds * self.chips * self.chip.peak_flops)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns every number as JSON can hold it."""
@@ -179,15 +199,17 @@ class Report:
         values["costs"]["operations"] = values["costs"]["operations"][:COSTLIEST]
         return values | {
             "seconds": self.seconds,
+            "traffic_seconds": self.traffic_seconds,
             "communication_seconds": self.communication_seconds,
             "communication_share": self.communication_share,
             "utilization": self.utilization,
+            "utilization_with_traffic": self.utilization_with_traffic,
         }
 
     def __str__(self) -> str:
         head = (
             f"{self.program} on {self.topology}: {self.chips} chips, "
-            f"{self.batch_size / self.chips:g} images a chip"
+            f"{self.batch_size / self.chips:g} images a chip; {self.settings}"
         )
         paragraphs = [head, *self._paragraphs()]
         if not self.fits:
@@ -213,8 +235,17 @@ class Report:
                 f"{1e3 * self.seconds:.2f} ms, at most "
                 f"{self.batch_size / self.seconds:,.0f} images/s on all chips",
             ),
-            ("model FLOPs utilization", f"{self.utilization:.1%}", ""),
+            ("model FLOPs utilization", f"{self.utilization:.1%}", "by these cycles"),
         ]
+        if costs.without_estimate:
+            lines.append(
+                (
+                    "  with what has none",
+                    f"{self.utilization_with_traffic:.1%}",
+                    f"and {1e3 * self.traffic_seconds:.2f} ms of memory traffic, see "
+                    "below",
+                )
+            )
         for one in costs.collectives:
             lines.append((one.kind, f"{one.bytes:,} bytes", f"in {one.count}"))
         if costs.collectives:
@@ -245,8 +276,14 @@ class Report:
             ),
         ]
         if costs.without_estimate:
-            named = ", ".join(f"{n} {op}" for op, n in costs.without_estimate.items())
-            paragraphs.append(f"Not in the cycles, having no estimate: {named}.")
+            named = ", ".join(
+                f"{one.count} {one.opcode} ({one.bytes / 1e6:,.0f} MB)"
+                for one in costs.without_estimate
+            )
+            paragraphs.append(
+                f"Not in the cycles, having no estimate: {named}. They read and write "
+                "at least these bytes of memory."
+            )
         if costs.unknown_loops:
             paragraphs.append(f"Loops counted as one turn: {costs.unknown_loops}.")
         return paragraphs
@@ -255,7 +292,17 @@ class Report:
 def format_growth(reports: list[Report]) -> str:
     """Returns a table of how communication grows with the chips, a line a report."""
     return format_columns(
-        ["program", "topology", "a chip", "HBM", "ms", "MFU", "all bytes", "share"],
+        [
+            "program",
+            "topology",
+            "a chip",
+            "HBM",
+            "ms",
+            "MFU",
+            "MFU with all",
+            "all bytes",
+            "share",
+        ],
         [
             [
                 report.program,
@@ -264,6 +311,7 @@ def format_growth(reports: list[Report]) -> str:
                 _gib(report.memory.needed) if report.memory else "too much",
                 f"{1e3 * report.seconds:.2f}",
                 f"{report.utilization:.1%}",
+                f"{report.utilization_with_traffic:.1%}",
                 f"{_communicated(report):,}",
                 f"{report.communication_share:.1%}",
             ]

@@ -34,7 +34,11 @@ from vgg_jax.training.metrics import (
 from vgg_jax.training.objectives import ExampleMetrics, task_for, with_num_classes
 from vgg_jax.training.optimizer import set_learning_rate
 from vgg_jax.training.pretrained import Pretrained, weights_path
-from vgg_jax.training.program import build_program, validate_settings
+from vgg_jax.training.program import (
+    build_program,
+    validate_settings,
+    with_choices_for,
+)
 from vgg_jax.training.schedule import (
     Plateau,
     Timetable,
@@ -109,10 +113,13 @@ class Trainer:
             class_names = open_source(config.data, "train").class_names
             config = with_num_classes(config, len(class_names))
         self.pretrained: Pretrained | None = None
-        if config.init_from is not None and saved_steps(workdir):
+        if saved_steps(workdir):
             config = with_stored_choices(config, read_config(workdir))
         elif config.init_from is not None:
             config, self.pretrained = prepare_start(config, workdir)
+        # What the folder keeps leaves shard_fc to the devices of the next start.
+        self.settled = with_choices_for(self.mesh, config)
+        config = dataclasses.replace(config, model=self.settled.model)
         self.program = build_program(config, self.mesh)
         self.training, self.validation = open_training(config.data)
         self.config = with_num_classes(config, len(self.training.class_names))
@@ -155,7 +162,7 @@ class Trainer:
         start = int(state.step)
         with (
             naming_settings(
-                "a training step", training_advice(self.config, self.mesh.size)
+                "a training step", training_advice(self.settled, self.mesh.size)
             ),
             RunLog(self.workdir, timetable, self.task.errors, start) as log,
             contextlib.closing(self._batches(start)) as batches,
@@ -269,7 +276,9 @@ class Trainer:
             f"{len(self.validation):,} to validate; "
             f"{self.mesh.size} x {device.device_kind}; "
             + (f"step {step:,}" if step else "from the start")
-            + f" to {self.timetable.total_steps:,}",
+            + f" to {self.timetable.total_steps:,}; computes in "
+            f"{self.settled.model.dtype}"
+            + (", fc6 to fc8 shared out" if self.settled.shard_fc else ""),
             flush=True,
         )
         if not self._is_at_end(step, plateau):

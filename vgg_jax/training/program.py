@@ -16,6 +16,7 @@ from vgg_jax.distributed import batch_sharding, replicated
 from vgg_jax.inference.forward import Network
 from vgg_jax.models import ConvNet, create_model, option_names
 from vgg_jax.models.layers import BatchNorm, check_size
+from vgg_jax.models.network import default_dtype
 from vgg_jax.training.kept_maps import rows_at_rest
 from vgg_jax.training.objectives import task_for
 from vgg_jax.training.optimizer import make_optimizer, trained_layers
@@ -67,12 +68,12 @@ def build_program(config: Config, mesh: Mesh) -> Program:
         ValueError: settings that do not fit one another, or the mesh.
     """
     validate_settings(config, mesh.size)
+    config = with_choices_for(mesh, config)
+    shard_fc = bool(config.shard_fc)
     create = functools.partial(create_model, **dataclasses.asdict(config.model))
     model = abstract_model(config)
     check_size(model.layers, config.data.crop, config.data.crop)
-    if config.shard_fc and not FC_PARAMETERS.keys() <= {
-        layer.name for layer in model.layers
-    }:
+    if shard_fc and not FC_PARAMETERS.keys() <= {layer.name for layer in model.layers}:
         raise ValueError(
             f"shard_fc is for networks with {', '.join(FC_PARAMETERS)}, which "
             f"{config.model.name} with this head has not; set it to False"
@@ -90,11 +91,12 @@ def build_program(config: Config, mesh: Mesh) -> Program:
     )
     key = _abstract(jax.eval_shape(jax.random.key, 0), replicated(mesh))
     shapes = jax.eval_shape(init, key)
-    shardings = state_shardings(mesh, shapes, shard_fc=config.shard_fc)
+    shardings = state_shardings(mesh, shapes, shard_fc=shard_fc)
     forward = Forward(
         graphdef=split(model)[0],
         normalization=preprocessing_of(config.data),
-        place=placement(mesh, shard_fc=config.shard_fc),
+        place=placement(mesh, shard_fc=shard_fc),
+        devices=mesh.size,
         remat=config.remat,
         trained_layers=trained,
         first_row=first_row,
@@ -124,6 +126,41 @@ def build_program(config: Config, mesh: Mesh) -> Program:
         batch=_abstract_batch(config, mesh, model, first_row),
         key=key,
     )
+
+
+def with_choices_for(mesh: Mesh, config: Config) -> Config:
+    """Gives the settings that a configuration leaves to the devices their values.
+
+    These are a `model.dtype` and a `shard_fc` of None.
+
+    Raises:
+        ValueError: the number of classes is left to the data.
+    """
+    platform = platform_of(mesh)
+    model, shard_fc = config.model, config.shard_fc
+    if model.dtype is None:
+        model = dataclasses.replace(model, dtype=default_dtype(platform))
+    config = dataclasses.replace(config, model=model)
+    if shard_fc is None:
+        shard_fc = platform == "tpu" and mesh.size > 1 and _can_shard_fc(config, mesh)
+    return dataclasses.replace(config, shard_fc=shard_fc)
+
+
+def platform_of(mesh: Mesh) -> str:
+    """Returns what kind of devices a mesh has: "cpu", "gpu" or "tpu"."""
+    return str(mesh.devices.flat[0].platform)
+
+
+def _can_shard_fc(config: Config, mesh: Mesh) -> bool:
+    """Returns whether a network has fc6 to fc8, of widths that devices can share."""
+    params = split(abstract_model(config))[1]
+    if not FC_PARAMETERS.keys() <= params.keys():
+        return False
+    try:
+        state_shardings(mesh, params, shard_fc=True)
+    except ValueError:
+        return False
+    return True
 
 
 def validate_settings(config: Config, devices: int) -> None:

@@ -93,6 +93,7 @@ class Forward:
         graphdef: the network's static part, see `split`.
         normalization: what is done to pixels before the network sees them.
         place: puts each layer's input where its weights are, see `sharding.placement`.
+        devices: how many devices share a batch.
         remat: whether only the input of each stage is kept, and what is between is
             computed again for the gradient.
         trained_layers: the names of the layers that are trained; () trains all. Batch
@@ -105,6 +106,7 @@ class Forward:
     graphdef: nnx.GraphDef
     normalization: Preprocessing
     place: Placement
+    devices: int
     remat: bool
     trained_layers: tuple[str, ...] = ()
     first_row: int = 0
@@ -135,7 +137,7 @@ class Forward:
         weight = batch.get("weight")
         counted = None if weight is None else weight > 0
         rows = self._model(params, batch_stats).layers[self.first_row :]
-        for layers in stages(rows):
+        for layers in stages(rows, after_pools=self.remat):
 
             def run(
                 params: Any, batch_stats: Any, x: jax.Array, layers: Any = layers
@@ -153,6 +155,7 @@ class Forward:
         """Makes the network, its layers in the mode of training or as they were."""
         model: ConvNet = nnx.merge(self.graphdef, params, batch_stats)
         model.train()
+        model.devices = self.devices
         for layer in model.layers if self.trained_layers else ():
             if isinstance(layer, BatchNorm) and layer.name not in self.trained_layers:
                 getattr(model, layer.name).use_running_average = True

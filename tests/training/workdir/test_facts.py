@@ -21,6 +21,7 @@ from vgg_jax.training.workdir.facts import (
     read_class_names,
     read_config,
     refuse_other_run,
+    with_stored_choices,
     write_class_names,
     write_data_facts,
 )
@@ -55,6 +56,17 @@ def test_other_settings_are_refused_and_shown(tmp_path: Path) -> None:
     assert "model.name: 'vgg11' there, 'vgg13' now" in str(error.value)
     assert "num_epochs" not in str(error.value)
     assert read_config(tmp_path) == config()
+
+
+def test_a_type_that_was_left_to_the_devices_stays_when_they_change(
+    tmp_path: Path,
+) -> None:
+    claim(tmp_path, config(model=VGGConfig(name="vgg11", dtype="bfloat16")))
+    left = config(model=VGGConfig(name="vgg11", dtype=None))
+    refuse_other_run(tmp_path, left)
+    assert with_stored_choices(left, read_config(tmp_path)).model.dtype == "bfloat16"
+    with pytest.raises(WorkdirMismatch, match=r"model\.dtype: 'bfloat16' there"):
+        refuse_other_run(tmp_path, config())
 
 
 def test_settings_that_leave_the_steps_alone_may_change(tmp_path: Path) -> None:

@@ -79,12 +79,15 @@ def refuse_other_run(workdir: Path, config: Config) -> None:
 def with_stored_choices(config: Config, stored: Config) -> Config:
     """Gives what a configuration leaves to others the values that a stored run has.
 
-    A `model.num_classes` of None was left to the data, and with the same `init_from` a
-    `data.mean` and `data.std` at their defaults to the weights that it names.
+    A `model.num_classes` of None was left to the data, a `model.dtype` of None to the
+    devices, and with the same `init_from` a `data.mean` and `data.std` at their
+    defaults to the weights that it names.
     """
     model, data = config.model, config.data
     if model.num_classes is None:
         model = dataclasses.replace(model, num_classes=stored.model.num_classes)
+    if model.dtype is None:
+        model = dataclasses.replace(model, dtype=stored.model.dtype)
     if (
         config.init_from == stored.init_from is not None
         and is_default(data, "mean")

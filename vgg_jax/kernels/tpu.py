@@ -1,0 +1,61 @@
+"""This module lays two images side by side in the lanes of a TPU.
+
+A TPU keeps an array's channels in 128 lanes, in memory as in its matrix units. A map of
+64 channels fills half of them, and the other half is stored, moved and multiplied all
+the same. Two images side by side fill all: their map has the channels of one and then
+those of the other, and a convolution of it a kernel of two blocks. What does not mix
+channels, such as ReLU and pooling, stays what it is. A value that is not finite reaches
+the other image of its pair, as zero times it is no number.
+"""
+
+import jax
+import jax.numpy as jnp
+
+LANES = 128
+
+
+def can_pair(images: int, devices: int) -> bool:
+    """Returns whether a batch that devices share equally has pairs on each of them."""
+    return images > 0 and images % (2 * devices) == 0
+
+
+def pair(x: jax.Array, devices: int) -> jax.Array:
+    """Lays images side by side: [N, h, w, C] -> [N / 2, h, w, 2 C].
+
+    A device's first half of images meets its second half, so that none moves to another
+    device.
+
+    Args:
+        x: the images.
+        devices: how many devices share the batch, each with N / devices images in a
+            row, an even number.
+    """
+    halves = x.reshape(devices, 2, -1, *x.shape[1:])
+    pairs = jnp.concatenate([halves[:, 0], halves[:, 1]], axis=-1)
+    return pairs.reshape(-1, *pairs.shape[2:])
+
+
+def unpair(x: jax.Array, devices: int) -> jax.Array:
+    """Undoes `pair`: [N / 2, h, w, 2 C] -> [N, h, w, C]."""
+    pairs = x.reshape(devices, -1, *x.shape[1:])
+    images = jnp.concatenate(jnp.split(pairs, 2, axis=-1), axis=1)
+    return images.reshape(-1, *images.shape[2:])
+
+
+def pair_sizes(sizes: jax.Array, devices: int) -> tuple[jax.Array, jax.Array]:
+    """Returns the sizes of the first and of the second images, [N / 2, 2] each."""
+    both = sizes.reshape(devices, 2, -1, 2)
+    return both[:, 0].reshape(-1, 2), both[:, 1].reshape(-1, 2)
+
+
+def pair_kernel(kernel: jax.Array) -> jax.Array:
+    """Makes the kernel for pairs, one block an image: [.., I, O] -> [.., 2 I, 2 O]."""
+    zeros = jnp.zeros_like(kernel)
+    first = jnp.concatenate([kernel, zeros], axis=-1)
+    second = jnp.concatenate([zeros, kernel], axis=-1)
+    return jnp.concatenate([first, second], axis=-2)
+
+
+def pair_bias(bias: jax.Array) -> jax.Array:
+    """Makes the bias for pairs: [O] -> [2 O]."""
+    return jnp.concatenate([bias, bias])
