@@ -233,7 +233,7 @@ def test_a_mistake_in_a_configuration_file_is_one_line(
     ("text", "expected"),
     [
         ("model.num_classes = 10.5", "model.num_classes of int | None, got 10.5"),
-        ("model.dtype = float", "model.dtype of str, got <class 'float'>"),
+        ("model.dtype = float", "model.dtype of str | None, got <class 'float'>"),
         ("batch_size = '128'", "expected batch_size of int, got '128'"),
         ("batch_size = True", "expected batch_size of int, got True"),
         ("remat = 1", "expected remat of bool, got 1"),
