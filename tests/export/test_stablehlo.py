@@ -104,7 +104,7 @@ def test_metadata_and_platforms(model: ConvNet, tmp_path: Path) -> None:
     assert metadata["class_names"] == list("abcde") and metadata["step"] == 7
     assert metadata["platforms"] == ["cpu", "cuda", "tpu"]
     assert metadata["layout"] == "NHWC" and metadata["jax"] == jax.__version__
-    with pytest.raises(FileExistsError, match="exported network already: remove it"):
+    with pytest.raises(FileExistsError, match="stablehlo exists already: remove it"):
         write_stablehlo(program, tmp_path / "a" / "network")
     with pytest.raises(NotADirectoryError):
         write_stablehlo(program, tmp_path / "a" / "network" / "metadata.json")
