@@ -41,11 +41,9 @@ def run(values: argparse.Namespace) -> int:
     distributed.join()
     from vgg_jax.evaluation.evaluate import run_evaluation
     from vgg_jax.report.artifacts import write_artifacts
-    from vgg_jax.training.workdir.weights_folder import chosen_folders
+    from vgg_jax.training.workdir.weights_folder import folders_of
 
-    folders = chosen_folders(
-        values.workdir, values.weights, values.config, values.source, values.channels
-    )
+    folders = folders_of(values, values.config)
     evaluation = run_evaluation(folders, values.config, values.protocol, values.scales)
     if distributed.is_first():
         write_artifacts(evaluation)

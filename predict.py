@@ -47,14 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(values: argparse.Namespace) -> int:
     """Predicts; returns 0, or 1 where a picture could not be read."""
     from vgg_jax.predict import load_run, predict_files
-    from vgg_jax.training.workdir.weights_folder import chosen_folders
+    from vgg_jax.training.workdir.weights_folder import folders_of
 
-    (workdir,) = chosen_folders(
-        values.workdir,
-        values.weights,
-        source=values.source,
-        channels=values.channels,
-    )
+    (workdir,) = folders_of(values)
     classifier = load_run(workdir)
     unread = predict_files(classifier, values.images, values.output, top=values.top)
     return cli.FAILED if unread else cli.DONE

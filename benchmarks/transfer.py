@@ -139,15 +139,16 @@ def fit(
     state: TrainState,
     batches: Any,
     examples: int,
+    key: jax.Array,
 ) -> TrainState:
-    """Trains to the end of the configuration's epochs."""
+    """Trains to the end of the configuration's epochs; the key is of the dropout."""
     timetable = Timetable.for_config(config, examples)
     for step in range(timetable.total_steps):
         rate = learning_rate_at(step, timetable, Plateau(), config.optimizer)
         opt_state = set_learning_rate(state.opt_state, rate)
         batch = shard_batch(make_mesh(), next(batches))
         state, _ = program.train_step(
-            dataclasses.replace(state, opt_state=opt_state), batch, jax.random.key(1)
+            dataclasses.replace(state, opt_state=opt_state), batch, key
         )
     return state
 
@@ -237,7 +238,7 @@ class FromWeights:
             state = dataclasses.replace(state, params=jax.tree.map(jnp.copy, params))
             maps = subset(kept, self.train, part)
             batches = maps.train_batches(batch_size=BATCH, seed=0, start_step=0)
-            state = fit(config, program, state, batches, len(part))
+            state = fit(config, program, state, batches, len(part), jax.random.key(1))
             params = state.params
             yield (
                 way,
@@ -265,7 +266,7 @@ def scratch_errors(part: Folder, tests: Mapping[str, Folder]) -> dict[str, Rate]
         part, config.data, channels=3, batch_size=BATCH, seed=0, start_step=0
     )
     state = program.init(jax.random.key(0))
-    state = fit(config, program, state, batches, len(part))
+    state = fit(config, program, state, batches, len(part), jax.random.key(1))
     view = View(SIDE, transforms.center)
     return {
         name: top1_error(

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.transfer import fit
 from configs.fashion_mnist_vgg import get_config
 from vgg_jax.compilation import prepare_jax
 from vgg_jax.config import Config
@@ -30,13 +31,11 @@ from vgg_jax.data import transforms
 from vgg_jax.data.base import Example, Source, Subset
 from vgg_jax.data.pipeline import train_batches
 from vgg_jax.data.sources import open_source
-from vgg_jax.distributed import make_mesh, shard_batch
+from vgg_jax.distributed import make_mesh
 from vgg_jax.evaluation.predictions import wilson
 from vgg_jax.inference.passes import View, over_source
 from vgg_jax.training.objectives import CLASSIFICATION, ExampleMetrics
-from vgg_jax.training.optimizer import set_learning_rate
 from vgg_jax.training.program import Program, build_program
-from vgg_jax.training.schedule import Plateau, Timetable, learning_rate_at
 from vgg_jax.training.steps import TrainState
 
 CLASSES = 5  # of each half
@@ -99,10 +98,10 @@ def settings(steps: int, examples: int, seed: int, **optimizer: Any) -> Config:
     )
 
 
-def fit(
+def train(
     config: Config, program: Program, state: TrainState, source: Source
 ) -> TrainState:
-    """Trains to the end of the configuration's epochs."""
+    """Trains on a source, with the draws of the configuration's seed."""
     batches = train_batches(
         source,
         config.data,
@@ -111,15 +110,8 @@ def fit(
         seed=config.seed,
         start_step=0,
     )
-    timetable = Timetable.for_config(config, len(source))
-    for step in range(timetable.total_steps):
-        rate = learning_rate_at(step, timetable, Plateau(), config.optimizer)
-        state = dataclasses.replace(
-            state, opt_state=set_learning_rate(state.opt_state, rate)
-        )
-        batch = shard_batch(make_mesh(), next(batches))
-        state, _ = program.train_step(state, batch, jax.random.key(config.seed))
-    return state
+    key = jax.random.key(config.seed)
+    return fit(config, program, state, batches, len(source), key)
 
 
 def begin_from(state: TrainState, learned: TrainState) -> TrainState:
@@ -153,7 +145,7 @@ def transfers(
     learned = []
     for seed in range(seeds):
         seeded = dataclasses.replace(config, seed=seed)
-        state = fit(seeded, program, program.init(jax.random.key(seed)), others)
+        state = train(seeded, program, program.init(jax.random.key(seed)), others)
         mistakes = test_errors(program, seeded, state, SomeClasses(*whole_test, 0))
         print(f"the first five: {100 * mistakes.mean():.2f} %", file=sys.stderr)
         learned.append(state)
@@ -170,7 +162,7 @@ def transfers(
             state = program.init(jax.random.key(seed))
             if transfers_weights:
                 state = begin_from(state, learned[seed])
-            state = fit(seeded, program, state, part)
+            state = train(seeded, program, state, part)
             wrong.append(test_errors(program, seeded, state, test))
         seconds = (time.time() - started) / seeds
         yield f"{most or 'all'} ({len(part)})", way, seconds, np.stack(wrong)

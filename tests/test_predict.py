@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import vgg_jax
+from tests.evaluation.fixtures import NAMES
 from vgg_jax import predict as module
 from vgg_jax.config import Config, LocalizationConfig
 from vgg_jax.models import ConvNet
@@ -17,26 +18,6 @@ from vgg_jax.preprocessing import Normalization
 from vgg_jax.report.figures import draw_heat
 from vgg_jax.report.heat import heat_map
 from vgg_jax.training.workdir.facts import write_class_names
-
-NAMES = tuple("abcdefg")
-
-
-@pytest.fixture
-def classifier(model: ConvNet, config: Config) -> Classifier:
-    return Classifier(
-        model=model,
-        class_names=NAMES,
-        crop=config.data.crop,
-        normalization=Normalization(config.data.mean, config.data.std),
-        scales=(32, 48),
-        averaging="score_map",
-        max_pixels=5000,
-    )
-
-
-@pytest.fixture
-def picture(make_source: Callable) -> np.ndarray:
-    return make_source([(40, 56)]).images[0]
 
 
 def test_the_first_classes_and_their_map(

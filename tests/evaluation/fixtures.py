@@ -12,7 +12,12 @@ from flax import nnx
 
 import vgg_jax
 from vgg_jax.config import Config, DataConfig, EvaluationConfig, VGGConfig
+from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import Conv, FullyConnected, Layer, MaxPool, Relu
+from vgg_jax.predict import Classifier
+from vgg_jax.preprocessing import Normalization
+
+NAMES = tuple("abcdefg")  # of the classes
 
 CLASSES = 7
 
@@ -117,3 +122,21 @@ def config() -> Config:
         ),
         evaluation=EvaluationConfig(center_scale=48, scales=(32, 48, 64), batch_size=8),
     )
+
+
+@pytest.fixture
+def classifier(model: ConvNet, config: Config) -> Classifier:
+    return Classifier(
+        model=model,
+        class_names=NAMES,
+        crop=config.data.crop,
+        normalization=Normalization(config.data.mean, config.data.std),
+        scales=(32, 48),
+        averaging="score_map",
+        max_pixels=5000,
+    )
+
+
+@pytest.fixture
+def picture(make_source: Callable) -> np.ndarray:
+    return make_source([(40, 56)]).images[0]

@@ -1,6 +1,5 @@
 """A picture explained by every method, and the drawing of it."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -10,6 +9,7 @@ import pytest
 from flax import nnx
 
 import vgg_jax
+from tests.evaluation.fixtures import NAMES
 from vgg_jax import predict
 from vgg_jax.config import Config
 from vgg_jax.data.transforms import rescale
@@ -26,26 +26,6 @@ from vgg_jax.predict import Classifier
 from vgg_jax.preprocessing import Normalization
 from vgg_jax.report.heat import map_interval, occlusion_map, overlay, score_map
 from vgg_jax.training.workdir import weights_folder
-
-NAMES = tuple("abcdefg")
-
-
-@pytest.fixture
-def classifier(model: ConvNet, config: Config) -> Classifier:
-    return Classifier(
-        model=model,
-        class_names=NAMES,
-        crop=config.data.crop,
-        normalization=Normalization(config.data.mean, config.data.std),
-        scales=(32, 48),
-        averaging="score_map",
-        max_pixels=5000,
-    )
-
-
-@pytest.fixture
-def picture(make_source: Callable) -> np.ndarray:
-    return make_source([(40, 56)]).images[0]
 
 
 def test_the_layer_that_is_drawn_is_deep_and_its_map_fine() -> None:

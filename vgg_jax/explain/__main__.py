@@ -62,9 +62,9 @@ def run(values: argparse.Namespace) -> int:
     """Explains the pictures; returns 0, or 1 where one could not be read."""
     from vgg_jax.explain.picture import explain_files
     from vgg_jax.predict import load_run
-    from vgg_jax.training.workdir.weights_folder import chosen_folders
+    from vgg_jax.training.workdir.weights_folder import folders_of
 
-    (workdir,) = chosen_folders(values.workdir, values.weights, source=values.source)
+    (workdir,) = folders_of(values)
     unread = explain_files(
         load_run(workdir),
         values.images,

@@ -99,7 +99,7 @@ def run(values: argparse.Namespace) -> int:
     """Exports the network of the command line; returns 0."""
     from vgg_jax.export import onnx_file, stablehlo
     from vgg_jax.export.load import load_program
-    from vgg_jax.training.workdir.weights_folder import chosen_folders
+    from vgg_jax.training.workdir.weights_folder import folders_of
 
     sizes = {
         name: None if value == ANY else value
@@ -116,7 +116,7 @@ def run(values: argparse.Namespace) -> int:
                 + " and ".join(f"--{name}" for name in sizes)
             )
         stablehlo.refuse_existing(values.out)
-    (workdir,) = chosen_folders(values.workdir, values.weights, source=values.source)
+    (workdir,) = folders_of(values)
     program = load_program(
         parse_path(workdir), output=values.output, input=values.input
     )

@@ -25,7 +25,7 @@ from vgg_jax.features.collection import collect_activations
 from vgg_jax.features.descriptors import AGGREGATES, combine_scales, validate_request
 from vgg_jax.files import write_json
 from vgg_jax.training.workdir.checkpoint import restore_model
-from vgg_jax.training.workdir.weights_folder import chosen_folders
+from vgg_jax.training.workdir.weights_folder import folders_of
 
 COSTS = tuple(4.0**power for power in range(-4, 6))  # values of the SVM's C to try
 SPLITS = ("train", "validation", "test")
@@ -184,12 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(values: argparse.Namespace) -> int:
     """Trains and tests the SVM of the command line; returns 0."""
-    (workdir,) = chosen_folders(
-        values.workdir,
-        values.weights,
-        source=values.source,
-        channels=values.channels,
-    )
+    (workdir,) = folders_of(values)
     names = [field.name for field in dataclasses.fields(Request)]
     options = {name: getattr(values, name) for name in names}
     options |= {"data_dir": str(values.data_dir), "workdir": workdir}

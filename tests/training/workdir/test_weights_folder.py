@@ -1,6 +1,7 @@
 """Foreign weights stand where a run's folder would."""
 
 import dataclasses
+import importlib
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from flax import nnx
 
 from vgg_jax.config import Config, DataConfig, VGGConfig
 from vgg_jax.models import ConvNet, create_model
+from vgg_jax.training.workdir import weights_folder
 from vgg_jax.training.workdir.checkpoint import check_classifies, restore_model
 from vgg_jax.training.workdir.facts import read_class_names
 from vgg_jax.training.workdir.weights_folder import (
@@ -209,3 +211,29 @@ def test_a_digest_of_the_weights_is_computed_once(
     restore_model(folder)
     assert read_facts(folder)["lineage"] == "torchvision"  # type: ignore[index]
     assert computed == ["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("module", "more"),
+    [
+        ("predict", ["a.png"]),
+        ("eval", ["--config=configs/vgg16.py"]),
+        ("vgg_jax.explain.__main__", ["a.png"]),
+        ("vgg_jax.export.__main__", ["--format=onnx", "a.onnx"]),
+    ],
+)
+def test_every_flag_about_weights_reaches_them(
+    module: str,
+    more: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(weights: str, config: object, source: str, channels: str) -> None:
+        raise ValueError(f"{weights}, {source}, {channels}")
+
+    monkeypatch.setattr(weights_folder, "make_weights_folder", refuse)
+    flags = ["--weights=theirs", "--source=oxford", "--channels=BGR"]
+    more = [str(tmp_path / word) if word == "a.onnx" else word for word in more]
+    assert importlib.import_module(module).main([*flags, *more]) == 1
+    assert "theirs, oxford, BGR" in capsys.readouterr().err

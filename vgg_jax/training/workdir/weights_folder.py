@@ -4,6 +4,7 @@ Such a folder has the settings of a network and says which file its weights are 
 whatever evaluates a run evaluates it. The weights themselves stay where they are.
 """
 
+import argparse
 import dataclasses
 import os
 import sys
@@ -57,6 +58,21 @@ def chosen_folders(
     names = [weights] if isinstance(weights, str) else weights or []
     made = (make_weights_folder(name, config, source, channels) for name in names)
     return [*workdirs, *made]
+
+
+def folders_of(values: argparse.Namespace, config: Config | None = None) -> list[Path]:
+    """Returns the folders that a command was given, with all flags about weights.
+
+    Args:
+        values: what a `cli.Parser` with `add_workdir(or_weights=True)` has read.
+        config: the settings of weights, see `make_weights_folder`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `make_weights_folder`.
+    """
+    return chosen_folders(
+        values.workdir, values.weights, config, values.source, values.channels
+    )
 
 
 def make_weights_folder(
