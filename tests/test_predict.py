@@ -21,13 +21,13 @@ from vgg_jax.training.workdir.facts import write_class_names
 
 
 def test_the_first_classes_and_their_map(
-    classifier: Classifier, config: Config, picture: np.ndarray
+    classifier: Classifier, config: Config, small_picture: np.ndarray
 ) -> None:
-    found = predict(classifier, picture, top=3)
+    found = predict(classifier, small_picture, top=3)
     expected = np.asarray(
         vgg_jax.dense_posteriors(
             classifier.model,
-            picture,
+            small_picture,
             classifier.scales,
             mean=config.data.mean,
             std=config.data.std,
@@ -41,25 +41,25 @@ def test_the_first_classes_and_their_map(
     assert found.heat.image.shape == (32, 45, 3)
     heat = heat_map(
         classifier.model,
-        picture,
+        small_picture,
         int(order[0]),
         classifier.crop,
         classifier.normalization,
     )
     np.testing.assert_array_equal(found.heat.scores, heat.scores)
-    assert len(predict(classifier, picture, top=99).classes) == len(NAMES)
+    assert len(predict(classifier, small_picture, top=99).classes) == len(NAMES)
 
 
 def test_files(
     classifier: Classifier,
-    picture: np.ndarray,
+    small_picture: np.ndarray,
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
 ) -> None:
     for name in ("one.png", "b/one.png"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
-        cv2.imwrite(str(path), picture[..., ::-1])
+        cv2.imwrite(str(path), small_picture[..., ::-1])
     (tmp_path / "torn.png").write_bytes((tmp_path / "one.png").read_bytes()[:50])
     files = [
         tmp_path / name for name in ("one.png", "torn.png", "none.png", "b/one.png")
@@ -67,7 +67,7 @@ def test_files(
     assert predict_files(classifier, [*files, files[0]], tmp_path / "maps", top=2) == 2
     output = capsys.readouterr()
     assert "torn.png" in output.err and "none.png" in output.err
-    expected = predict(classifier, picture, top=2)
+    expected = predict(classifier, small_picture, top=2)
     line = f"{expected.posteriors[0]:7.2%}  {expected.classes[0]}"
     assert output.out.count(line) == 2
     maps = sorted(path.name for path in (tmp_path / "maps").iterdir())

@@ -138,5 +138,6 @@ def classifier(model: ConvNet, config: Config) -> Classifier:
 
 
 @pytest.fixture
-def picture(make_source: Callable) -> np.ndarray:
+def small_picture(make_source: Callable) -> np.ndarray:
+    """A picture [40, 56, 3] of colored blocks."""
     return make_source([(40, 56)]).images[0]

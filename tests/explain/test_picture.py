@@ -70,18 +70,22 @@ def test_grad_cam_is_hottest_where_the_class_is() -> None:
 
 
 def test_every_method_explains_the_same_class(
-    classifier: Classifier, picture: np.ndarray, config: Config
+    classifier: Classifier, small_picture: np.ndarray, config: Config
 ) -> None:
-    best = explain_picture(classifier, picture)
-    posteriors = np.asarray(predict.class_posteriors(classifier, picture))
+    best = explain_picture(classifier, small_picture)
+    posteriors = np.asarray(predict.class_posteriors(classifier, small_picture))
     assert best.class_name == NAMES[posteriors.argmax()]
     assert best.posterior == posteriors.max()
     other = NAMES[posteriors.argmin()]
     chosen = explain_picture(
-        classifier, picture, class_name=other, layers=("relu2", "conv1"), scale=40
+        classifier, small_picture, class_name=other, layers=("relu2", "conv1"), scale=40
     )
     at_scale = vgg_jax.dense_posteriors(
-        classifier.model, picture, (40,), mean=config.data.mean, std=config.data.std
+        classifier.model,
+        small_picture,
+        (40,),
+        mean=config.data.mean,
+        std=config.data.std,
     )
     label = int(posteriors.argmin())
     assert chosen.class_name == other
@@ -93,18 +97,21 @@ def test_every_method_explains_the_same_class(
     ]
     assert {part.heat.image.shape for part in chosen.explanations} == {(40, 56, 3)}
     deep, shallow, scores, hidden = (part.heat for part in chosen.explanations)
-    expected = grad_cam_heat(classifier, picture, label, "relu2")
+    expected = grad_cam_heat(classifier, small_picture, label, "relu2")
     np.testing.assert_array_equal(deep.scores, expected.scores)
     assert deep.scores.shape == (10, 14) and shallow.scores.shape == (40, 56)
     rows = classifier.model.layers[:5]
     assert deep.extent[:2] == map_interval(rows, 56)
     assert deep.extent[:1:-1] == map_interval(rows, 40)
     for found, make in (
-        (scores, score_map(classifier.model, picture, label, classifier.normalization)),
+        (
+            scores,
+            score_map(classifier.model, small_picture, label, classifier.normalization),
+        ),
         (
             hidden,
             occlusion_map(
-                classifier.model, picture, label, 32, classifier.normalization
+                classifier.model, small_picture, label, 32, classifier.normalization
             ),
         ),
     ):
@@ -113,27 +120,27 @@ def test_every_method_explains_the_same_class(
     bias = float(classifier.model.fc8.bias[label])
     assert f"without its bias of {bias:.2g} it is" in chosen.explanations[2].note
     with pytest.raises(ValueError, match="no class 'B': did you mean"):
-        explain_picture(classifier, picture, class_name="B")
+        explain_picture(classifier, small_picture, class_name="B")
     with pytest.raises(ValueError, match="no layer 'relu3': did you mean 'relu2'"):
-        explain_picture(classifier, picture, layers=("relu3",))
+        explain_picture(classifier, small_picture, layers=("relu3",))
 
 
 def test_by_default_each_method_looks_at_the_scale_of_heat_maps(
-    classifier: Classifier, picture: np.ndarray
+    classifier: Classifier, small_picture: np.ndarray
 ) -> None:
     [gradients, scores, hidden] = (
-        part.heat for part in explain_picture(classifier, picture).explanations
+        part.heat for part in explain_picture(classifier, small_picture).explanations
     )
     crop = classifier.crop
-    assert hidden.image.shape == rescale(picture, crop).shape
+    assert hidden.image.shape == rescale(small_picture, crop).shape
     assert gradients.image.shape == scores.image.shape == (32, 45, 3)
     assert scores.scores.shape == (1, 1)
 
 
 def test_a_figure_has_a_panel_for_the_picture_and_each_method(
-    classifier: Classifier, picture: np.ndarray
+    classifier: Classifier, small_picture: np.ndarray
 ) -> None:
-    explained = explain_picture(classifier, picture, scale=40)
+    explained = explain_picture(classifier, small_picture, scale=40)
     figure = explanation_figure(explained)
     *panels, legend = figure.axes
     titles = [axes.get_title("left") for axes in panels]
@@ -157,7 +164,7 @@ def test_a_figure_has_a_panel_for_the_picture_and_each_method(
 
 def test_the_command_draws_each_picture(
     classifier: Classifier,
-    picture: np.ndarray,
+    small_picture: np.ndarray,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
@@ -170,11 +177,11 @@ def test_the_command_draws_each_picture(
         weights_folder, "make_weights_folder", lambda *arguments: tmp_path / "weights"
     )
     path, torn = tmp_path / "one.png", tmp_path / "torn.png"
-    cv2.imwrite(str(path), picture[..., ::-1])
+    cv2.imwrite(str(path), small_picture[..., ::-1])
     torn.write_bytes(path.read_bytes()[:50])
     flags = [f"--output={tmp_path / 'out'}", "--class=c", "--scale=40"]
     assert main(["--workdir", str(tmp_path), *flags, str(path)]) == 0
-    explained = explain_picture(classifier, picture, class_name="c", scale=40)
+    explained = explain_picture(classifier, small_picture, class_name="c", scale=40)
     output = capsys.readouterr().out
     assert f"{explained.posterior:7.2%}  c" in output
     [drawing] = (tmp_path / "out").iterdir()
