@@ -12,6 +12,7 @@ the file, as soon as it is measured. Ends with code 1 where a part had an error.
 import argparse
 import dataclasses
 import datetime
+import functools
 import importlib.util
 import itertools
 import json
@@ -28,7 +29,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-START = time.monotonic()  # imports take time as well
 if not __package__:  # run as a file: python benchmarks/gpu.py
     sys.path[0] = str(Path(__file__).parents[1])
 
@@ -39,6 +39,7 @@ from benchmarks.cases import dense_batches, make_case
 from benchmarks.sides import OutOfTime, Side, Unanswered
 from vgg_jax.config import Config, NiNConfig, VGGConfig, to_dict
 from vgg_jax.files import write_json
+from vgg_jax.inference.dense import Shape
 from vgg_jax.models.measure import summary
 
 NETWORKS: dict[str, VGGConfig | NiNConfig] = {
@@ -62,6 +63,7 @@ ENVIRONMENT = {
 TOY_ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 PART_SECONDS = 150.0  # after which a process is taken to hang
 GUESS = 20.0  # seconds that a part takes of which nothing is known yet
+OUTSIDE = 15.0  # seconds of the time given that imports and the end may take
 LOOP_SECONDS = 8.0  # of training in the loop
 # Largest difference of logits, as a share of the largest logit: TF32 is far above it.
 TOLERANCE = 1e-4
@@ -222,11 +224,11 @@ class Clock:
     """Says how much time is left, and whether it is enough for a part.
 
     Args:
-        end: when the time is up, by `time.monotonic`.
+        seconds: the time there is.
     """
 
-    def __init__(self, end: float):
-        self._end = end
+    def __init__(self, seconds: float):
+        self._end = time.monotonic() + seconds
         self._longest: dict[str, float] = {}
 
     def left(self) -> float:
@@ -328,7 +330,7 @@ class Benchmark:
                 break
 
     def _can_be_eager(self, row: Row) -> bool:
-        problem = row.problems.get("PyTorch", "")
+        problem = row.problems.get("PyTorch", "").lower()
         is_compiled = not self.arguments.eager and not row.notes
         return is_compiled and "memory" not in problem and self.clock.left() > GUESS
 
@@ -542,20 +544,26 @@ def close(sides: Mapping[str, Side]) -> None:
 
 def step_of(part: str, config: Config) -> tuple[int, float]:
     """Returns how many images a step of a part has, and its FLOPs."""
-    options = dict(vars(config.model))
-    name = options.pop("name")
-
-    def multiply_adds(size: Sequence[int]) -> int:
-        return summary(name, tuple(size), **options).multiply_adds
-
+    options = vars(config.model) | {"dtype": "float32"}  # which changes no count
+    count = functools.partial(multiply_adds, tuple(sorted(options.items())))
     if part.startswith("dense"):
         batches = dense_batches(config, int(part.partition("=")[2]))
-        counts = (batch.count * multiply_adds(batch.size) for batch in batches)
+        needed = sum(batch.count * count(batch.size) for batch in batches)
         both = 2  # the image and its mirror image
-        return sum(batch.count for batch in batches), 2.0 * both * sum(counts)
+        return sum(batch.count for batch in batches), 2.0 * both * needed
     passes = 3 if part.startswith("train") else 1
-    of_batch = config.batch_size * multiply_adds((config.data.crop,) * 2)
-    return config.batch_size, 2.0 * passes * of_batch
+    side = config.data.crop
+    return config.batch_size, 2.0 * passes * config.batch_size * count((side, side))
+
+
+@functools.cache
+def multiply_adds(options: tuple[tuple[str, Any], ...], size: Shape) -> int:
+    """Returns the multiply-adds of a network for an image of a height and a width.
+
+    The options are those of `create_model`, its name among them.
+    """
+    named = dict(options)
+    return summary(named.pop("name"), size, **named).multiply_adds
 
 
 def find_driver() -> str | None:
@@ -670,7 +678,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
         parser.error("--go_on needs --write FILE, whose rows it keeps")
     if not 0 < arguments.minutes < math.inf or arguments.turns < 1:
         parser.error("expected --minutes above 0 and at least one turn")
-    clock = Clock(START + 60 * arguments.minutes - 10)  # the rest is for the end
+    clock = Clock(60 * arguments.minutes - OUTSIDE)
     jax.config.update("jax_platforms", "cpu")  # the card is for the sides
     scales = TOY_SCALES if arguments.toy else SCALES
     plan = make_plan(arguments.network or NETWORKS, scales)
