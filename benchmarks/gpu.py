@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ TOY_ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"
 PART_SECONDS = 150.0  # after which a process is taken to hang
 GUESS = 20.0  # seconds that a part takes of which nothing is known yet
 OUTSIDE = 15.0  # seconds of the time given that imports and the end may take
+MOST = 60.0
 LOOP_SECONDS = 8.0  # of training in the loop
 # Largest difference of logits, as a share of the largest logit: TF32 is far above it.
 TOLERANCE = 1e-4
@@ -236,8 +238,11 @@ class Clock:
         return self._end - time.monotonic()
 
     def suffices(self, part: str) -> bool:
-        """Returns whether a part fits that takes as long as the longest of its kind."""
-        return self.left() > self._longest.get(kind_of(part), GUESS)
+        """Returns whether a part fits that takes as long as the longest of its kind.
+
+        More than `MOST` need not be left for any: it is stopped when the time is up.
+        """
+        return self.left() > min(MOST, self._longest.get(kind_of(part), GUESS))
 
     def add(self, part: str, seconds: float) -> None:
         """Takes the seconds that a part took."""
@@ -257,6 +262,7 @@ class Benchmark:
     left_out: list[str] = dataclasses.field(default_factory=list)
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     card: Card | None = None
+    is_uncompiled: bool = False  # since torch.compile has failed
 
     def run(self, plan: Sequence[Group]) -> None:
         """Measures the groups in turn, and prints and writes each row at once.
@@ -291,7 +297,11 @@ class Benchmark:
             if not self.facts:
                 self._learn_facts(sides)
             start = time.monotonic()
-            self._fill(row, group, sides)
+            try:
+                self._fill(row, group, sides)
+            except Exception as error:  # of this program itself: the rest goes on
+                traceback.print_exc()
+                row.problems["benchmark"] = f"{type(error).__name__}: {error}"
             self.clock.add(part, time.monotonic() - start)
             self.rows.append(row)
             print(format_row(row, self.peak(row)), flush=True)
@@ -311,28 +321,41 @@ class Benchmark:
                 self._take_turns(row, both)
 
     def _take_turns(self, row: Row, sides: Mapping[str, Side]) -> None:
-        requests = dict.fromkeys(sides, row.part)
+        active = list(sides)
         if not self._have_same_parameters(row, sides):
-            requests.pop("PyTorch")
+            active.remove("PyTorch")
         for turn in range(self.arguments.turns):
             start = time.monotonic()
-            for name, request in list(requests.items()):
-                seconds = self._ask(row, name, sides[name], request)
-                if seconds is None and name == "PyTorch" and self._can_be_eager(row):
-                    requests[name] = f"{row.part}, eager"
-                    row.notes.append("PyTorch without torch.compile")
-                    seconds = self._ask(row, name, sides[name], requests[name])
+            for name in list(active):
+                seconds = self._ask(row, name, sides[name], self._request(row, name))
+                if seconds is None and self._can_be_eager(row, name):
+                    self.is_uncompiled = True
+                    sides[name].start_if_ended()
+                    request = self._request(row, name)
+                    seconds = self._ask(row, name, sides[name], request)
                 if seconds is None:
-                    del requests[name]
+                    active.remove(name)
                 else:
                     row.seconds.setdefault(name, []).append(seconds)
             if turn and time.monotonic() - start > self.clock.left():
                 break
+        if "PyTorch" in row.seconds and self.is_uncompiled:
+            row.notes.append("PyTorch without torch.compile")
 
-    def _can_be_eager(self, row: Row) -> bool:
-        problem = row.problems.get("PyTorch", "").lower()
-        is_compiled = not self.arguments.eager and not row.notes
-        return is_compiled and "memory" not in problem and self.clock.left() > GUESS
+    def _request(self, row: Row, name: str) -> str:
+        is_eager = name == "PyTorch" and self.is_uncompiled
+        return f"{row.part}, eager" if is_eager else row.part
+
+    def _can_be_eager(self, row: Row, name: str) -> bool:
+        """Returns whether it was torch.compile that failed, for all that is known."""
+        return (
+            name == "PyTorch"
+            and not self.arguments.eager
+            and not self.is_uncompiled
+            and name not in row.seconds
+            and "memory" not in row.problems.get(name, "").lower()
+            and self.clock.left() > GUESS
+        )
 
     def _have_same_parameters(self, row: Row, sides: Mapping[str, Side]) -> bool:
         """Returns whether all sides answer that they have as many parameters."""
@@ -366,7 +389,7 @@ class Benchmark:
 
     def _train_in_loop(self, row: Row, group: Group, side: Side) -> None:
         lines = self._ask(row, "JAX", side, "loop")
-        if not lines:
+        if lines is None:
             return
         row.images, row.flops = step_of("train", self.config_of(group))
         row.seconds["JAX"] = [row.images / line["images_per_second"] for line in lines]
@@ -389,13 +412,15 @@ class Benchmark:
             return side.ask(request, min(left, PART_SECONDS))
         except OutOfTime:
             if left <= PART_SECONDS:
-                row.is_cut_short = True
                 row.notes.append(f"{name}: stopped, for the time was up")
-                self.left_out.append(f"{row.title} ({name})")
+                if not row.is_cut_short:
+                    self.left_out.append(row.title)
+                row.is_cut_short = True
             else:
-                row.problems[name] = f"hung for {PART_SECONDS:.0f} s"
+                hung = f"{request} took more than {PART_SECONDS:.0f} s"
+                row.problems.setdefault(name, hung)
         except Unanswered as error:
-            row.problems[name] = str(error)
+            row.problems.setdefault(name, str(error))
             print(f"{row.title}, {name}:\n{side.errors()}", file=sys.stderr, flush=True)
         return None
 

@@ -1,5 +1,6 @@
 """The benchmark of GPUs runs on CPU at toy sizes, and tells of all that goes wrong."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Mapping
@@ -57,7 +58,7 @@ class InThisProcess:
         return "the end of stderr"
 
     def start_if_ended(self) -> None:
-        pass
+        """Does nothing: there is no process."""
 
     kill = close = start_if_ended
 
@@ -186,11 +187,23 @@ def test_pytorch_goes_on_without_a_compiler_that_fails(
 ) -> None:
     side.ours = OURS
     side.theirs = THEIRS | {"train": sides.Unanswered("no C compiler")}
-    plan(monkeypatch, Group("vgg16", "bfloat16", 256, ("train",)))
+    one = Group("vgg16", "bfloat16", 256, ("train",))
+    plan(monkeypatch, one, dataclasses.replace(one, network="vgg19"))
     assert gpu.main(["--turns=3", "--torch=python"]) == 1
-    [train] = rows_of(capsys.readouterr().out)
-    assert train[5] == "256 (256 to 256)"
-    assert train[-1] == "PyTorch without torch.compile; PyTorch: no C compiler"
+    first, second = rows_of(capsys.readouterr().out)
+    assert first[5] == second[5] == "256 (256 to 256)"
+    assert first[-1] == "PyTorch without torch.compile; PyTorch: no C compiler"
+    assert second[-1] == "PyTorch without torch.compile"  # which is not tried again
+
+
+def test_an_error_of_the_benchmark_itself_is_a_row_of_its_own(
+    side: type[InThisProcess], monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    side.ours = {name: OURS[name] for name in ("facts", "parameters", "forward")}
+    plan(monkeypatch, VGG16)
+    assert gpu.main(["--turns=2", "--alone"]) == 1
+    train, forward = rows_of(capsys.readouterr().out)
+    assert train[-1] == "benchmark: KeyError: 'train'" and forward[-1] == ""
 
 
 def test_what_there_is_no_time_for_is_named_and_measured_by_the_next_call(
