@@ -1,5 +1,5 @@
 # `make` lists the targets. They make their own environments, from python3 or, where that
-# is too old, the newest Python found; `make train PYTHON=python3.12` chooses another,
+# is older than 3.12, the newest Python found; `make train PYTHON=python3.12` chooses another,
 # `make train REQUIREMENTS=requirements-cuda.txt` (or -tpu) an accelerator.
 
 CONFIG := configs/fashion_mnist_vgg.py
