@@ -12,7 +12,7 @@ from flax import nnx
 from benchmarks.cases import dense_batches, random_batch
 from benchmarks.worker import Part, Parts, Steps, main, timed
 from vgg_jax import create_model
-from vgg_jax.compilation import prepare_jax
+from vgg_jax.compilation import onednn_options, prepare_jax
 from vgg_jax.config import Config, from_dict
 from vgg_jax.distributed import make_mesh, shard_batch
 from vgg_jax.inference.forward import Network, Posteriors
@@ -97,6 +97,8 @@ class _Run:
         self._is_waited_for = is_waited_for
         self._mesh = make_mesh()
         self._program = build_program(config, self._mesh)
+        if is_waited_for:  # as a run of `train.py` that is longer than `LONG_RUN`
+            self._program = self._program.with_options(onednn_options())
 
     def count_parameters(self) -> int:
         """Returns the number of the network's parameters."""
