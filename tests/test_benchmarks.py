@@ -34,6 +34,7 @@ from benchmarks.cases import make_case
 from tests.weights.networks import random_network
 from vgg_jax.config import Config, VGGConfig
 from vgg_jax.data.base import Subset
+from vgg_jax.inference import passes
 from vgg_jax.preprocessing import IMAGENET
 from vgg_jax.weights import save_weights
 
@@ -318,10 +319,15 @@ def test_the_start_of_train_py_itself(tmp_path: Path) -> None:
 
 
 def test_ways_to_learn_other_classes(
-    monkeypatch: pytest.MonkeyPatch, capsys: Printed
+    monkeypatch: pytest.MonkeyPatch, capsys: Printed, small_vgg: str
 ) -> None:
     config = transfer_classes.get_config()
-    narrow = dataclasses.replace(config.model, name="vgg11_bn", width=1 / 16)
+    narrow = dataclasses.replace(
+        config.model, name=small_vgg, batch_norm=True, width=1 / 64
+    )
+    one = gpu.make_mesh(jax.devices()[:1])
+    for module in (transfer, transfer_classes, passes):
+        monkeypatch.setattr(module, "make_mesh", lambda *_: one)
     monkeypatch.setattr(
         transfer_classes,
         "get_config",

@@ -44,12 +44,13 @@ def command(script: str, pictures: Path, workdir: Path, *more: str) -> list[str]
         "--config.data.dataset=folder",
         f"--config.data.data_dir={pictures}",
         "--config.data.validation_fraction=0.25",
+        "--config.model.name=vgg11_bn",
         "--config.model.num_classes=3",
         "--config.model.width=0.05",
         "--config.evaluation.batch_size=16",
         "--config.batch_size=8",
-        "--config.num_epochs=4",
-        "--config.validate_every_epochs=2",
+        "--config.num_epochs=2",  # 15 steps
+        "--config.validate_every_epochs=1",
         "--config.checkpoint_every_steps=5",
         "--config.log_every_steps=1",
         *more,
@@ -148,11 +149,11 @@ def test_a_stopped_and_killed_run_goes_on_as_if_nothing_had_happened(
     pictures: Path, whole: Path, tmp_path: Path
 ) -> None:
     arguments = command("train.py", pictures, tmp_path, "--config.data.num_workers=1")
-    for step, number in [(4, signal.SIGINT), (9, signal.SIGTERM)]:
+    for step, number in [(3, signal.SIGINT), (7, signal.SIGTERM)]:
         code, rest = stop(arguments, step, number)
         assert code == 128 + number, rest
         assert "the same command goes on from there" in rest
-    code, _ = stop(arguments, 17, signal.SIGKILL)
+    code, _ = stop(arguments, 11, signal.SIGKILL)
     assert code == -signal.SIGKILL
     done = run(arguments)
     assert done.returncode == 0, done.stdout + done.stderr

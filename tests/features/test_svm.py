@@ -19,11 +19,9 @@ from vgg_jax.config import (
 from vgg_jax.features import collection, svm
 
 
-def save_network(workdir: Path, seed: int) -> None:
+def save_network(workdir: Path, name: str, seed: int) -> None:
     config = Config(
-        model=VGGConfig(
-            name="vgg11", num_classes=3, width=0.03, fc_kernel=1, init="he"
-        ),
+        model=VGGConfig(name=name, num_classes=3, width=0.03, fc_kernel=1, init="he"),
         data=DataConfig(
             dataset="folder", crop=32, scale_min=32, scale_max=32, num_threads=2
         ),
@@ -34,10 +32,10 @@ def save_network(workdir: Path, seed: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory) -> Path:
+def network(tmp_path_factory, small_vgg) -> Path:
     """A run to read, or to copy."""
     workdir = tmp_path_factory.mktemp("runs") / "network"
-    save_network(workdir, seed=0)
+    save_network(workdir, small_vgg, seed=0)
     return workdir
 
 
@@ -105,10 +103,10 @@ def test_a_report_of_a_folder(tmp_path, network, pictures, capsys, monkeypatch):
     assert len(asked) == 2
 
 
-def test_other_weights_are_other_descriptors(tmp_path, network, pictures):
+def test_other_weights_are_other_descriptors(tmp_path, network, small_vgg, pictures):
     folders = [tmp_path / "one", tmp_path / "two"]
     shutil.copytree(network, folders[0])
-    save_network(folders[1], seed=1)
+    save_network(folders[1], small_vgg, seed=1)
     for folder in folders:
         assert svm.main(command(folder, pictures, "--layer=relu6")) == 0
     one, two = (np.load(f / "descriptors" / "relu6_q32.npz") for f in folders)

@@ -28,9 +28,11 @@ def detector(config: Any, examples: int) -> StallDetector:
     return StallDetector(config, timetable.steps_per_epoch)
 
 
-def test_signals_are_those_of_a_gradient_taken_by_hand(tiny_config: Any) -> None:
-    config = tiny_config("vgg11_bn")
-    config.model.dropout = 0.0
+def test_signals_are_those_of_a_gradient_taken_by_hand(
+    tiny_config: Any, small_vgg: str
+) -> None:
+    config = tiny_config(small_vgg)
+    config.model.batch_norm, config.model.dropout = True, 0.0
     model = create_model(**dataclasses.asdict(config.model), rngs=nnx.Rngs(0))
     graphdef, params, stats = split(model)
     batch = random_batch(config)
@@ -97,12 +99,13 @@ def test_a_loss_that_moves_is_not_stuck(loss: float, tiny_config: Any) -> None:
 @pytest.mark.usefixtures("one_device")
 def test_a_run_that_does_not_start_says_what_to_change(
     tiny_config: Any,
+    small_vgg: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(diagnosis, "LONG_ENOUGH", 20)
-    config = tiny_config("vgg16", init="caffe_001", rate=1e-3)
+    config = tiny_config(small_vgg, init="caffe_001", rate=1e-3)
     config.batch_size, config.num_epochs = 24, 9  # of about 3 steps each
     train(config, tmp_path)
     said = capsys.readouterr().err

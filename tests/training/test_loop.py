@@ -1,6 +1,7 @@
 """The run: what it notices before it begins, and at its last step."""
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -40,6 +41,12 @@ from vgg_jax.training.workdir.facts import (
     read_config,
 )
 from vgg_jax.training.workdir.lock import WorkdirHeld, WorkdirLost
+
+
+@pytest.fixture
+def tiny_config(tiny_config: Any, small_vgg: str) -> Any:
+    """The configuration of a smaller network."""
+    return functools.partial(tiny_config, small_vgg)
 
 
 @pytest.mark.usefixtures("one_device")

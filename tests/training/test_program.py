@@ -28,11 +28,13 @@ from vgg_jax.training.program import Program, build_program, with_choices_for
 from vgg_jax.training.schedule import Plateau
 from vgg_jax.training.workdir.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.usefixtures("small_vgg")
+
 
 def config(crop: int = 32, **changes: Any) -> Config:
-    """A small VGG A; changes are fields of the run, the network or the data."""
+    """A small VGG; changes are fields of the run, the network or the data."""
     base = Config(
-        model=VGGConfig(name="vgg11", num_classes=10, width=0.125, fc_kernel=1),
+        model=VGGConfig(name="vgg8", num_classes=10, width=0.125, fc_kernel=1),
         data=DataConfig(dataset="folder", crop=crop, scale_min=crop, scale_max=crop),
         evaluation=EvaluationConfig(center_scale=crop),
         batch_size=16,
@@ -172,7 +174,7 @@ def test_sharded_layers_send_activations_in_place_of_gradients() -> None:
     assert max(collectives(compiled(**wide).as_text())) >= smallest
     for steps in (1, 2):
         sent = compiled(shard_fc=True, accumulate_steps=steps, **wide).as_text()
-        convolutions = layers["conv5_2"]["kernel"].size
+        convolutions = layers["conv5_1"]["kernel"].size
         activations = 16 // steps * 1024
         assert max(collectives(sent)) <= max(convolutions, activations) < smallest
 
@@ -267,7 +269,7 @@ def test_memory_falls_with_accumulation() -> None:
 def test_remat_keeps_the_input_of_each_stage_for_the_gradient() -> None:
     def kept(**changes: Any) -> int:
         """Bytes that the forward pass leaves to the backward pass."""
-        settings = config(**changes)
+        settings = config(name="vgg11", **changes)
         mesh = make_mesh(jax.devices()[:1])
         program = build_program(settings, mesh)
         forward = program.train_step.__wrapped__.keywords["forward"]

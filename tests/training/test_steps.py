@@ -12,7 +12,7 @@ import optax
 import pytest
 from flax import nnx
 
-from vgg_jax import ConvNet, create_model
+from vgg_jax import ConvNet
 from vgg_jax.config import OptimizerConfig
 from vgg_jax.distributed import make_mesh, replicated, shard_batch
 from vgg_jax.models import layers as rows
@@ -40,32 +40,29 @@ CONFIG = OptimizerConfig(learning_rate=0.02, momentum=0.9, weight_decay=1e-3)
 KEY = jax.random.key(7)
 
 
-def network(rngs: nnx.Rngs, name: str = "vgg11", **options: Any) -> ConvNet:
-    settings = {"width": 0.1, "dropout": 0.0, "init": "he"} | options
-    return create_model(
-        name, num_classes=10, in_channels=1, fc_kernel=1, rngs=rngs, **settings
-    )
-
-
-normalized = functools.partial(network, name="vgg11_bn")
-
-
-def small(rngs: nnx.Rngs) -> ConvNet:
-    """A network that compiles in a moment, for the same images."""
+def network(
+    rngs: nnx.Rngs, *, batch_norm: bool = False, dropout: float = 0.0
+) -> ConvNet:
+    """A network that compiles in a moment, with a layer of each kind of VGG's."""
     layers: list[rows.Layer] = []
     for i in (1, 2):
+        layers.append(rows.Conv(f"conv{i}", 12, kernel=3, padding=1))
+        if batch_norm:
+            layers.append(rows.BatchNorm(f"bn{i}"))
         layers += [
-            rows.Conv(f"conv{i}", 4, kernel=3, padding=1),
-            rows.BatchNorm(f"bn{i}"),
             rows.Relu(f"relu{i}"),
             rows.MaxPool(f"pool{i}", 4, 4, ceil_mode=False),
         ]
     layers += [
-        rows.FullyConnected("fc7", 8, kernel=2),
+        rows.FullyConnected("fc7", 64, kernel=2),
         rows.Relu("relu7"),
+        rows.Dropout("drop7", dropout),
         rows.FullyConnected("fc8", 10, kernel=1),
     ]
     return ConvNet(layers, num_classes=10, in_channels=1, init="he", rngs=rngs)
+
+
+normalized = functools.partial(network, batch_norm=True)
 
 
 def batch(size: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -180,7 +177,7 @@ def test_an_example_of_weight_zero_changes_nothing(create: Any) -> None:
 def test_devices_and_parts_leave_examples_of_weight_zero_out_of_statistics() -> None:
     # In two parts on two devices, the whole first part has weight 0.
     mesh = make_mesh(jax.devices()[:2])
-    graphdef, state, optimizer = start(small)
+    graphdef, state, optimizer = start(normalized)
     shardings = jax.tree.map(lambda _: replicated(mesh), state)
     data = batch(8)
     data["weight"][::2] = 0
@@ -203,14 +200,14 @@ def test_layers_that_are_not_trained_stay(name: str) -> None:
     config = OptimizerConfig(
         name=name, learning_rate=0.1, trained_layers=trained_layers
     )
-    graphdef, state, optimizer = start(small, config)
+    graphdef, state, optimizer = start(normalized, config)
     frozen = ("bn1", "bn2")  # else their statistics would differ
     step = jitted(graphdef, optimizer, trained_layers=trained_layers)
     data = batch(4)
     after, sums = step(state, data, KEY)
     most = tuple(name for name in state.params if name not in frozen)
     graphdef, state, optimizer = start(
-        small, dataclasses.replace(config, trained_layers=most)
+        normalized, dataclasses.replace(config, trained_layers=most)
     )
     step = jitted(graphdef, optimizer, trained_layers=most)
     most_trained, sums_of_most = step(state, data, KEY)
@@ -225,7 +222,7 @@ def test_layers_that_are_not_trained_stay(name: str) -> None:
 
 def test_nothing_is_computed_or_kept_for_layers_that_are_not_trained() -> None:
     config = dataclasses.replace(CONFIG, trained_layers=("bn2", "fc8"))
-    graphdef, state, optimizer = start(small, config)
+    graphdef, state, optimizer = start(normalized, config)
     kept = {
         jax.tree_util.keystr(path, simple=True, separator="/").split("/")[-2]
         for path, array in jax.tree.leaves_with_path(state.opt_state)
@@ -244,7 +241,7 @@ def test_nothing_is_computed_or_kept_for_layers_that_are_not_trained() -> None:
 
 
 def test_batch_norm_that_is_not_trained_runs_with_its_running_statistics() -> None:
-    graphdef, state, _ = start(small)
+    graphdef, state, _ = start(normalized)
     data, keys = batch(8), jax.random.split(KEY, 8)
 
     def statistics(trained_layers: tuple[str, ...]) -> Any:
@@ -301,15 +298,15 @@ def test_batch_statistics_follow_the_batches() -> None:
     data = batch(8)
     after, _ = jitted(graphdef, optimizer)(state, data, KEY)
     model = nnx.merge(graphdef, state.params, state.batch_stats)
-    x = model.features(Normalization(MEAN, STD)(data["image"]), ["conv1_1"])["conv1_1"]
+    x = model.features(Normalization(MEAN, STD)(data["image"]), ["conv1"])["conv1"]
     np.testing.assert_allclose(
-        after.batch_stats["bn1_1"]["mean"],
+        after.batch_stats["bn1"]["mean"],
         0.1 * x.mean((0, 1, 2)),
         rtol=1e-4,
         atol=1e-6,
     )
     np.testing.assert_allclose(
-        after.batch_stats["bn1_1"]["var"],
+        after.batch_stats["bn1"]["var"],
         0.9 + 0.1 * x.var((0, 1, 2), ddof=1),
         rtol=1e-4,
     )
@@ -328,7 +325,7 @@ def test_eight_devices_equal_one() -> None:
         for i in range(4):
             state, sums = step(state, shard_batch(mesh, batch(16, seed=i)), KEY)
             losses.append(float(sums["loss"]))
-        assert len(state.params["fc6"]["kernel"].sharding.device_set) == len(devices)
+        assert len(state.params["fc7"]["kernel"].sharding.device_set) == len(devices)
         results.append((losses, jax.device_get(state.params)))
     np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-5)
     chex.assert_trees_all_close(results[0][1], results[1][1], rtol=1e-3, atol=1e-6)
