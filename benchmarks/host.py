@@ -77,7 +77,7 @@ def make_config(network: str, steps: int, pictures: Path) -> Config:
 class IdleTrainer(Trainer):
     """A run whose batch is there, and whose compiled step computes next to nothing."""
 
-    def __init__(self, config: Config, workdir: Path):
+    def __init__(self, config: Config, workdir: str):
         super().__init__(config, workdir)
         rows = config.batch_size
         self.images: Mapping[str, np.ndarray] = {
@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pictures = Path(folder) / "pictures"
         draw_noise(pictures)
         config = make_config(values.network, values.steps, pictures)
-        trainer = IdleTrainer(config, Path(folder) / "run")
+        trainer = IdleTrainer(config, f"{folder}/run")
         arrays = len(jax.tree.leaves(trainer.program.state))
         with contextlib.redirect_stdout(io.StringIO()):
             trainer.run()

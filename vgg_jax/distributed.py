@@ -444,7 +444,8 @@ def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Ar
         share = len(rows) // local  # of a device
         shape = (share * mesh.size, *rows.shape[1:])
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # JAX's type allows for it
             start = (index[0].start or 0) - first * share
             return rows[start : start + share]
 
