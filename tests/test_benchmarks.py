@@ -36,6 +36,7 @@ from tests.weights.networks import random_network
 from vgg_jax.config import Config, VGGConfig
 from vgg_jax.data.base import Subset
 from vgg_jax.preprocessing import IMAGENET
+from vgg_jax.training import loop
 from vgg_jax.weights import save_weights
 
 SMALLEST = make_case(
@@ -326,11 +327,15 @@ def test_ways_to_learn_other_classes(
         assert 0 <= lowest <= float(error.split(" ")[0]) <= highest <= 100
 
 
-def test_what_a_step_costs_the_host(capsys: Printed) -> None:
+def test_what_a_step_costs_the_host(
+    monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    one = gpu.make_mesh(jax.devices()[:1])
+    monkeypatch.setattr(loop, "make_mesh", lambda: one)
     host.main(["--network=vgg11", "--steps=160"])
     printed = capsys.readouterr()
     title, _, names, _, *rows = printed.out.splitlines()
-    assert "vgg11, 47 arrays of state" in title
+    assert title.startswith("1 x cpu, ") and "vgg11, 47 arrays of state" in title
     assert cells(names)[1:] == ["elapsed", "computed"]
     assert cells(rows[0])[0] == "a step of the loop" and len(rows) == 4
     elapsed, computed = map(number, cells(rows[0])[1:])
