@@ -395,7 +395,10 @@ def test_large_batches_beside_small_ones(
 
 @pytest.mark.parametrize(
     "name",
-    ["cpu", "dense", "host", "large_batch", "losses", "soak", "start", "transfer"],
+    [
+        *("cpu", "dense", "gpu", "host", "large_batch", "losses", "soak", "start"),
+        "transfer",
+    ],
 )
 def test_commands_have_a_help(name: str, capsys: Printed) -> None:
     module = importlib.import_module(f"benchmarks.{name}")
