@@ -449,7 +449,7 @@ def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Ar
             start = (index[0].start or 0) - first * share
             return rows[start : start + share]
 
-        # It takes a quarter of the time of `make_array_from_process_local_data`.
+        # It takes less than half as long as `make_array_from_process_local_data`.
         return jax.make_array_from_callback(shape, sharding, part)
 
     return {name: put(np.asarray(rows)) for name, rows in batch.items()}
