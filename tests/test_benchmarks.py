@@ -21,6 +21,8 @@ from benchmarks import (
     cpu,
     data,
     dense,
+    host,
+    large_batch,
     losses,
     losses_in_jax,
     sides,
@@ -34,8 +36,10 @@ from benchmarks.cases import make_case
 from tests.weights.networks import random_network
 from vgg_jax.config import Config, VGGConfig
 from vgg_jax.data.base import Subset
+from vgg_jax.distributed import make_mesh
 from vgg_jax.inference import passes
 from vgg_jax.preprocessing import IMAGENET
+from vgg_jax.training import loop
 from vgg_jax.weights import save_weights
 
 SMALLEST = make_case(
@@ -349,8 +353,58 @@ def test_ways_to_learn_other_classes(
         assert 0 <= lowest <= float(error.split(" ")[0]) <= highest <= 100
 
 
+def test_what_a_step_costs_the_host(
+    monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    one = make_mesh(jax.devices()[:1])
+    monkeypatch.setattr(loop, "make_mesh", lambda: one)
+    host.main(["--network=vgg11", "--steps=160"])
+    printed = capsys.readouterr()
+    title, _, names, _, *rows = printed.out.splitlines()
+    assert title.startswith("1 x cpu, ") and "vgg11, 47 arrays of state" in title
+    assert cells(names)[1:] == ["elapsed", "computed"]
+    assert cells(rows[0])[0] == "a step of the loop" and len(rows) == 4
+    elapsed, computed = map(number, cells(rows[0])[1:])
+    assert computed > sum(number(cells(row)[2]) for row in rows[1:]) / 3 > 0
+    assert elapsed > computed / 2
+
+
+def test_large_batches_beside_small_ones(
+    monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    """Of trainings that end at once; `test_configs` has the recipe."""
+    trained = []
+
+    def train(config: Config, workdir: str) -> None:
+        trained.append(config)
+        Path(workdir).mkdir()
+        row = {"validation_top1_error": 0.125 * len(trained)}
+        (Path(workdir) / "metrics.jsonl").write_text(f"{{}}\n{json.dumps(row)}\n")
+
+    monkeypatch.setattr(large_batch, "train", train)
+    large_batch.main(["--width=0.25", "--epochs=3", "--validation_only"])
+    names, _, *rows = map(cells, capsys.readouterr().out.splitlines())
+    assert names[:2] == ["recipe", "batch"] and names[-1] == "validation error"
+    assert [(row[0], row[1], row[-1]) for row in rows] == [
+        ("SGD", "128", "12.50%"),
+        ("LARS", "4,096", "25.00%"),
+        ("SGD, scaled", "4,096", "37.50%"),
+    ]
+    small, lars, scaled = trained
+    for config in trained:
+        assert config.num_epochs == 3 and config.model.width == 0.25
+        assert config.optimizer.schedule == lars.optimizer.schedule
+    assert small.optimizer.name == scaled.optimizer.name == "sgd"
+    same = dataclasses.replace(scaled, optimizer=lars.optimizer)
+    assert same == lars
+
+
 @pytest.mark.parametrize(
-    "name", ["cpu", "dense", "gpu", "losses", "soak", "start", "transfer"]
+    "name",
+    [
+        *("cpu", "dense", "gpu", "host", "large_batch", "losses", "soak", "start"),
+        "transfer",
+    ],
 )
 def test_commands_have_a_help(name: str, capsys: Printed) -> None:
     module = importlib.import_module(f"benchmarks.{name}")

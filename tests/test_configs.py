@@ -20,6 +20,11 @@ from vgg_jax.training.init_from import layers_taken
 CONFIGS = Path(__file__).parents[1] / "configs"
 CURRICULUM = CONFIGS / "curriculum.py"
 BOXES = CONFIGS / "fashion_mnist_boxes.py"
+# Batches for a pod, and the configuration that they are many times as large as in.
+PODS = {
+    CONFIGS / "vgg16_pod.py": CONFIGS / "vgg16_bn.py",
+    CONFIGS / "fashion_mnist_pod.py": CONFIGS / "fashion_mnist_vgg.py",
+}
 RECIPE = CONFIGS / "imagenet.py"  # what others are made of
 TRANSFER = CONFIGS / "transfer.py"  # whose network depends on the pictures
 FILES = sorted(set(CONFIGS.glob("*.py")) - {CURRICULUM, BOXES, RECIPE, TRANSFER})
@@ -60,6 +65,8 @@ def test_every_network_has_a_configuration() -> None:
 def test_imagenet_configurations_follow_the_paper() -> None:
     for path in FILES:
         config = load(path)
+        if path in PODS:
+            continue
         if config.data.dataset != "imagenet2012" or not path.stem.startswith("vgg"):
             continue
         assert config.batch_size == 256 and config.num_epochs == 74
@@ -73,6 +80,26 @@ def test_imagenet_configurations_follow_the_paper() -> None:
         )
         assert (config.data.scale_min, config.data.scale_max) == scales
         assert config.data.crop == 224
+
+
+@pytest.mark.parametrize("path", PODS, ids=lambda path: path.stem)
+def test_a_pod_trains_as_its_small_batches_do_with_the_rate_scaled(path: Path) -> None:
+    pod, small = load(path), load(PODS[path])
+    times = pod.batch_size / small.batch_size
+    assert 4096 <= pod.batch_size <= 8192 and pod.batch_size % 256 == 0
+    assert (pod.model, pod.data, pod.shard_fc) == (
+        small.model,
+        small.data,
+        small.shard_fc,
+    )
+    optimizer = pod.optimizer
+    assert optimizer.name == "lars" and optimizer.schedule == "polynomial"
+    assert optimizer.learning_rate == times * small.optimizer.learning_rate
+    assert optimizer.metric == small.optimizer.metric
+    assert 0 < optimizer.warmup_epochs < pod.num_epochs / 4
+    kernel_step = optimizer.learning_rate * optimizer.trust_coefficient
+    expected = 0.01 if path.stem == "vgg16_pod" else 0.02
+    assert kernel_step == pytest.approx(expected)
 
 
 def test_imagenet_on_tpu_is_in_bfloat16_and_shares_its_widest_layers_out() -> None:
@@ -123,7 +150,7 @@ def test_a_docstring_says_what_came_of_a_run(path: Path) -> None:
 
 def test_each_file_of_the_paper_names_its_own_network_and_start() -> None:
     for path in FILES:
-        if path.stem.startswith("vgg"):
+        if path.stem.startswith("vgg") and path not in PODS:
             config = load(path)
             name = re.sub("_(384|jitter)$", "", path.stem)
             starts = {"384": name, "jitter": f"{name}_384"}

@@ -424,6 +424,9 @@ class OptimizerConfig(Section):
     step_factor: float = setting(
         0.1, "for the step schedule, multiplies the rate at each fall", above=0, high=1
     )
+    polynomial_power: float = setting(
+        2.0, "for the polynomial schedule, the power of the share that is left", above=0
+    )
     plateau_factor: float = setting(
         0.1,
         "for the plateau schedule, multiplies the rate at each fall",

@@ -438,7 +438,24 @@ def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Ar
                 f"rows of {name!r}; make the batch size a multiple of {mesh.size}"
             )
     sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, np.asarray(rows))
-        for name, rows in batch.items()
-    }
+    first = _first_place(mesh)
+
+    def put(rows: np.ndarray) -> jax.Array:
+        share = len(rows) // local  # of a device
+        shape = (share * mesh.size, *rows.shape[1:])
+
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # JAX's type allows for it
+            start = (index[0].start or 0) - first * share
+            return rows[start : start + share]
+
+        # It takes less than half as long as `make_array_from_process_local_data`.
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return {name: put(np.asarray(rows)) for name, rows in batch.items()}
+
+
+@functools.cache
+def _first_place(mesh: Mesh) -> int:
+    """Returns the place in a mesh of this process's devices, which are neighbors."""
+    return list(mesh.devices.flat).index(mesh.local_devices[0])

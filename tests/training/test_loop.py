@@ -27,7 +27,11 @@ from vgg_jax.inference.passes import over_source
 from vgg_jax.memory import OutOfMemory
 from vgg_jax.training import loop
 from vgg_jax.training.loop import Trainer, train
-from vgg_jax.training.metrics import MetricWriter, TrainingDiverged
+from vgg_jax.training.metrics import (
+    MetricWriter,
+    TrainingDiverged,
+    summarize_training,
+)
 from vgg_jax.training.objectives import CLASSIFICATION
 from vgg_jax.training.optimizer import learning_rate, make_optimizer
 from vgg_jax.training.program import Program
@@ -440,3 +444,109 @@ def test_what_needs_no_data_is_refused_before_they_are_opened(
     config.optimizer.name = "sdg"
     with pytest.raises(ValueError, match=r"optimizer\.name 'sdg'"):
         Trainer(config, tmp_path / "run")
+
+
+@dataclasses.dataclass
+class WatchedSum:
+    """A sum of a step that notes how many steps had begun when it was waited for."""
+
+    array: jax.Array
+    begun: Callable[[], int]
+    waited: list[int]
+
+    def is_ready(self) -> bool:
+        return self.array.is_ready()  # type: ignore[attr-defined]
+
+    def copy_to_host_async(self) -> None:
+        self.array.copy_to_host_async()
+
+    def block_until_ready(self) -> None:
+        self.waited.append(self.begun())
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        self.waited.append(self.begun())
+        return np.asarray(self.array)
+
+
+@dataclasses.dataclass
+class WatchedStep:
+    """A training step whose sums note when the loop waits for them."""
+
+    step: Callable[..., Any]
+    change: Callable[[int, Any], Any] = lambda step, sums: sums
+    sums: list[dict[str, jax.Array]] = dataclasses.field(default_factory=list)
+    waited: list[list[int]] = dataclasses.field(default_factory=list)
+
+    def __call__(self, *arguments: Any) -> tuple[TrainState, dict[str, WatchedSum]]:
+        state, sums = self.step(*arguments)
+        sums = self.change(len(self.sums) + 1, sums)
+        self.sums.append(sums)
+        self.waited.append([])
+        return state, {
+            name: WatchedSum(value, lambda: len(self.sums), self.waited[-1])
+            for name, value in sums.items()
+        }
+
+
+def watch_steps(patch: pytest.MonkeyPatch, **arguments: Any) -> WatchedStep:
+    program = loop.build_program(None, None)  # type: ignore[arg-type]
+    watched = WatchedStep(program.train_step, **arguments)
+    program = dataclasses.replace(program, train_step=watched)
+    patch.setattr(loop, "build_program", lambda config, mesh: program)
+    return watched
+
+
+def test_a_line_waits_for_no_step_that_was_just_given_to_the_devices(
+    linear_training: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = linear_training
+    config.log_every_steps, config.checkpoint_every_steps = 2, 1000
+    watched = watch_steps(monkeypatch)
+    assert train(config, tmp_path) is None
+    rows = list(map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()))
+    saved = [row["step"] for row in rows if "validation_loss" in row]
+    last = len(watched.sums)
+    assert saved[-1] == last > 9 and saved[0] > 4
+    for step, waited in enumerate(watched.waited, 1):
+        # The first compiles; before a save or a validation everything is looked at.
+        is_first = step == 1 or step in saved
+        assert min(waited) == (step if is_first else step + 1), step
+
+    lines = [row for row in rows if "train_loss" in row]
+    ends = [row["step"] for row in lines]
+    assert ends == sorted({*range(2, last + 1, 2), *saved})
+    for begin, line in zip([0, *ends], lines, strict=False):
+        sums = watched.sums[begin : line["step"]]
+        expected = summarize_training(sums, line["step"], config.batch_size)
+        assert {name: line[name] for name in expected} == expected
+    assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("bad", "span", "begun"),
+    [
+        (4, "steps 1 to 4", 5),  # a line is written when the step after it has begun
+        (5, "steps 5 to 5", 5),  # or where a save follows it,
+        (7, "steps 6 to 8", 9),
+        (9, "steps 9 to 9", 9),  # or a validation
+    ],
+)
+def test_a_state_of_a_loss_that_is_no_number_is_not_saved(
+    bad: int,
+    span: str,
+    begun: int,
+    linear_training: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def spoil(step: int, sums: dict[str, Any]) -> dict[str, Any]:
+        return sums | {"loss": sums["loss"] * np.nan} if step == bad else sums
+
+    config = linear_training
+    config.log_every_steps, config.checkpoint_every_steps = 4, 5
+    watched = watch_steps(monkeypatch, change=spoil)
+    good = "step 5" if bad > 5 else "none yet"
+    with pytest.raises(TrainingDiverged, match=rf"in {span} .*checkpoint: {good}"):
+        train(config, tmp_path)
+    assert saved_steps(tmp_path) == ([5] if bad > 5 else [])
+    assert len(watched.sums) == begun

@@ -164,7 +164,10 @@ def test_waiting_for_images_is_told_where_the_devices_stand_still(
             clock.now += 0.75 * SECONDS_TO_JUDGE
             log.add(step, sums(1.0, 8.0))
             if step > 1:
-                rows.append(log.summarize(step, 0.1))
+                log.end_window(step, 0.1)
+                window = log.take_window()
+                assert window is not None and log.take_window() is None
+                rows.append(log.summarize(window))
                 log.write_training(step, rows[-1])
     expected = 0.0 if is_busy else 0.25
     assert [row["waiting_for_images"] for row in rows] == [expected] * 6

@@ -134,6 +134,14 @@ def test_the_cosine_ends_at_zero() -> None:
     assert got[0] == 0.5 and got[20] == pytest.approx(0.25) and got[39] > 0 == got[40]
 
 
+def test_the_polynomial_is_a_power_of_what_is_left() -> None:
+    got = rates(4.0, 42, schedule="polynomial")
+    expected = [0.5 * (1 - step / 40) ** 2 for step in range(41)]
+    np.testing.assert_allclose(got, [*expected, 0], rtol=1e-12, atol=1e-15)
+    got = rates(4.0, 41, schedule="polynomial", polynomial_power=1.0)
+    np.testing.assert_allclose(got, np.linspace(0.5, 0, 41), rtol=1e-12, atol=1e-15)
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_warmup_rises_linearly_to_the_schedules_own_rate(name: str) -> None:
     settings = {"schedule": name, "step_epochs": 0.5, "step_factor": 0.1}

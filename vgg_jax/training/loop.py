@@ -30,6 +30,7 @@ from vgg_jax.training.kept_maps import KeptMaps
 from vgg_jax.training.metrics import (
     RunLog,
     TrainingDiverged,
+    Window,
     summarize_validation,
 )
 from vgg_jax.training.objectives import ExampleMetrics, task_for, with_num_classes
@@ -177,6 +178,12 @@ class Trainer:
         ):
             step, stopped = start, None
 
+            def write_line() -> None:
+                window = log.take_window()
+                if window is not None:
+                    lock.confirm()
+                    self._log(log, window, state, batch)
+
             def save(errors: dict[str, float] | None) -> None:
                 lock.confirm()
                 log.flush()  # what led to a checkpoint is kept before it
@@ -210,9 +217,11 @@ class Trainer:
                 trace.add(sums)
                 stopped = interrupt.requested()  # once: it can come at any moment
                 saves = timetable.saves(step) or stopped is not None
+                write_line()  # of the window that ended with the step before
                 if saves or timetable.logs(step):
-                    lock.confirm()
-                    self._log(log, step, rate, state, batch)
+                    log.end_window(step, rate)
+                if saves:  # nothing is saved or validated before its loss was read
+                    write_line()
                 if timetable.validates(step) and stopped is None:
                     stopped = validate_and_save()
                 elif saves:
@@ -340,15 +349,20 @@ class Trainer:
         return step >= self.timetable.total_steps or plateau.finished
 
     def _log(
-        self, log: RunLog, step: int, rate: float, state: TrainState, batch: Batch
+        self, log: RunLog, window: Window, state: TrainState, batch: Batch
     ) -> None:
-        """Logs the steps since the last line; warns of a loss that does not move."""
-        steps, values = log.unlogged_steps, log.summarize(step, rate)
+        """Logs the steps of a window; warns of a loss that does not move.
+
+        `state` and `batch` are those of the last step that was given to the devices.
+        """
+        values = log.summarize(window)
         is_kept = self.kept is not None  # whose batches the diagnosis cannot take
-        if not is_kept and self.stall_detector.update(steps, values["train_loss"]):
+        if not is_kept and self.stall_detector.update(
+            len(window.sums), values["train_loss"]
+        ):
             values["stuck"] = 1.0
             warn(diagnosis(self.config, self.stall_detector, state, batch))
-        log.write_training(step, values)
+        log.write_training(window.last_step, values)
 
     def _validate(
         self, state: TrainState, step: int, interrupt: Interrupt

@@ -1,5 +1,6 @@
 """This module averages the metrics of a run, writes them and prints them."""
 
+import dataclasses
 import json
 import math
 import time
@@ -44,7 +45,7 @@ def summarize_training(
         TrainingDiverged: the loss or a gradient is not a finite number.
         ValueError: no image could be decoded.
     """
-    steps = jax.device_get(list(sums))
+    steps = [{name: np.asarray(value) for name, value in step.items()} for step in sums]
     span = f"steps {last_step - len(steps) + 1} to {last_step}"
     total = _add(steps, f"training image of {span}")
     mean = means(total)
@@ -239,8 +240,27 @@ class Throughput:
         return format_seconds(self._counted_seconds / self._counted_steps * steps_left)
 
 
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """The steps between two lines of a run.
+
+    Args:
+        last_step: the number of the last one.
+        rate: the learning rate of the last one.
+        sums: the sums that `train_step` returned, one element a step.
+    """
+
+    last_step: int
+    rate: float
+    sums: list[Sums]
+
+
 class RunLog:
     """Collects the sums of a run's steps; prints and writes lines of their means.
+
+    The host never waits for the step that it has just given to the devices, so that
+    they always have one to compute: `add` of a step waits for the one before, and a
+    window that has ended is read after that.
 
     Args:
         workdir: the run's folder.
@@ -256,7 +276,8 @@ class RunLog:
         self._errors = errors
         self._writer = MetricWriter(workdir, step)
         self._throughput = Throughput(timetable.total_steps)
-        self._unlogged: list[Sums] = []
+        self._sums: list[Sums] = []  # of the steps of the window that has not ended
+        self._window: Window | None = None  # ended, and not yet written
         self._last: Sums = {}
         self._warned = False
 
@@ -265,11 +286,6 @@ class RunLog:
 
     def __exit__(self, *exception: Any) -> None:
         self._writer.__exit__(*exception)
-
-    @property
-    def unlogged_steps(self) -> int:
-        """The number of steps since the last line."""
-        return len(self._unlogged)
 
     def next_batch(self, batches: Iterator[dict[str, T]]) -> dict[str, T]:
         """Takes a batch, and counts the time if the devices stood still at its end.
@@ -285,27 +301,38 @@ class RunLog:
 
     def add(self, step: int, sums: Sums) -> None:
         """Takes the sums of a step, and waits for those of the step before it."""
-        self._unlogged.append(sums)
-        self._last = sums
+        before, self._last = self._last, sums
+        self._sums.append(sums)
+        for value in sums.values():
+            value.copy_to_host_async()
         if not self._throughput.is_started:  # the first step's time is compilation
             jax.block_until_ready(sums)
             self._throughput.restart(step)
-        elif len(self._unlogged) > 1:  # the host runs one step ahead of the devices
-            jax.block_until_ready(self._unlogged[-2])
+        else:  # the host runs one step ahead of the devices
+            jax.block_until_ready(before)
 
-    def summarize(self, step: int, rate: float) -> dict[str, float]:
-        """Averages the steps since the last line to the values of the next one.
+    def end_window(self, step: int, rate: float) -> None:
+        """Ends the window with a step of this learning rate; `take_window` gives it."""
+        self._window = Window(step, rate, self._sums)
+        self._sums = []
+
+    def take_window(self) -> Window | None:
+        """Returns the window that has ended since the last call, if one has."""
+        window, self._window = self._window, None
+        return window
+
+    def summarize(self, window: Window) -> dict[str, float]:
+        """Averages the steps of a window; waits for the last one.
 
         Raises:
             TrainingDiverged, ValueError: where `summarize_training` raises them.
         """
-        batch_size = self._timetable.batch_size
-        values = summarize_training(self._unlogged, step, batch_size)
-        self._unlogged = []
+        step, batch_size = window.last_step, self._timetable.batch_size
+        values = summarize_training(window.sums, step, batch_size)
         speed = self._throughput.measure(step)
         return values | {
             "epoch": self._timetable.epoch(step),
-            "learning_rate": rate,
+            "learning_rate": window.rate,
             "images_per_second": speed * batch_size,
             "waiting_for_images": self._throughput.waiting,
         }

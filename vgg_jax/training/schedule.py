@@ -164,11 +164,18 @@ def cosine_factor(config: OptimizerConfig, position: Position) -> float:
     return (1 + math.cos(math.pi * annealed / length)) / 2 if length else 1.0
 
 
+def polynomial_factor(config: OptimizerConfig, position: Position) -> float:
+    """Lowers the rate to 0 by a power of the share that is left, as Caffe's "poly"."""
+    left = max(0.0, 1 - position.epoch / position.num_epochs)
+    return left**config.polynomial_power
+
+
 # The values of `optimizer.schedule`.
 SCHEDULES: Mapping[str, Schedule] = {
     "plateau": Schedule(factor=plateau_factor, follows_plateau=True),
     "step": Schedule(factor=step_factor),
     "cosine": Schedule(factor=cosine_factor, depends_on_num_epochs=True),
+    "polynomial": Schedule(factor=polynomial_factor, depends_on_num_epochs=True),
 }
 
 

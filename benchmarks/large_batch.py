@@ -1,0 +1,86 @@
+"""Compares small batches with batches 32 times as large on Fashion-MNIST.
+
+    python -m benchmarks.large_batch [--width 0.125] [--epochs 6] [--validation_only]
+
+A narrow network of configs/fashion_mnist_vgg.py is trained for the same number of
+epochs by each recipe: SGD on that file's batches; the recipe of
+configs/fashion_mnist_pod.py; and SGD on batches of that size with the rate scaled and
+warmed up, but without LARS. All have the same schedule. Prints a Markdown table with
+the validation errors after the last step and the test errors of the best checkpoint by
+validation, center crop. A recipe is chosen by --validation_only.
+"""
+
+import argparse
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs import fashion_mnist_pod, fashion_mnist_vgg
+from vgg_jax.compilation import prepare_jax
+from vgg_jax.config import Config
+from vgg_jax.evaluation.evaluate import run_evaluation
+from vgg_jax.training.loop import train
+
+
+def recipes(width: float, epochs: float) -> dict[str, Config]:
+    """Returns the configurations that are compared, by their names in the table."""
+    small, pod = fashion_mnist_vgg.get_config(), fashion_mnist_pod.get_config()
+    for name in ("schedule", "polynomial_power"):
+        setattr(small.optimizer, name, getattr(pod.optimizer, name))
+    small.validate_every_epochs = pod.validate_every_epochs
+    plain = dataclasses.replace(pod.optimizer, name="sgd")
+    configs = {
+        "SGD": small,
+        "LARS": pod,
+        "SGD, scaled": dataclasses.replace(pod, optimizer=plain),
+    }
+    for config in configs.values():
+        config.num_epochs = epochs
+        config.model = dataclasses.replace(config.model, width=width)
+    return configs
+
+
+def validation_error(workdir: Path) -> float:
+    """Returns the top-1 error of a run's last validation, a fraction."""
+    *_, last = (workdir / "metrics.jsonl").read_text().splitlines()
+    return float(json.loads(last)["validation_top1_error"])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains by each recipe and prints the table."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.large_batch",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--width", type=float, default=0.125)
+    parser.add_argument("--epochs", type=float, default=6.0)
+    parser.add_argument("--validation_only", action="store_true")
+    values = parser.parse_args(arguments)
+    prepare_jax()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, config in recipes(values.width, values.epochs).items():
+            workdir, began = Path(folder) / name, time.perf_counter()
+            train(config, str(workdir))
+            cells = [name, f"{config.batch_size:,}"]
+            cells += [f"{config.optimizer.learning_rate:g}"]
+            cells += [f"{time.perf_counter() - began:.0f}"]
+            cells += [f"{validation_error(workdir):.2%}"]
+            if not values.validation_only:
+                (result,) = run_evaluation([str(workdir)], config, ["center"]).results
+                error = result.top1_error
+                cells.append(f"{error.value:.2%} ± {error.half_width:.2%}")
+            rows.append(cells)
+    heads = ["recipe", "batch", "rate", "seconds", "validation error", "test error"]
+    heads = heads[: len(rows[0])]
+    print("\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads)]))
+    for row in rows:
+        print(f"| {' | '.join(row)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
