@@ -98,13 +98,19 @@ def image_rates(files: list[bytes]) -> None:
         image = transforms.rescale(image, SHORT_SIDE)
         return transforms.cut(image, CROP, transforms.place_crop(0.5, 0.5))[0]
 
-    def crop_first(image: np.ndarray) -> np.ndarray:
-        return transforms.rescaled_crop(image, SHORT_SIDE, CROP, 0.5, 0.5)
+    def crop_first(image: np.ndarray, exact_shrinking: bool = False) -> np.ndarray:
+        return transforms.rescaled_crop(
+            image, SHORT_SIDE, CROP, 0.5, 0.5, exact_shrinking=exact_shrinking
+        )
 
     print_rate("decode whole", measure_rate(whole))
     print_rate("decode as the pipeline does", measure_rate(part))
     print_rate(
         "decode whole, rescale, crop", measure_rate(lambda i: rescale_first(whole(i)))
+    )
+    print_rate(
+        "decode whole, crop, rescale exactly",
+        measure_rate(lambda i: crop_first(whole(i), exact_shrinking=True)),
     )
     print_rate(
         "decode whole, crop, rescale", measure_rate(lambda i: crop_first(whole(i)))

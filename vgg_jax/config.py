@@ -281,6 +281,11 @@ class DataConfig(Section):
         low=1,
         high=MAX_SCALE,
     )
+    exact_shrinking: bool = setting(
+        False,
+        "training crops shrink by the mean of all pixels that fall on one, as images "
+        "of an evaluation do, rather than of a few points; slower by a third",
+    )
     mean: tuple[float, ...] = setting(
         IMAGENET_MEAN,
         "subtracted from pixels 0-255, one number a channel",

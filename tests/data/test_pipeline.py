@@ -210,6 +210,36 @@ def test_the_scale_is_drawn_from_every_integer_of_the_range():
     assert min(map(len, of_example)) >= 3
 
 
+def test_training_crops_shrink_by_the_mean_where_the_config_asks():
+    noise = np.random.default_rng(0).integers(0, 256, (70, 80, 3), np.uint8)
+
+    class Noise(Pictures):
+        def pixels(self, index: int) -> np.ndarray:
+            return noise
+
+    settings = {"scale_min": 50, "scale_max": 50, "crop": 50, "flip": False}
+    for exact_shrinking in (False, True):
+        config = dataclasses.replace(
+            CONFIG, exact_shrinking=exact_shrinking, **settings
+        )
+        [batch] = take(train(Noise([(70, 80)] * 8), config), 1)
+        is_mean = [
+            any(
+                np.array_equal(
+                    image,
+                    cv2.resize(
+                        noise[:, left : left + 70],
+                        (50, 50),
+                        interpolation=cv2.INTER_AREA,
+                    ),
+                )
+                for left in range(11)
+            )
+            for image in batch["image"]
+        ]
+        assert is_mean == [exact_shrinking] * 8
+
+
 def test_uniforms_depend_on_seed_and_position_alone():
     stream = uniforms(3, 0, 1000)
     np.testing.assert_array_equal(uniforms(3, 123, 50), stream[123:173])

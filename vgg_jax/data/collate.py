@@ -82,6 +82,7 @@ class TrainCrops:
     shift_axes: np.ndarray | None  # [channels, channels], see `color_shifts`
     seed: int
     pad: int = 0  # pixels, see `window_offsets`
+    exact_shrinking: bool = False  # see `transforms.rescaled_crop`
 
     def __call__(self, number: int, examples: np.ndarray) -> RawBatch:
         """Makes the batch of the stream positions from `number * len(examples)` on."""
@@ -109,7 +110,9 @@ class TrainCrops:
         row = self.decoder(index, short_side)
         if row.image is not None:
             image, place = row.image, (short_side, self.crop, down, right)
-            row.image = transforms.rescaled_crop(image, *place)
+            row.image = transforms.rescaled_crop(
+                image, *place, exact_shrinking=self.exact_shrinking
+            )
             if row.box is not None:
                 window = transforms.rescaled_crop_window(image.shape[:2], *place)
                 row.box = boxes.relative_to(window, row.box)

@@ -100,6 +100,7 @@ def train_batches(
         shift_axes=config.color_shift * load_axes(config) if shifts else None,
         seed=seed,
         pad=config.pad,
+        exact_shrinking=config.exact_shrinking,
     )
     batches = (
         grain.MapDataset.range(len(source))
