@@ -323,6 +323,12 @@ class DataConfig(Section):
         low=0,
         below=1,
     )
+    on_device: bool | None = setting(
+        None,
+        "training images stay on the devices, and crops are cut there: for images of "
+        "one shape, no larger than scale_min; None does it up to 1 GiB, but not on CPU",
+        resumable=True,
+    )
     on_corrupt_image: str = setting(
         "raise",
         "what to do with an image that cannot be decoded: raise an error, or skip it, "

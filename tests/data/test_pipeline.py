@@ -15,7 +15,13 @@ import pytest
 from vgg_jax.config import DataConfig
 from vgg_jax.data import transforms
 from vgg_jax.data.base import CorruptImage, Source
-from vgg_jax.data.collate import Decoder, TrainCrops, color_shifts, uniforms
+from vgg_jax.data.collate import (
+    Decoder,
+    TrainCrops,
+    TrainDraws,
+    color_shifts,
+    uniforms,
+)
 from vgg_jax.data.color import load_axes
 from vgg_jax.data.pipeline import (
     Batch,
@@ -298,7 +304,9 @@ def test_the_seed_changes_the_order_and_the_crops():
     assert (orders[0][30:] != orders[1][:30]).any()  # nor is it only shifted
     crops = [
         TrainCrops(
-            Decoder(SQUARES, 3, 10_000), 20, 20, 16, False, shift_axes=None, seed=seed
+            Decoder(SQUARES, 3, 10_000),
+            TrainDraws(20, 20, False, shift_axes=None, seed=seed),
+            crop=16,
         )
         for seed in (5, 6)
     ]
