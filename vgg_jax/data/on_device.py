@@ -7,6 +7,7 @@ enlarges are on the devices at each of its scales, as the host rescales them.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -29,6 +30,9 @@ from vgg_jax.data.pipeline import (
 from vgg_jax.distributed import batch_sharding, replicated
 
 LARGEST = 2**30  # bytes on each device, of a set that goes there unasked
+# An image's bytes are padded to a multiple of this. The lanes of a TPU are so many; of
+# other lengths all images would be copied before each batch.
+TILE = 128
 CHUNK = 256  # images that a thread decodes one after another
 
 
@@ -41,8 +45,9 @@ class DeviceSet:
     """The images of a source on the devices of a mesh, and its labels on the host.
 
     Args:
-        images: uint8 [scales, N, H * W * channels], for each scale from the smallest to
-            the largest; a smaller image lies in the upper left corner of H x W.
+        images: uint8 [scales * N, H * W * channels + padding]: all images at the
+            smallest scale, then at the next; a smaller one lies in the upper left
+            corner of H x W.
         shape: (H, W, channels) of the largest scale.
         sides: int [scales, 2], the images' height and width at each scale.
         labels: int32 [N].
@@ -82,8 +87,7 @@ class DeviceSet:
             return {
                 "label": self.labels[examples],
                 "weight": self.weights[examples],
-                "example": examples.astype(np.int32),
-                "scale": scale.astype(np.int32),
+                "row": (scale * len(self.labels) + examples).astype(np.int32),
                 "corner": (crops.place * places).astype(np.int32),
                 "is_mirrored": crops.is_mirrored,
                 **draws.changes(number * rows, rows),
@@ -98,7 +102,7 @@ class DeviceSet:
     def cut(self, draws: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Makes the batch of `train_batches` from its draws, which lie on the mesh."""
         draws = dict(draws)
-        names = ("example", "scale", "corner", "is_mirrored")
+        names = ("row", "corner", "is_mirrored")
         crops = _cut(
             self.images,
             *(draws.pop(name) for name in names),
@@ -112,8 +116,7 @@ class DeviceSet:
 @functools.partial(jax.jit, static_argnames=("shape", "crop", "sharding"))
 def _cut(
     images: jax.Array,
-    example: jax.Array,
-    scale: jax.Array,
+    row: jax.Array,
     corner: jax.Array,
     is_mirrored: jax.Array,
     *,
@@ -127,8 +130,8 @@ def _cut(
         start = (corner[0], corner[1], 0)
         return jax.lax.dynamic_slice(image, start, (crop, crop, shape[2]))
 
-    rows = images[scale, example].reshape(-1, *shape)
-    crops = jax.vmap(window)(rows, corner)
+    chosen = images[row][:, : math.prod(shape)].reshape(-1, *shape)
+    crops = jax.vmap(window)(chosen, corner)
     crops = jnp.where(is_mirrored[:, None, None, None], crops[:, :, ::-1], crops)
     return jax.lax.with_sharding_constraint(crops, sharding)
 
@@ -172,18 +175,20 @@ def _put(source: Source, config: DataConfig, mesh: Mesh, channels: int) -> Devic
             f"short side of at most scale_min={scales[0]}, got {min(shape)}; set it to "
             "None"
         )
-    sides = np.array([transforms.rescaled_shape(shape, scale) for scale in scales])
-    height, width = sides[-1]
-    size = len(scales) * len(source) * int(height * width) * channels
+    sides = [transforms.rescaled_shape(shape, scale) for scale in scales]
+    whole = (*sides[-1], channels)
+    length = -(-math.prod(whole) // TILE) * TILE
+    size = len(scales) * len(source) * length
     if size > LARGEST and config.on_device is None:
         raise NotForDevices(f"expected at most {LARGEST:,} bytes, got {size:,}")
-    images = np.zeros((len(scales), len(source), height, width, channels), np.uint8)
+    rows = np.zeros((len(scales), len(source), length), np.uint8)
+    images = rows[..., : math.prod(whole)].reshape(*rows.shape[:2], *whole)
 
     def fill(start: int) -> RawBatch:
         """Decodes a chunk of examples into `images`, and gives its labels."""
         numbers = range(start, min(start + CHUNK, len(source)))
-        rows = [decoder(index, None) for index in numbers]
-        for row in rows:
+        decoded = [decoder(index, None) for index in numbers]
+        for row in decoded:
             if row.image is None:
                 continue
             if row.image.shape[:2] != shape:
@@ -194,7 +199,7 @@ def _put(source: Source, config: DataConfig, mesh: Mesh, channels: int) -> Devic
             for scaled, scale in zip(images, scales, strict=True):
                 image = transforms.rescale(row.image, scale)
                 scaled[row.index, : image.shape[0], : image.shape[1]] = image
-        return stack(rows, len(rows), (*shape, channels))
+        return stack(decoded, len(decoded), (*shape, channels))
 
     def chunks() -> Generator[RawBatch]:
         with ThreadPoolExecutor(max(1, config.num_threads)) as threads:
@@ -208,10 +213,10 @@ def _put(source: Source, config: DataConfig, mesh: Mesh, channels: int) -> Devic
     return DeviceSet(
         # Every host has read all images, and puts them on its own devices.
         images=jax.make_array_from_process_local_data(
-            replicated(mesh), images.reshape(*images.shape[:2], -1)
+            replicated(mesh), rows.reshape(-1, length)
         ),
-        shape=(int(height), int(width), channels),
-        sides=sides,
+        shape=whole,
+        sides=np.array(sides),
         labels=labels,
         weights=weights,
         config=config,
