@@ -284,7 +284,7 @@ class DataConfig(Section):
     exact_shrinking: bool = setting(
         False,
         "training crops shrink by the mean of all pixels that fall on one, as images "
-        "of an evaluation do, rather than of a few points; slower by a third",
+        "of an evaluation do, and not of a few points: half as fast",
     )
     mean: tuple[float, ...] = setting(
         IMAGENET_MEAN,
