@@ -1,5 +1,5 @@
 # `make` lists the targets. They make their own environments, from python3 or, where that
-# is too old, the newest Python found; `make train PYTHON=python3.12` chooses another,
+# is older than 3.12, the newest Python found; `make train PYTHON=python3.12` chooses another,
 # `make train REQUIREMENTS=requirements-cuda.txt` (or -tpu) an accelerator.
 
 CONFIG := configs/fashion_mnist_vgg.py
@@ -13,6 +13,8 @@ EVALUATE = eval.py --config $(CONFIG) --workdir $(WORKDIR) --protocol center --p
 export PYTHONUTF8 := 1
 export PYTHONUNBUFFERED := 1
 unexport PYTHONHOME PYTHONPATH
+# Without its cache of bytecode every start of Python compiles 1,300 modules: 3 s and more.
+unexport PYTHONDONTWRITEBYTECODE
 # Caches need a home to write to.
 ifneq ($(shell test -d "$$HOME" && test -w "$$HOME" && echo writable),writable)
 export HOME := $(CURDIR)/.home

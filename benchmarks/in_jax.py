@@ -8,7 +8,7 @@ import jax
 
 from benchmarks.cases import random_batch
 from benchmarks.worker import serve
-from vgg_jax.compilation import prepare_jax
+from vgg_jax.compilation import onednn_options, prepare_jax
 from vgg_jax.config import from_dict
 from vgg_jax.distributed import make_mesh, shard_batch
 from vgg_jax.training.objectives import CLASSIFICATION, ExampleMetrics
@@ -20,7 +20,8 @@ def main(config: dict[str, Any], seconds: float) -> None:
     jax.config.update("jax_platforms", "cpu")
     prepare_jax()
     mesh = make_mesh()
-    program = build_program(from_dict(config), mesh)
+    # As a run of `train.py` that is longer than `LONG_RUN`.
+    program = build_program(from_dict(config), mesh).with_options(onednn_options())
     batch = random_batch(program)
     head = ExampleMetrics(CLASSIFICATION.objective, with_boxes=False)
     key = jax.random.key(1)

@@ -2,10 +2,13 @@
 
 import ctypes
 import os
+import platform
 import sys
+import warnings
 from pathlib import Path
 
 import jax
+import jaxlib
 
 CACHE = "~/.cache/vgg_jax/compiled"
 
@@ -49,3 +52,36 @@ def cache_compilations() -> None:
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(Path(CACHE).expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def onednn_options(
+    dtype: str = "float32",
+    version: str = jaxlib.__version__,
+    machine: str = platform.machine(),
+) -> dict[str, bool | str]:
+    """Returns the options by which XLA has oneDNN compute convolutions on CPU.
+
+    They are for `jax.jit(step, compiler_options=onednn_options())` in a program for
+    CPU, which takes the convolutions, the gradients of their inputs and the larger
+    matrix products from oneDNN, with results that differ in rounding. JAX cannot keep
+    such a program between processes: each start compiles it again, and the warning that
+    says so for every program is switched off here.
+
+    Args:
+        dtype: the type that the network computes in; bfloat16 gets slower by it.
+        version, machine: those of jaxlib and of the processor.
+
+    Returns:
+        The options; none where oneDNN is not in jaxlib, or no gain.
+    """
+    has_options = version.split(".")[:2] == ["0", "12"]  # others may refuse to start
+    if dtype != "float32" or machine not in ("x86_64", "AMD64") or not has_options:
+        return {}
+    warnings.filterwarnings(
+        "ignore", "Error writing persistent compilation cache entry .*bad_alloc"
+    )
+    return {
+        "xla_cpu_experimental_onednn_custom_call": True,
+        # XLA's other library would take most of them first; it keeps the reductions.
+        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
+    }

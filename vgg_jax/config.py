@@ -569,6 +569,13 @@ class Config(Section):
         "chips can share them evenly",
         resumable=True,
     )
+    onednn: bool | None = setting(
+        None,
+        "oneDNN computes the convolutions of training on CPU, where jaxlib has it: "
+        "faster steps, but each start compiles them again; None does so for 500 steps "
+        "and more",
+        resumable=True,
+    )
     num_epochs: float = setting(
         74.0, "passes over the training images, at most", above=0, resumable=True
     )

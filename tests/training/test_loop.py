@@ -20,12 +20,14 @@ from jax.sharding import Mesh
 from vgg_jax import training
 from vgg_jax.config import Config, LocalizationConfig
 from vgg_jax.data.color import computed_path
+from vgg_jax.data.sources import open_training
 from vgg_jax.distributed import make_mesh, replicated
 from vgg_jax.inference.passes import over_source
 from vgg_jax.memory import OutOfMemory
 from vgg_jax.training import loop
 from vgg_jax.training.loop import Trainer, train
 from vgg_jax.training.metrics import MetricWriter, TrainingDiverged
+from vgg_jax.training.objectives import CLASSIFICATION
 from vgg_jax.training.optimizer import learning_rate, make_optimizer
 from vgg_jax.training.program import Program
 from vgg_jax.training.schedule import Plateau
@@ -152,10 +154,15 @@ def linear_program(config: Config, mesh: Mesh) -> Program:
     forward.trained_layers = ()  # type: ignore
     state = jax.eval_shape(init, jax.random.key(0))
     shardings = jax.tree.map(lambda _: replicated(mesh), state)
-    train_step = jit_train_step(forward, optimizer, 1, shardings)  # type: ignore
+
+    def jit_step(options: Any = None) -> Any:
+        loss = CLASSIFICATION.objective
+        return jit_train_step(forward, optimizer, 1, shardings, loss, options)  # type: ignore
+
     return Program(
         init=jax.jit(init, out_shardings=shardings),
-        train_step=train_step,
+        train_step=jit_step(),
+        jit_train_step=jit_step,
         network=lambda state: LinearNetwork(forward, state.params),  # type: ignore
         state=jax.tree.map(
             lambda a, sharding: jax.ShapeDtypeStruct(
@@ -290,6 +297,40 @@ def linear_training(
     program = linear_program(config, make_mesh(jax.devices()[:1]))
     monkeypatch.setattr(loop, "build_program", lambda config, mesh: program)
     return config
+
+
+@pytest.mark.parametrize(
+    ("steps", "wanted", "is_used"),
+    [(500, None, True), (499, None, False), (499, True, True), (500, False, False)],
+)
+def test_a_long_run_has_its_convolutions_computed_by_onednn(
+    linear_training: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    steps: int,
+    wanted: bool | None,
+    is_used: bool,
+) -> None:
+    options = {"xla_cpu_enable_fast_math": False}
+    monkeypatch.setattr(loop, "onednn_options", lambda dtype: options)
+    given = []
+
+    def jit_train_step(options: Any) -> None:
+        given.append(options)
+
+    program = loop.build_program(linear_training, make_mesh())
+    program = dataclasses.replace(program, jit_train_step=jit_train_step)
+    monkeypatch.setattr(loop, "build_program", lambda config, mesh: program)
+    config = dataclasses.replace(linear_training, onednn=wanted)
+    examples = len(open_training(config.data)[0])
+    config.num_epochs = (steps - 0.5) * config.batch_size / examples
+    trainer = Trainer(config, tmp_path / "run")
+    assert trainer.timetable.total_steps == steps
+    assert given == [options] * is_used
+    with Checkpoints(trainer.workdir, "validation_loss", read_only=True) as checkpoints:
+        trainer._start(checkpoints)
+    assert ("convolutions by oneDNN" in capsys.readouterr().out) == is_used
 
 
 def at_step_5(action: Callable[[], object], patch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from etils.epath import Path
 
 from vgg_jax import distributed
+from vgg_jax.compilation import onednn_options
 from vgg_jax.config import Config, shared_settings
 from vgg_jax.data import transforms
 from vgg_jax.data.base import sample_digest
@@ -37,6 +38,7 @@ from vgg_jax.training.optimizer import set_learning_rate
 from vgg_jax.training.pretrained import Pretrained, weights_path
 from vgg_jax.training.program import (
     build_program,
+    platform_of,
     validate_settings,
     with_choices_for,
 )
@@ -61,6 +63,8 @@ from vgg_jax.training.workdir.facts import (
 )
 from vgg_jax.training.workdir.lock import WorkdirLock
 from vgg_jax.weights.published import file_digest
+
+LONG_RUN = 500  # steps, in which faster ones make good that each start compiles them
 
 
 def train(
@@ -127,6 +131,9 @@ class Trainer:
         self.task = task_for(config)
         self.metric = f"validation_{config.optimizer.metric}"
         self.timetable = Timetable.for_config(config, len(self.training))
+        options = self._compiler_options()
+        if options:
+            self.program = self.program.with_options(options)
         self._init_key, self._dropout_key = jax.random.split(
             jax.random.key(config.seed)
         )
@@ -284,7 +291,8 @@ class Trainer:
             + (f"step {step:,}" if step else "from the start")
             + f" to {self.timetable.total_steps:,}; computes in "
             f"{self.settled.model.dtype}"
-            + (", fc6 to fc8 shared out" if self.settled.shard_fc else ""),
+            + (", fc6 to fc8 shared out" if self.settled.shard_fc else "")
+            + (", convolutions by oneDNN" if self._compiler_options() else ""),
             flush=True,
         )
         if not self._is_at_end(step, plateau):
@@ -327,6 +335,15 @@ class Trainer:
         if self.device_set is not None:
             size = self.device_set.images.nbytes / 2**20
             print(f"kept the images on the devices: {size:,.0f} MiB", flush=True)
+
+    def _compiler_options(self) -> dict[str, bool | str]:
+        """Returns what the compiler is told about the training step."""
+        is_wanted = self.config.onednn
+        if is_wanted is None:
+            is_wanted = self.timetable.total_steps >= LONG_RUN
+        if not is_wanted or platform_of(self.mesh) != "cpu":
+            return {}
+        return onednn_options(str(self.settled.model.dtype))
 
     def _compile_together(self) -> None:
         """Has all of several hosts compile the step before one of them runs it.

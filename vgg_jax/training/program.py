@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -41,6 +41,7 @@ class Program:
     Args:
         init: key -> the state before the first step.
         train_step: (state, batch, key) -> (state, sums); takes the state's memory.
+        jit_train_step: options for the compiler -> the training step so compiled.
         network: state -> the network as it is evaluated.
         first_row: the number of rows that rest and have made a batch's maps; 0 where
             a batch has images.
@@ -49,6 +50,7 @@ class Program:
 
     init: Callable[[jax.Array], TrainState]
     train_step: Any  # jitted: it has `lower`
+    jit_train_step: Callable[[Mapping[str, bool | str]], Any]
     network: Callable[[TrainState], Network]
     first_row: int = 0
     state: TrainState
@@ -59,6 +61,10 @@ class Program:
     def arguments(self) -> tuple[Any, ...]:
         """The abstract arguments of `train_step`."""
         return self.state, self.batch, self.key
+
+    def with_options(self, options: Mapping[str, bool | str]) -> "Program":
+        """Returns the program whose training step is compiled with these options."""
+        return dataclasses.replace(self, train_step=self.jit_train_step(options))
 
 
 def build_program(config: Config, mesh: Mesh) -> Program:
@@ -101,7 +107,8 @@ def build_program(config: Config, mesh: Mesh) -> Program:
         trained_layers=trained,
         first_row=first_row,
     )
-    train_step = jit_train_step(
+    jit_step = functools.partial(
+        jit_train_step,
         forward,
         optimizer,
         config.accumulate_steps,
@@ -119,7 +126,8 @@ def build_program(config: Config, mesh: Mesh) -> Program:
 
     return Program(
         init=jax.jit(init, out_shardings=shardings),
-        train_step=train_step,
+        train_step=jit_step(),
+        jit_train_step=jit_step,
         network=network,
         first_row=first_row,
         state=jax.tree.map(_abstract, shapes, shardings),

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -264,6 +264,7 @@ def jit_train_step(
     accumulate_steps: int,
     state_shardings: TrainState,
     objective: Objective = CLASSIFICATION.objective,
+    compiler_options: Mapping[str, bool | str] | None = None,
 ) -> Callable[..., tuple[TrainState, Sums]]:
     """Compiles the training step; it reuses the memory of its state."""
     step = functools.partial(
@@ -273,4 +274,9 @@ def jit_train_step(
         accumulate_steps=accumulate_steps,
         objective=objective,
     )
-    return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(state_shardings, None),
+        compiler_options=dict(compiler_options or {}),
+    )
