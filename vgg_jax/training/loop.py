@@ -153,10 +153,11 @@ class Trainer:
         ):
             state, plateau = self._start(checkpoints)
             step = int(state.step)
-            if self.program.first_row and not self._is_at_end(step, plateau):
-                self._keep_maps(state)
-            elif not self._is_at_end(step, plateau):
-                self._keep_images()
+            if not self._is_at_end(step, plateau):
+                if self.program.first_row:
+                    self._keep_maps(state)
+                else:
+                    self._keep_images()
             self._compile_together()
             return self._loop(state, plateau, checkpoints, interrupt, lock)
 
