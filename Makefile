@@ -20,7 +20,7 @@ ifneq ($(shell test -d "$$HOME" && test -w "$$HOME" && echo writable),writable)
 export HOME := $(CURDIR)/.home
 endif
 
-.PHONY: help train environment test test-all test-slurm test-ray test-weights parity torture lint benchmark-cpu clean
+.PHONY: help train environment test test-all test-slurm test-ray test-weights parity torture lint benchmark-cpu benchmark-gpu clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -68,6 +68,12 @@ benchmark-cpu: environment  ## speed on this CPU beside PyTorch's; CASES="vgg16_
 	.venv/bin/python -m benchmarks.cpu --torch $(CURDIR)/.venv-torch/bin/python $(CASES)
 	.venv/bin/python -m benchmarks.losses --torch $(CURDIR)/.venv-torch/bin/python
 	.venv/bin/python -m benchmarks.start
+
+benchmark-gpu:  ## speed on one NVIDIA GPU beside PyTorch's, in six minutes; WRITE=gpu.json keeps it
+	@scripts/environment .venv requirements-cuda.txt
+	@scripts/environment .venv-torch requirements-benchmark.txt
+	.venv/bin/python -m benchmarks.gpu --torch $(CURDIR)/.venv-torch/bin/python \
+	    $(if $(WRITE),--write $(WRITE))
 
 clean:  ## remove the environments and caches, not the data and the runs
 	rm -rf .home .venv* .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

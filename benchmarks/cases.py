@@ -1,5 +1,7 @@
 """Lists what is measured: a network, an image side and a batch size each."""
 
+import dataclasses
+
 import numpy as np
 
 from configs.fashion_mnist_vgg import get_config as fashion_mnist_vgg
@@ -10,6 +12,13 @@ from vgg_jax.config import (
     NiNConfig,
     OptimizerConfig,
     VGGConfig,
+)
+from vgg_jax.data.transforms import rescaled_shape
+from vgg_jax.inference.dense import (
+    Shape,
+    images_per_device,
+    padded_shapes,
+    smallest_fitting,
 )
 from vgg_jax.training.program import Program
 
@@ -46,6 +55,41 @@ def random_batch(program: Program) -> dict[str, np.ndarray]:
         "label": rng.integers(0, 10, program.batch["label"].shape, np.int32),
         "weight": np.ones(program.batch["weight"].shape, np.float32),
     }
+
+
+# Heights and widths of most photographs, in pixels, as in ImageNet.
+PHOTOGRAPHS = ((375, 500), (500, 375), (333, 500))
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseBatch:
+    """A batch of whole images of one size.
+
+    Args:
+        count: the number of images.
+        size: their height and width, in pixels.
+        padded: the height and width that they are padded to.
+    """
+
+    count: int
+    size: Shape
+    padded: Shape
+
+
+def dense_batches(config: Config, scale: int) -> list[DenseBatch]:
+    """Returns the batches of the dense evaluation of photographs at a scale Q.
+
+    There is one of each shape of `PHOTOGRAPHS`, as full as eval.py makes it on one
+    device.
+    """
+    batches = []
+    for photograph in PHOTOGRAPHS:
+        size = rescaled_shape(photograph, scale)
+        shapes = padded_shapes(config.evaluation.bucket_ratios, scale)
+        padded = smallest_fitting(shapes, *size)
+        assert padded is not None
+        batches.append(DenseBatch(images_per_device(config, 1, padded), size, padded))
+    return batches
 
 
 CASES = {

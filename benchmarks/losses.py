@@ -13,7 +13,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 
-from benchmarks.cpu import Side
+from benchmarks.sides import measure_launches
 
 PARTS = {
     "forward": "forward",
@@ -22,37 +22,19 @@ PARTS = {
 }
 
 
-def measure_turns(arguments: argparse.Namespace) -> dict[str, list[tuple[float, ...]]]:
+def measure(arguments: argparse.Namespace) -> dict[str, list[tuple[float, ...]]]:
     """Returns seconds of a step in JAX, and in PyTorch, for each turn of each part."""
-    modules = [(sys.executable, "benchmarks.losses_in_jax")]
+    settings = {
+        "size": arguments.size,
+        "batch_size": arguments.batch_size,
+        "width": arguments.width,
+        "seconds": arguments.seconds,
+    }
+    programs = [(sys.executable, "benchmarks.losses_in_jax", settings)]
     if arguments.torch:
-        modules.append((arguments.torch, "benchmarks.losses_in_torch"))
-    turns: dict[str, list[tuple[float, ...]]] = {part: [] for part in PARTS}
-    for _ in range(arguments.launches):
-        sides = [
-            Side(
-                python,
-                module,
-                size=arguments.size,
-                batch_size=arguments.batch_size,
-                width=arguments.width,
-                seconds=arguments.seconds,
-            )
-            for python, module in modules
-        ]
-        if len({side.parameters for side in sides}) > 1:
-            sys.exit(
-                f"not the same LPIPS: {sides[0].parameters:,} weights in JAX, "
-                f"{sides[1].parameters:,} in PyTorch"
-            )
-        for part, request in PARTS.items():
-            turns[part] += [
-                tuple(side.seconds(request) for side in sides)
-                for _ in range(arguments.turns)
-            ]
-        for side in sides:
-            side.close()
-    return turns
+        programs.append((arguments.torch, "benchmarks.losses_in_torch", settings))
+    requests = list(PARTS.values())
+    return measure_launches(programs, requests, arguments.launches, arguments.turns)
 
 
 def main(command_line: Sequence[str] | None = None) -> None:
@@ -76,10 +58,11 @@ def main(command_line: Sequence[str] | None = None) -> None:
     columns += ["lpips pairs/s", "ratio"] if arguments.torch else []
     print(f"| {' | '.join(columns)} |")
     print("| --- " * len(columns) + "|", flush=True)
-    for part, turns in measure_turns(arguments).items():
+    turns = measure(arguments)
+    for part, request in PARTS.items():
         rates = [
             arguments.batch_size / statistics.median(seconds)
-            for seconds in zip(*turns, strict=True)
+            for seconds in zip(*turns[request], strict=True)
         ]
         cells = [part, *(f"{rate:,.2f}" for rate in rates)]
         cells += [f"{rates[0] / rates[1]:.2f}"] if arguments.torch else []

@@ -1,12 +1,9 @@
 """Times LPIPS of this library for losses.py; its speed needs no trained weights."""
 
-import json
-import sys
-
 import jax
 import jax.numpy as jnp
 
-from benchmarks.worker import Steps, serve
+from benchmarks.worker import Parts, Steps, main, timed
 from vgg_jax.compilation import prepare_jax
 from vgg_jax.losses import FeatureExtractor, Lpips
 from vgg_jax.losses.lpips import LAYERS, NORMALIZATION
@@ -23,8 +20,8 @@ def make_lpips(width: float) -> Lpips:
     return Lpips(trunk=trunk, heads=heads)
 
 
-def main(size: int, batch_size: int, width: float, seconds: float) -> None:
-    """Answers requests for the times of LPIPS's steps."""
+def open_parts(size: int, batch_size: int, width: float, seconds: float) -> Parts:
+    """Makes the parts of LPIPS that are timed."""
     jax.config.update("jax_platforms", "cpu")
     prepare_jax()
     lpips = make_lpips(width)
@@ -59,13 +56,13 @@ def main(size: int, batch_size: int, width: float, seconds: float) -> None:
         return take
 
     parameters = sum(array.size for array in jax.tree.leaves(lpips))
-    parts = {
-        "forward": steps(forward, y),
-        "gradient": steps(gradient, y),
-        "cached": steps(cached, target),
+    return {
+        "parameters": lambda: lambda: parameters,
+        "forward": lambda: timed(steps(forward, y), seconds),
+        "gradient": lambda: timed(steps(gradient, y), seconds),
+        "cached": lambda: timed(steps(cached, target), seconds),
     }
-    serve(parameters, parts, seconds)
 
 
 if __name__ == "__main__":
-    main(**json.loads(sys.argv[1]))
+    main(open_parts)

@@ -1,17 +1,15 @@
 """Times the `lpips` package for losses.py; its speed needs no trained weights."""
 
-import json
 import os
-import sys
 
 import lpips
 import torch
 
-from benchmarks.worker import serve
+from benchmarks.worker import Parts, main, timed
 
 
-def main(size: int, batch_size: int, width: float, seconds: float) -> None:
-    """Answers requests for the times of LPIPS's steps."""
+def open_parts(size: int, batch_size: int, width: float, seconds: float) -> Parts:
+    """Makes the parts of LPIPS that are timed."""
     assert width == 1, "the package has VGG-16 in its own width only"
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     loss = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
@@ -35,9 +33,13 @@ def main(size: int, batch_size: int, width: float, seconds: float) -> None:
 
     parameters = sum(p.numel() for p in loss.net.parameters())
     parameters += sum(p.numel() for head in loss.lins for p in head.parameters())
-    parts = {"forward": forward, "gradient": gradient, "cached": gradient}
-    serve(parameters, parts, seconds)
+    return {
+        "parameters": lambda: lambda: parameters,
+        "forward": lambda: timed(forward, seconds),
+        "gradient": lambda: timed(gradient, seconds),
+        "cached": lambda: timed(gradient, seconds),
+    }
 
 
 if __name__ == "__main__":
-    main(**json.loads(sys.argv[1]))
+    main(open_parts)

@@ -10,6 +10,7 @@ import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import jax
@@ -20,9 +21,9 @@ from benchmarks import (
     cpu,
     data,
     dense,
-    gpu,
     losses,
     losses_in_jax,
+    sides,
     soak,
     start,
     transfer,
@@ -51,37 +52,6 @@ def number(cell: str) -> float:
     return float(cell.replace(",", ""))
 
 
-def test_training_and_dense_evaluation_on_the_devices_that_are_there(
-    monkeypatch: pytest.MonkeyPatch, capsys: Printed
-) -> None:
-    case = gpu.Case(dataclasses.replace(SMALLEST, batch_size=2), (32,))
-    monkeypatch.setitem(gpu.CASES, "smallest", case)
-    one = gpu.make_mesh(jax.devices()[:1])
-    monkeypatch.setattr(gpu, "make_mesh", lambda: one)
-    gpu.main(["smallest", "--dtype=float32", "--seconds=0.01"])
-    title, _, names, _, train, evaluation = capsys.readouterr().out.splitlines()
-    assert title.startswith("1 x cpu, jax ")
-    assert cells(names) == ["network", "part", "float32, images/s"]
-    assert cells(train)[:2] == ["smallest", "train"]
-    assert cells(evaluation)[:2] == ["smallest", "dense, Q=32"]
-    for row in (train, evaluation):
-        assert number(cells(row)[2]) > 0
-
-
-def test_a_case_that_does_not_fit_the_card_is_a_dash(
-    monkeypatch: pytest.MonkeyPatch, capsys: Printed
-) -> None:
-    def full(*_: object) -> None:
-        raise gpu.OutOfMemory("set batch_size to 1")
-
-    monkeypatch.setattr(gpu, "measure_train", full)
-    monkeypatch.setitem(gpu.CASES, "smallest", gpu.Case(SMALLEST, ()))
-    gpu.main(["smallest", "--dtype=bfloat16"])
-    printed = capsys.readouterr()
-    assert cells(printed.out.splitlines()[-1]) == ["smallest", "train", "-"]
-    assert "smallest, train, bfloat16: set batch_size to 1" in printed.err
-
-
 def test_jax_alone_on_cpu(monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> None:
     monkeypatch.setitem(cpu.CASES, "smallest", SMALLEST)
     quick = ["--part=forward", "--launches=1", "--turns=1", "--seconds=0.01"]
@@ -91,15 +61,26 @@ def test_jax_alone_on_cpu(monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> N
     assert cells(row)[:2] == ["smallest", "forward"] and number(cells(row)[2]) > 0
 
 
+def write_side(root: Path, name: str, answers: dict[str, Any]) -> None:
+    """Writes a program that answers as one of the sides of a benchmark does."""
+    program = (
+        "import json, sys\n"
+        f"answers = json.loads({json.dumps(answers)!r})\n"
+        "for line in sys.stdin:\n"
+        "    reply = {'answer': answers[json.loads(line)]}\n"
+        "    print(json.dumps(reply), flush=True)\n"
+    )
+    (root / "benchmarks").mkdir(exist_ok=True)
+    (root / "benchmarks" / f"{name}.py").write_text(program)
+
+
 def test_beside_another_python(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Printed
 ) -> None:
-    """The other side is a program that answers as `benchmarks.in_torch` does."""
-    answers = "import sys\nprint(7)\nfor line in sys.stdin: print(0.5, flush=True)\n"
-    (tmp_path / "benchmarks").mkdir()
+    """The sides are programs that answer as those of the benchmark do."""
     for side in ("in_jax", "in_torch"):
-        (tmp_path / "benchmarks" / f"{side}.py").write_text(answers)
-    monkeypatch.setattr(cpu, "ROOT", tmp_path)
+        write_side(tmp_path, side, {"parameters": 7, "forward": 0.5, "train": 0.5})
+    monkeypatch.setattr(sides, "ROOT", tmp_path)
     monkeypatch.setitem(cpu.CASES, "smallest", SMALLEST)
     cpu.main(["smallest", f"--torch={sys.executable}", "--launches=1", "--turns=1"])
     names, _, *rows = capsys.readouterr().out.splitlines()
@@ -109,28 +90,70 @@ def test_beside_another_python(
     ]
 
 
-def test_a_worker_answers_until_there_are_no_more_requests(
-    monkeypatch: pytest.MonkeyPatch, capsys: Printed
+def test_networks_of_different_sizes_are_not_compared(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    write_side(tmp_path, "in_jax", {"parameters": 7})
+    write_side(tmp_path, "in_torch", {"parameters": 8})
+    monkeypatch.setattr(sides, "ROOT", tmp_path)
+    monkeypatch.setitem(cpu.CASES, "smallest", SMALLEST)
+    with pytest.raises(SystemExit, match=r"not the same network.* 7 .* 8 in"):
+        cpu.main(["smallest", f"--torch={sys.executable}", "--launches=1"])
+
+
+def test_a_side_that_stops_or_is_late_is_told_of_and_can_start_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "mortal.py").write_text(
+        "import sys, time\n"
+        "for line in sys.stdin:\n"
+        "    if 'sleep' in line: time.sleep(60)\n"
+        "    if 'stop' in line: sys.exit('no more of this')\n"
+        "    print('{\"answer\": 3}', flush=True)\n"
+    )
+    monkeypatch.setattr(sides, "ROOT", tmp_path)
+    with sides.closing([sides.Side(sys.executable, "mortal", {})]) as [side]:
+        assert side.ask("number") == 3
+        with pytest.raises(sides.OutOfTime):
+            side.ask("sleep", 0.1)
+        with pytest.raises(sides.Unanswered, match="stopped with code -9"):
+            side.ask("number")
+        side.start_if_ended()
+        assert side.ask("number", 60) == 3
+        with pytest.raises(sides.Unanswered, match="code 1: no more of this"):
+            side.ask("stop")
+
+
+def test_a_worker_answers_until_there_are_no_more_requests() -> None:
     taken: list[int] = []
-    monkeypatch.setattr(sys, "stdin", ['"forward"\n', '"forward"\n'])
-    worker.serve(7, {"forward": taken.append}, 1e-9)
-    parameters, *times = map(json.loads, capsys.readouterr().out.splitlines())
-    assert parameters == 7 and len(times) == 2 and min(times) > 0
+
+    def fail() -> Callable[[], float]:
+        raise ValueError("not\nnow")
+
+    parts: worker.Parts = {
+        "parameters": lambda: lambda: 7,
+        "forward": lambda: worker.timed(taken.append, 1e-9),
+        "train": fail,
+    }
+    requests = ["parameters", "forward", "forward", "train", "parameters"]
+    lines = [f"{json.dumps(request)}\n" for request in requests]
+    replies = io.StringIO()
+    worker.serve(lambda: parts, lines, replies)
+    answers = [json.loads(line) for line in replies.getvalue().splitlines()]
+    assert answers[0] == answers[-1] == {"answer": 7}
+    assert min(answers[1]["answer"], answers[2]["answer"]) > 0
     assert taken == [1, 1, 1, 1]  # compiles, is timed once, answers twice
+    assert answers[3] == {"error": "ValueError: not"}
 
 
 def test_lpips_beside_its_authors_package(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Printed
 ) -> None:
     """The sides are programs that answer as those of the benchmark do."""
-    (tmp_path / "benchmarks").mkdir()
     for side, seconds in (("jax", 0.5), ("torch", 1.0)):
-        answers = f"print(7)\nimport sys\nfor line in sys.stdin: print({seconds})\n"
-        program = "import functools\nprint = functools.partial(print, flush=True)\n"
-        path = tmp_path / "benchmarks" / f"losses_in_{side}.py"
-        path.write_text(program + answers)
-    monkeypatch.setattr(cpu, "ROOT", tmp_path)
+        answers = dict.fromkeys(losses.PARTS.values(), seconds) | {"parameters": 7}
+        write_side(tmp_path, f"losses_in_{side}", answers)
+    monkeypatch.setattr(sides, "ROOT", tmp_path)
     losses.main([f"--torch={sys.executable}", "--launches=1", "--turns=1"])
     names, _, *rows = capsys.readouterr().out.splitlines()
     assert cells(names) == ["LPIPS", "JAX pairs/s", "lpips pairs/s", "ratio"]
@@ -139,17 +162,13 @@ def test_lpips_beside_its_authors_package(
     ]
 
 
-def test_steps_of_lpips_are_timed(
-    monkeypatch: pytest.MonkeyPatch, capsys: Printed
-) -> None:
-    requests = [f"{json.dumps(request)}\n" for request in losses.PARTS.values()]
-    monkeypatch.setattr(sys, "stdin", requests)
-    losses_in_jax.main(size=16, batch_size=1, width=1 / 64, seconds=1e-9)
-    parameters, *times = map(json.loads, capsys.readouterr().out.splitlines())
-    assert parameters == sum(
+def test_steps_of_lpips_are_timed() -> None:
+    parts = losses_in_jax.open_parts(size=16, batch_size=1, width=1 / 64, seconds=1e-9)
+    give = worker.Answers(lambda: parts)
+    assert give("parameters") == sum(
         array.size for array in jax.tree.leaves(losses_in_jax.make_lpips(1 / 64))
     )
-    assert len(times) == 3 and min(times) > 0
+    assert min(give(request) for request in losses.PARTS.values()) > 0
 
 
 def test_rates_of_the_input_pipeline(

@@ -412,6 +412,16 @@ def test_sixteen_bits_are_summed_in_float32_and_have_derivatives_of_sixteen(plat
     assert sorted(t.partition("->")[2].count("bf16") for t in types) == [0, 1, 1]
 
 
+@pytest.mark.parametrize("platform", ["cuda", "rocm"])
+def test_pools_of_other_platforms_compare_where_they_are_told_to(monkeypatch, platform):
+    monkeypatch.setattr(cpu, "POOLS_COMPARE_ON", ("cpu", platform))
+    found = lowered(value_and_gradient, fast, platform)
+    assert "select_and_scatter" not in found
+    assert convolutions(found) == convolutions(
+        lowered(value_and_gradient, plain, platform)
+    )
+
+
 def test_cpu_runs_the_other_forms():
     found = operations(lowered(value_and_gradient, fast, "cpu"))
     assert "select_and_scatter" not in found

@@ -103,6 +103,16 @@ def save_weights(
         )
 
 
+def arrays_in_torch(model: ConvNet, names: str) -> dict[str, np.ndarray]:
+    """Returns a network's weights under the names, and with the axes, of PyTorch.
+
+    Args:
+        model: the network.
+        names: whose names they have, a key of `NAMES`.
+    """
+    return _in_torch(model.layers, _variables(model), names)
+
+
 def _metadata(
     model: ConvNet,
     loaded: Loaded | None,

@@ -1,0 +1,294 @@
+"""The benchmark of GPUs runs on CPU at toy sizes, and tells of all that goes wrong."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from benchmarks import cases, gpu, in_jax, loop_in_jax, sides, worker
+from benchmarks.cards import find_card
+from benchmarks.cases import make_case
+from benchmarks.gpu import Group, Row
+from vgg_jax.config import NiNConfig, VGGConfig
+from vgg_jax.kernels import cpu as kernels
+from vgg_jax.models import MODELS, nin
+from vgg_jax.models.layers import MaxPool
+from vgg_jax.models.measure import summary
+from vgg_jax.models.nin import Block
+from vgg_jax.training import loop
+
+Printed = pytest.CaptureFixture[str]
+QUICK = ["--toy", "--turns=2", "--seconds=0.001"]
+
+
+class InThisProcess:
+    """A side that answers here, as a test says or else as the benchmark's own does."""
+
+    ours: Mapping[str, Any] | None = None
+    theirs: Mapping[str, Any] | None = None
+
+    def __init__(
+        self,
+        python: str,
+        module: str,
+        arguments: Mapping[str, Any],
+        environment: Mapping[str, str],
+    ):
+        assert json.loads(json.dumps(arguments)) == arguments
+        self._values = self.theirs if module.endswith("torch") else self.ours
+        open_parts = import_module(module).open_parts if self._values is None else None
+        self._answer = worker.Answers(lambda: open_parts(**arguments))
+
+    def ask(self, request: str, seconds: float) -> Any:
+        assert seconds > 0
+        if self._values is None:
+            return self._answer(request)
+        value = self._values[request]
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    def errors(self) -> str:
+        return "the end of stderr"
+
+    def start_if_ended(self) -> None:
+        """Does nothing: there is no process."""
+
+    kill = close = start_if_ended
+
+
+@pytest.fixture
+def side(monkeypatch: pytest.MonkeyPatch) -> type[InThisProcess]:
+    class Side(InThisProcess):
+        pass
+
+    monkeypatch.setattr(gpu, "Side", Side)
+    return Side
+
+
+def plan(monkeypatch: pytest.MonkeyPatch, *groups: Group) -> None:
+    monkeypatch.setattr(gpu, "make_plan", lambda networks, scales: list(groups))
+
+
+FACTS = {"platform": "gpu", "card": "NVIDIA A100-SXM4-80GB", "jax": "1.2.3"}
+OURS = {"facts": FACTS, "parameters": 7, "train": 0.25, "forward": 0.125, "logits": 4.0}
+THEIRS = {
+    "facts": {"torch": "2.3.4", "cuda": "13.0", "cudnn": "9"},
+    "parameters": 7,
+    "train": 0.5,
+    "train, eager": 1.0,
+    "forward": 0.125,
+    "logits": 1e-5,
+}
+VGG16 = Group("vgg16", "bfloat16", 256, ("train", "forward"))
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def rows_of(printed: str) -> list[list[str]]:
+    return [cells(line) for line in printed.splitlines() if line[:1] == "|"][2:]
+
+
+def test_every_part_runs_at_toy_sizes(
+    side: type[InThisProcess],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: Printed,
+) -> None:
+    blocks = (
+        Block(3, 2, 1, (256, 256, 256), MaxPool("pool1", 3, 2, ceil_mode=True)),
+        Block(3, 1, 1, (256, 256, None)),
+    )
+    monkeypatch.setitem(MODELS, "small", functools.partial(nin, blocks))
+    monkeypatch.setitem(gpu.NETWORKS, "small", NiNConfig(name="small"))
+    monkeypatch.setattr(cases, "PHOTOGRAPHS", cases.PHOTOGRAPHS[:1])
+    one = loop.make_mesh(jax.devices()[:1])
+    for module in (in_jax, loop):
+        monkeypatch.setattr(module, "make_mesh", lambda: one)
+    for module in (in_jax, loop_in_jax):
+        monkeypatch.setattr(module, "prepare_jax", lambda: None)
+    side.theirs = THEIRS
+    parts = ("train", "forward", gpu.POOLS, f"dense, Q={gpu.TOY_SCALES[0]}", "logits")
+    groups = [Group("small", "float32", 64, parts)]
+    groups.append(Group("small", "bfloat16", 64, ("loop",)))
+    plan(monkeypatch, *groups)
+    # The parameters of the two sides differ, for PyTorch's are made up.
+    parameters = THEIRS["parameters"]
+    file = tmp_path / "gpu.json"
+    code = gpu.main([*QUICK, "--torch=python", "--loop_steps=8", f"--write={file}"])
+    printed = capsys.readouterr()
+    rows = rows_of(printed.out)
+    assert [row[1] for row in rows] == [*parts, "loop"]
+    for row in rows:
+        assert row[1] == "logits" or float(row[4].split(" ")[0].replace(",", "")) >= 0
+    assert "logits differ by at most 1.0e-05" in rows[4][-1]
+    assert "train.py's loop on JPEGs, waited" in rows[5][-1]
+    assert kernels.POOLS_COMPARE_ON == ("cpu",)
+    written = json.loads(file.read_text())["rows"]
+    assert all(row["images_per_second"]["JAX"] > 0 for row in written if row["images"])
+    assert code == 1 and f"{parameters} in PyTorch" in rows[0][-1]
+
+
+def test_a_row_has_medians_ratio_and_the_share_of_the_peak(
+    side: type[InThisProcess],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: Printed,
+) -> None:
+    side.ours, side.theirs = OURS, THEIRS
+    plan(monkeypatch, VGG16, Group("vgg16", "float32", 256, ("logits",)))
+    file = tmp_path / "gpu.json"
+    assert gpu.main(["--turns=2", "--torch=python", f"--write={file}"]) == 0
+    out = capsys.readouterr().out
+    title = out.splitlines()[0]
+    assert "NVIDIA A100-SXM4-80GB" in title and "PyTorch 2.3.4 (torch.compile" in title
+    assert "float32 with TF32 on both sides" in title
+    train, forward, _ = rows_of(out)
+    # 15.5 G multiply-adds, forward and twice that backward, in 0.25 s of 312 TFLOP/s.
+    assert train == [
+        *("vgg16", "train", "bfloat16", "256"),
+        *("1,024 (1,024 to 1,024)", "512 (512 to 512)", "2.00", "30.5%", "15.2%", ""),
+    ]
+    assert forward[6:9] == ["1.00", "20.3%", "20.3%"]
+    written = json.loads(file.read_text())
+    assert written["rows"][0]["seconds"] == {"JAX": [0.25] * 2, "PyTorch": [0.5] * 2}
+    assert written["rows"][2]["numbers"]["largest_difference"] == 1e-5
+    assert {"command", "driver", "date", "JAX", "PyTorch"} <= written.keys()
+
+
+def test_errors_of_one_side_are_told_and_the_rest_goes_on(
+    side: type[InThisProcess], monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    full = sides.Unanswered("OutOfMemory: set batch_size to 1")
+    side.ours = OURS | {"train": full}
+    side.theirs = THEIRS | {"forward": full, "logits": 1.0}
+    plan(monkeypatch, VGG16, Group("vgg16", "float32", 256, ("logits",)))
+    assert gpu.main(["--turns=2", "--torch=python"]) == 1
+    printed = capsys.readouterr()
+    train, forward, logits = rows_of(printed.out)
+    assert train[4:7] == ["-", "512 (512 to 512)", "-"]
+    assert train[-1] == "JAX: OutOfMemory: set batch_size to 1"
+    assert forward[4:6] == ["2,048 (2,048 to 2,048)", "-"]
+    assert "above 0.0001" in logits[-1]
+    assert "With errors: vgg16 train, bfloat16, batch 256 (JAX)" in printed.out
+    assert "the end of stderr" in printed.err
+
+
+def test_pytorch_goes_on_without_a_compiler_that_fails(
+    side: type[InThisProcess], monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    side.ours = OURS
+    side.theirs = THEIRS | {"train": sides.Unanswered("no C compiler")}
+    one = Group("vgg16", "bfloat16", 256, ("train",))
+    plan(monkeypatch, one, dataclasses.replace(one, network="vgg19"))
+    assert gpu.main(["--turns=3", "--torch=python"]) == 1
+    first, second = rows_of(capsys.readouterr().out)
+    assert first[5] == second[5] == "256 (256 to 256)"
+    assert first[-1] == "PyTorch without torch.compile; PyTorch: no C compiler"
+    assert second[-1] == "PyTorch without torch.compile"  # which is not tried again
+
+
+def test_an_error_of_the_benchmark_itself_is_a_row_of_its_own(
+    side: type[InThisProcess], monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    side.ours = {name: OURS[name] for name in ("facts", "parameters", "forward")}
+    plan(monkeypatch, VGG16)
+    assert gpu.main(["--turns=2", "--alone"]) == 1
+    train, forward = rows_of(capsys.readouterr().out)
+    assert train[-1] == "benchmark: KeyError: 'train'" and forward[-1] == ""
+
+
+def test_what_there_is_no_time_for_is_named_and_measured_by_the_next_call(
+    side: type[InThisProcess],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: Printed,
+) -> None:
+    late = sides.OutOfTime("its time was up")
+    side.ours = OURS | {"forward": late}
+    plan(monkeypatch, VGG16)
+    file = tmp_path / "gpu.json"
+    command = ["--turns=2", "--alone", f"--write={file}"]
+    assert gpu.main([*command, "--minutes=2"]) == 0
+    assert "Left out, for the time was up: vgg16 forward" in capsys.readouterr().out
+    side.ours = {name: OURS[name] for name in ("facts", "parameters", "forward")}
+    assert gpu.main([*command, "--go_on"]) == 0
+    train, forward = rows_of(capsys.readouterr().out)
+    assert train[4] == "1,024 (1,024 to 1,024)" and forward[4][:5] == "2,048"
+    side.ours = {}
+    assert gpu.main(["--alone", "--minutes=0.3"]) == 0  # less than one part may take
+    assert "time was up: vgg16 train, bfloat16" in capsys.readouterr().out
+
+
+def test_a_machine_without_a_gpu_is_refused(
+    side: type[InThisProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side.ours = {"facts": FACTS | {"platform": "cpu", "card": "cpu"}}
+    plan(monkeypatch, VGG16)
+    with pytest.raises(SystemExit, match="JAX finds no GPU here, only cpu"):
+        gpu.main(["--alone"])
+
+
+def test_the_plan_has_all_networks_batches_and_types_and_begins_with_training() -> None:
+    groups = gpu.make_plan(gpu.NETWORKS, gpu.SCALES)
+    rows = [
+        (group.network, part, group.dtype, group.batch_size)
+        for group in groups
+        for part in group.parts
+    ]
+    assert len({*rows}) == len(rows)
+    assert rows[0] == ("vgg16", "train", "bfloat16", 256)
+    assert {
+        (network, part, dtype, batch_size)
+        for network in gpu.NETWORKS
+        for part in gpu.TIMED
+        for dtype in gpu.DTYPES
+        for batch_size in (64, 256)
+    } <= {*rows}
+    first = [row[:2] for row in rows[:10]]
+    assert {("vgg16", "logits"), ("vgg16", "loop"), ("vgg19", "train")} <= {*first}
+
+
+def test_steps_of_dense_evaluation_count_the_images_without_their_padding() -> None:
+    config = make_case(VGGConfig(name="vgg16"), 224, 256)
+    images, flops = gpu.step_of("dense, Q=384", config)
+    assert images == 16 + 14 + 14  # of 64 crops' pixels a batch
+    wide, narrow = (
+        summary("vgg16", size).multiply_adds for size in ((384, 512), (384, 577))
+    )  # and 512x384 costs as much as 384x512
+    assert flops == 2 * 2 * (30 * wide + 14 * narrow)
+
+
+@pytest.mark.parametrize(
+    ("name", "bfloat16", "float32"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.5e12, 494.5e12),
+        ("NVIDIA H100 PCIe", 756e12, 378e12),
+        ("NVIDIA L40S", 362e12, 183e12),
+        ("NVIDIA L4", 121e12, 60e12),
+        ("Tesla T4", None, 8.1e12),
+        ("Tesla V100-SXM2-16GB", None, 15.7e12),
+    ],
+)
+def test_peaks_of_cards(name: str, bfloat16: float | None, float32: float) -> None:
+    card = find_card(name)
+    assert card is not None
+    assert card.peak("bfloat16", tf32=True) == bfloat16
+    assert card.peak("float32", tf32=True) == float32
+    assert card.peak("float32", tf32=False) == card.float32
+
+
+@pytest.mark.parametrize(
+    "name", ["NVIDIA A10G", "NVIDIA GeForce RTX 3090 Ti", "NVIDIA RTX A1000", "cpu"]
+)
+def test_an_unknown_card_has_no_peak(name: str) -> None:
+    assert find_card(name) is None
+    assert Row("vgg16", "train", "bfloat16", 4).share("JAX", None) is None
