@@ -9,6 +9,7 @@ matplotlib ship. Rates are images a second of one thread, where nothing else is 
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import jax
@@ -19,7 +20,9 @@ import sklearn.datasets
 from vgg_jax.config import DataConfig
 from vgg_jax.data import transforms
 from vgg_jax.data.base import Example
+from vgg_jax.data.on_device import put_on_devices
 from vgg_jax.data.pipeline import train_batches
+from vgg_jax.distributed import make_mesh, shard_batch
 from vgg_jax.preprocessing import IMAGENET
 
 SECONDS = 2.0  # how long each measurement takes
@@ -28,7 +31,7 @@ SIZES = ((500, 375), (1600, 1200))  # of the pictures, width and height
 READERS = ((0, 1), (0, 2), (0, 4), (2, 1))  # processes, and threads of each
 
 
-class Jpegs:
+class Encoded:
     """A source of encoded pictures in memory, which repeats them."""
 
     class_names = ("one",)
@@ -98,13 +101,19 @@ def image_rates(files: list[bytes]) -> None:
         image = transforms.rescale(image, SHORT_SIDE)
         return transforms.cut(image, CROP, transforms.place_crop(0.5, 0.5))[0]
 
-    def crop_first(image: np.ndarray) -> np.ndarray:
-        return transforms.rescaled_crop(image, SHORT_SIDE, CROP, 0.5, 0.5)
+    def crop_first(image: np.ndarray, exact_shrinking: bool = False) -> np.ndarray:
+        return transforms.rescaled_crop(
+            image, SHORT_SIDE, CROP, 0.5, 0.5, exact_shrinking=exact_shrinking
+        )
 
     print_rate("decode whole", measure_rate(whole))
     print_rate("decode as the pipeline does", measure_rate(part))
     print_rate(
         "decode whole, rescale, crop", measure_rate(lambda i: rescale_first(whole(i)))
+    )
+    print_rate(
+        "decode whole, crop, rescale exactly",
+        measure_rate(lambda i: crop_first(whole(i), exact_shrinking=True)),
     )
     print_rate(
         "decode whole, crop, rescale", measure_rate(lambda i: crop_first(whole(i)))
@@ -125,13 +134,51 @@ def pipeline_rates(files: list[bytes]) -> None:
             num_threads=threads,
         )
         batches = train_batches(
-            Jpegs(files), config, channels=3, batch_size=BATCH, seed=0, start_step=0
+            Encoded(files), config, channels=3, batch_size=BATCH, seed=0, start_step=0
         )
         for _ in range(8):  # what was read ahead
             next(batches)
         value = measure_rate(lambda i, batches=batches: next(batches), BATCH)  # type: ignore[misc]
         print_rate(f"train_batches, {workers} processes, {threads} threads each", value)
-        batches.close()  # type: ignore[attr-defined]
+        batches.close()
+
+
+def small_set_rates() -> None:
+    """Prints rates of 28x28 images, cropped on the host and on the device."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (64, 28, 28, 1), np.uint8)
+    source = Encoded([cv2.imencode(".png", image)[1].tobytes() for image in images])
+    config = DataConfig(
+        dataset="fashion_mnist",
+        crop=32,
+        scale_min=32,
+        scale_max=34,
+        mean=(73.0,),
+        std=(90.0,),
+        on_device=True,
+        num_threads=1,
+    )
+    place: dict[str, Any] = {"batch_size": BATCH, "seed": 0, "start_step": 0}
+    mesh = make_mesh(jax.devices()[:1])
+    device_set = put_on_devices(source, config, mesh, channels=1)
+    assert device_set is not None
+    batches = train_batches(source, config, channels=1, **place)
+    draws = device_set.train_draws(**place)
+    for _ in range(8):  # what was read ahead
+        next(batches), next(draws)
+    print_rate("on the host", measure_rate(lambda i: next(batches), BATCH))
+    print_rate(
+        "what is drawn for the device", measure_rate(lambda i: next(draws), BATCH)
+    )
+    rows = shard_batch(mesh, next(draws))
+    print_rate(
+        "cut on the device",
+        measure_rate(
+            lambda i: device_set.cut(rows)["image"].block_until_ready(), BATCH
+        ),
+    )
+    batches.close()
+    draws.close()
 
 
 def normalization_rates() -> None:
@@ -189,6 +236,8 @@ def main() -> None:
         print(f"{width}x{height}, {size:.0f} kB")
         image_rates(files)
     pipeline_rates(make_jpegs(*SIZES[0]))
+    print("batches of 28x28 images in memory, crop 32, S from 32 to 34, 1 thread")
+    small_set_rates()
     print(f"normalization, {jax.default_backend()}")
     normalization_rates()
 

@@ -15,7 +15,13 @@ import pytest
 from vgg_jax.config import DataConfig
 from vgg_jax.data import transforms
 from vgg_jax.data.base import CorruptImage, Source
-from vgg_jax.data.collate import Decoder, TrainCrops, color_shifts, uniforms
+from vgg_jax.data.collate import (
+    Decoder,
+    TrainCrops,
+    TrainDraws,
+    color_shifts,
+    uniforms,
+)
 from vgg_jax.data.color import load_axes
 from vgg_jax.data.pipeline import (
     Batch,
@@ -210,6 +216,36 @@ def test_the_scale_is_drawn_from_every_integer_of_the_range():
     assert min(map(len, of_example)) >= 3
 
 
+def test_training_crops_shrink_by_the_mean_where_the_config_asks():
+    noise = np.random.default_rng(0).integers(0, 256, (70, 80, 3), np.uint8)
+
+    class Noise(Pictures):
+        def pixels(self, index: int) -> np.ndarray:
+            return noise
+
+    settings = {"scale_min": 50, "scale_max": 50, "crop": 50, "flip": False}
+    for exact_shrinking in (False, True):
+        config = dataclasses.replace(
+            CONFIG, exact_shrinking=exact_shrinking, **settings
+        )
+        [batch] = take(train(Noise([(70, 80)] * 8), config), 1)
+        is_mean = [
+            any(
+                np.array_equal(
+                    image,
+                    cv2.resize(
+                        noise[:, left : left + 70],
+                        (50, 50),
+                        interpolation=cv2.INTER_AREA,
+                    ),
+                )
+                for left in range(11)
+            )
+            for image in batch["image"]
+        ]
+        assert is_mean == [exact_shrinking] * 8
+
+
 def test_uniforms_depend_on_seed_and_position_alone():
     stream = uniforms(3, 0, 1000)
     np.testing.assert_array_equal(uniforms(3, 123, 50), stream[123:173])
@@ -268,7 +304,9 @@ def test_the_seed_changes_the_order_and_the_crops():
     assert (orders[0][30:] != orders[1][:30]).any()  # nor is it only shifted
     crops = [
         TrainCrops(
-            Decoder(SQUARES, 3, 10_000), 20, 20, 16, False, shift_axes=None, seed=seed
+            Decoder(SQUARES, 3, 10_000),
+            TrainDraws(20, 20, False, shift_axes=None, seed=seed),
+            crop=16,
         )
         for seed in (5, 6)
     ]

@@ -12,7 +12,7 @@ import pytest
 
 from vgg_jax.data import transforms
 from vgg_jax.data.base import CorruptImage
-from vgg_jax.data.headers import jpeg_header
+from vgg_jax.data.headers import jpeg_header, jpeg_scans
 
 NOISE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
 
@@ -189,6 +189,13 @@ def test_a_jpeg_of_too_many_passes_is_refused():
     assert transforms.decode(progressive_jpeg(60), 1).shape == (8, 8, 1)
     with pytest.raises(CorruptImage, match=r"use cat: .* at most 100 scans, found 101"):
         transforms.decode(progressive_jpeg(100), 1, "cat")
+
+
+@pytest.mark.parametrize("before", [b"", b"\0", b"\xda", b"\xff"])
+def test_passes_are_counted_wherever_they_begin(before):
+    marker = b"\xff\xda"
+    for data in (b"", marker[:1], marker, marker * 3 + b"a" + marker * 2):
+        assert jpeg_scans(before + data) == (before + data).count(marker)
 
 
 @pytest.mark.parametrize("file_format", ["BMP", "GIF", "TIFF", "WEBP", "PPM"])
@@ -413,6 +420,34 @@ def test_the_crop_before_rescaling_is_the_one_after_it(photographs):
     np.testing.assert_array_equal(gray, before[..., :1])
 
 
+def test_sampling_is_as_near_to_an_ideal_filter_as_the_mean_is(photographs):
+    """The ideal is Lanczos's filter; OpenCV has none of it for shrinking."""
+    image = transforms.decode(photographs[0], 3)
+    for side in range(224, 428, 20):
+        square = np.ascontiguousarray(image[:side, 100 : 100 + side])
+        picture = PIL.Image.fromarray(square)
+        ideal = np.asarray(picture.resize((112, 112), PIL.Image.Resampling.LANCZOS))
+        mean = cv2.resize(square, (112, 112), interpolation=cv2.INTER_AREA)
+        sampled = transforms.sample(square, 112)
+        far, near = (
+            np.abs(pixels.astype(int) - ideal).mean() for pixels in (mean, sampled)
+        )
+        assert near < 1.15 * far
+        assert (side % 112 == 0) == np.array_equal(sampled, mean)
+
+
+def test_a_crop_can_shrink_by_the_exact_mean(photographs):
+    image = transforms.decode(photographs[0], 3)  # 427x640
+    place = (256, 224, 0.5, 0.5)  # a cut of 374 pixels, 27 down and 133 right
+    expected = cv2.resize(
+        image[27:401, 133:507], (224, 224), interpolation=cv2.INTER_AREA
+    )
+    exact = transforms.rescaled_crop(image, *place, exact_shrinking=True)
+    np.testing.assert_array_equal(exact, expected)
+    sampled = transforms.rescaled_crop(image, *place)
+    assert 0 < np.abs(sampled.astype(int) - expected).mean() < 2
+
+
 @pytest.mark.parametrize("short_side", [40, 47, 59])
 def test_the_crop_before_rescaling_has_the_scale_and_reaches_the_edges(short_side):
     image = np.zeros((60, 80, 3), np.uint8)
@@ -451,4 +486,5 @@ def test_crop_larger_than_the_image_is_refused():
 
 
 def test_flip_mirrors_left_to_right():
-    np.testing.assert_array_equal(transforms.flip(NOISE), np.fliplr(NOISE))
+    for image in (NOISE, NOISE[..., :1], NOISE[3:50, 5:60]):
+        np.testing.assert_array_equal(transforms.flip(image), np.fliplr(image))

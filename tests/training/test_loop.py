@@ -258,6 +258,47 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert (ends[0][1] == Plateau()) == (schedule != "plateau")
 
 
+def test_crops_cut_on_the_devices_train_to_the_same_bits(
+    tiny_config: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = tiny_config(rate=1e-3)
+    config.data.scale_max = 40
+    program = linear_program(config, make_mesh())
+    monkeypatch.setattr(loop, "build_program", lambda config, mesh: program)
+    assert train(config, tmp_path / "host") is None
+    with monkeypatch.context() as patch:
+        at_step_5(lambda: os.kill(os.getpid(), signal.SIGINT), patch)
+        assert train(config, tmp_path / "device") is signal.SIGINT
+    assert "kept the images on the devices" not in capsys.readouterr().out
+    config.data.on_device = True
+    assert train(config, tmp_path / "device") is None
+    assert "kept the images on the devices" in capsys.readouterr().out
+    ends, errors = [], []
+    for name in ("host", "device"):
+        rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        errors.append([row for row in rows if "validation_loss" in row])
+        metric = "validation_top1_error"
+        with Checkpoints(tmp_path / name, metric, read_only=True) as checkpoints:
+            latest = checkpoints.latest_step
+            assert latest is not None and latest > 10
+            ends.append(jax.device_get(checkpoints.restore(program.state, latest)))
+    assert errors[0] == errors[1] and len(errors[0]) == 2
+    chex.assert_trees_all_equal(*(state for state, _ in ends))
+
+
+def test_crops_with_boxes_are_not_cut_on_the_devices(
+    tiny_config: Any, tmp_path: Path
+) -> None:
+    trainer = Trainer(tiny_config(), tmp_path)
+    trainer.task = dataclasses.replace(trainer.task, with_boxes=True)
+    trainer.config.data.on_device = True
+    with pytest.raises(ValueError, match="on_device=True is not for training with box"):
+        trainer._keep_images()
+
+
 @pytest.fixture
 def linear_training(
     tiny_config: Any, monkeypatch: pytest.MonkeyPatch, one_device: None

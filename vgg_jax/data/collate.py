@@ -6,7 +6,7 @@ that of decoding a small image.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,8 +39,8 @@ class Decoder:
     channels: int
     max_pixels: int  # see `transforms.decode`
 
-    def __call__(self, index: int, short_side: int) -> Row:
-        """Decodes example `index`, which will be rescaled to `short_side`.
+    def __call__(self, index: int, short_side: int | None) -> Row:
+        """Decodes example `index`, which will be rescaled to `short_side` or not.
 
         Raises:
             ValueError: its label is not that of a class.
@@ -70,50 +70,101 @@ class Decoder:
         return Row(index, example["label"], image, box=box)
 
 
+class CropDraws(NamedTuple):
+    """What is drawn for the crops of some examples.
+
+    Args:
+        short_side: int64 [N], what the images are rescaled to.
+        place: [N, 2], the crops' places down and right, see `transforms.place_crop`.
+        is_mirrored: bool [N].
+    """
+
+    short_side: np.ndarray
+    place: np.ndarray
+    is_mirrored: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainDraws:
+    """Draws all that is random in a training batch.
+
+    Each number is a function of the seed and an example's position in the stream.
+
+    Args:
+        scale_min, scale_max: the ends of the short sides that are drawn.
+        flip: whether half of the crops are mirrored.
+        shift_axes: [channels, channels], see `color_shifts`; None for no shift.
+        seed: the seed of the run.
+        pad: pixels, see `window_offsets`; 0 for no offset.
+    """
+
+    scale_min: int
+    scale_max: int
+    flip: bool
+    shift_axes: np.ndarray | None
+    seed: int
+    pad: int = 0
+
+    def crops(self, position: int, count: int) -> CropDraws:
+        """Draws for the crops of the stream positions from `position` on."""
+        scale, down, right, mirror = uniforms(self.seed, position, count).T
+        scales = self.scale_max - self.scale_min + 1
+        return CropDraws(
+            self.scale_min + (scale * scales).astype(np.int64),
+            np.stack((down, right), axis=1),
+            (mirror < 0.5) & self.flip,
+        )
+
+    def changes(self, position: int, count: int) -> RawBatch:
+        """Draws what the device does to the crops: "offset" and "shift", if wanted."""
+        changes: RawBatch = {}
+        if self.pad:
+            changes["offset"] = window_offsets(self.seed, position, count, self.pad)
+        if self.shift_axes is not None:
+            changes["shift"] = color_shifts(self.seed, position, count, self.shift_axes)
+        return changes
+
+
 @dataclasses.dataclass
 class TrainCrops:
     """Makes batches of random crops of rescaled images, section 3.1."""
 
     decoder: Decoder
-    scale_min: int
-    scale_max: int
+    draws: TrainDraws
     crop: int
-    flip: bool
-    shift_axes: np.ndarray | None  # [channels, channels], see `color_shifts`
-    seed: int
-    pad: int = 0  # pixels, see `window_offsets`
+    exact_shrinking: bool = False  # see `transforms.rescaled_crop`
 
     def __call__(self, number: int, examples: np.ndarray) -> RawBatch:
         """Makes the batch of the stream positions from `number * len(examples)` on."""
         position, count = number * len(examples), len(examples)
-        draws = uniforms(self.seed, position, count).tolist()
+        crops = self.draws.crops(position, count)
         rows = [
-            self._crop(index, *draw)
-            for index, draw in zip(examples.tolist(), draws, strict=True)
+            self._crop(*draws)
+            for draws in zip(
+                examples.tolist(), *(array.tolist() for array in crops), strict=True
+            )
         ]
-        shape = (self.crop, self.crop, self.decoder.channels)
-        batch = stack(rows, count, shape)
-        if self.pad:
-            batch["offset"] = window_offsets(self.seed, position, count, self.pad)
+        batch = stack(rows, count, (self.crop, self.crop, self.decoder.channels))
+        batch |= self.draws.changes(position, count)
+        if "offset" in batch:
             # A box is (x, y, width, height), an offset (down, right).
             batch["box"][:, :2] -= batch["offset"][:, ::-1] / self.crop
-        if self.shift_axes is not None:
-            batch["shift"] = color_shifts(self.seed, position, count, self.shift_axes)
         return batch
 
     def _crop(
-        self, index: int, scale: float, down: float, right: float, mirror: float
+        self, index: int, short_side: int, place: list[float], is_mirrored: bool
     ) -> Row:
-        scales = self.scale_max - self.scale_min + 1
-        short_side = self.scale_min + int(scale * scales)
         row = self.decoder(index, short_side)
         if row.image is not None:
-            image, place = row.image, (short_side, self.crop, down, right)
-            row.image = transforms.rescaled_crop(image, *place)
+            shape, [down, right] = row.image.shape[:2], place
+            cut = (short_side, self.crop, down, right)
+            row.image = transforms.rescaled_crop(
+                row.image, *cut, exact_shrinking=self.exact_shrinking
+            )
             if row.box is not None:
-                window = transforms.rescaled_crop_window(image.shape[:2], *place)
+                window = transforms.rescaled_crop_window(shape, *cut)
                 row.box = boxes.relative_to(window, row.box)
-            if self.flip and mirror < 0.5:
+            if is_mirrored:
                 row.image = transforms.flip(row.image)
                 row.box = None if row.box is None else boxes.mirror(row.box)
         return row

@@ -25,6 +25,7 @@ from vgg_jax.data.collate import (
     RawBatch,
     Row,
     TrainCrops,
+    TrainDraws,
     WholeImages,
     stack_padded,
 )
@@ -60,7 +61,7 @@ def train_batches(
     with_boxes: bool = False,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Gives endless batches of random crops, section 3.1: this process's rows of each.
 
     A batch is {"image": uint8 [b, crop, crop, channels] with pixels 0-255, "label":
@@ -90,29 +91,45 @@ def train_batches(
         raise ValueError(f"seed must be in [0, 2**32), found {seed}")
     if start_step < 0:
         raise ValueError(f"start_step cannot be negative, found {start_step}")
-    shifts = config.color_shift > 0
     crops = TrainCrops(
         Decoder(source, channels, config.max_pixels),
-        scale_min=config.scale_min,
-        scale_max=config.scale_max,
-        crop=config.crop,
-        flip=config.flip,
+        train_draws(config, seed),
+        config.crop,
+        config.exact_shrinking,
+    )
+    order = train_order(len(source), seed, batch_size // process_count)
+    mine = order.map_with_index(crops)[process_index::process_count][start_step:]
+    keys = [*TRAIN_KEYS]
+    keys += ["shift"] * (config.color_shift > 0) + ["offset"] * (config.pad > 0)
+    keys += ["box"] * with_boxes
+    return report_corrupt(read_ahead(mine, config), config, keys=keys)
+
+
+def train_draws(config: DataConfig, seed: int) -> TrainDraws:
+    """Returns what draws for the crops that a configuration trains on.
+
+    Raises:
+        FileNotFoundError: the axes of the color shift are not computed yet.
+    """
+    shifts = config.color_shift > 0
+    return TrainDraws(
+        config.scale_min,
+        config.scale_max,
+        config.flip,
         shift_axes=config.color_shift * load_axes(config) if shifts else None,
         seed=seed,
         pad=config.pad,
     )
-    batches = (
-        grain.MapDataset.range(len(source))
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .batch(batch_size // process_count, drop_remainder=True)
-        .map_with_index(crops)
-    )
-    mine = batches[process_index::process_count][start_step:]
-    keys = [*TRAIN_KEYS]
-    keys += ["shift"] * shifts + ["offset"] * (config.pad > 0) + ["box"] * with_boxes
-    return _report_corrupt(_iterate(mine, config), config, keys=keys)
+
+
+def train_order(size: int, seed: int, rows: int) -> grain.MapDataset[np.ndarray]:
+    """Gives the numbers of the examples of each batch of `rows`, without end.
+
+    Every epoch of `size` examples has each once, in an order of its own. With several
+    processes the first has the first batch, the next the second, and so on in turn.
+    """
+    numbers = grain.MapDataset.range(size).seed(seed).shuffle().repeat()
+    return numbers.batch(rows, drop_remainder=True)
 
 
 def eval_batches(
@@ -164,7 +181,7 @@ def eval_batches(
     )
     mine = batches[process_index::process_count]
     keys = (*EVAL_KEYS, *(["box"] * with_boxes))
-    return _report_corrupt(_iterate(mine, config), config, keys=keys)
+    return report_corrupt(read_ahead(mine, config), config, keys=keys)
 
 
 def whole_image_batches(
@@ -212,10 +229,10 @@ def whole_image_batches(
     )
     # An image that could not be decoded counts as a square.
     batches = _by_bucket(
-        _iterate(chunks, config), bucket, rows, (scale, scale, channels)
+        read_ahead(chunks, config), bucket, rows, (scale, scale, channels)
     )
     keys = (*EVAL_KEYS, "size", *(["box"] * with_boxes))
-    return _report_corrupt(batches, config, keys=keys)
+    return report_corrupt(batches, config, keys=keys)
 
 
 def moment_batches(
@@ -230,7 +247,7 @@ def moment_batches(
     _validate_arguments(source, config, channels, 1, 0, 1)
     sums = Moments(Decoder(source, channels, config.max_pixels), config.scale_min)
     chunks = grain.MapDataset.source(numbers).batch(MOMENTS_CHUNK).map(sums)
-    return _report_corrupt(_iterate(chunks, config), config, keys=MOMENTS_KEYS)
+    return report_corrupt(read_ahead(chunks, config), config, keys=MOMENTS_KEYS)
 
 
 def _by_bucket(
@@ -267,7 +284,7 @@ def _by_bucket(
             yield stack_padded(images, count, (*padded, channels))
 
 
-def _iterate(dataset: grain.MapDataset[T], config: DataConfig) -> Generator[T]:
+def read_ahead(dataset: grain.MapDataset[T], config: DataConfig) -> Generator[T]:
     """Reads ahead in threads, or in worker processes with threads each."""
     options = grain.ReadOptions(
         num_threads=config.num_threads,
@@ -325,7 +342,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _report_corrupt(
+def report_corrupt(
     batches: Generator[RawBatch], config: DataConfig, keys: Sequence[str]
 ) -> Generator[Batch]:
     """Gives the `keys` of each batch; raises or logs what could not be decoded.

@@ -121,20 +121,39 @@ def rescaled_shape(shape: tuple[int, ...], short_side: int) -> tuple[int, int]:
 
 
 def rescaled_crop(
-    image: Image, short_side: int, size: int, down: float, right: float
+    image: Image,
+    short_side: int,
+    size: int,
+    down: float,
+    right: float,
+    *,
+    exact_shrinking: bool = False,
 ) -> Image:
     """Cuts a crop of what `rescale` gives, without rescaling what it leaves out.
 
     `down` and `right` are fractions of the places where it fits, see `place_crop`. An
     image that shrinks is cropped first, at whole pixels: the crop lies within half
-    a pixel of the other order's, and its scale is within half a pixel of its side.
+    a pixel of the other order's, and its scale is within half a pixel of its side. It
+    shrinks by `sample`, or with `exact_shrinking` as `rescale` shrinks.
 
     Raises:
         ValueError: `short_side` is smaller than the crop.
     """
     shape, side = _before_crop(image.shape[:2], short_side, size)
     [corner] = place_crop(down, right)(*_slack(shape, side))
-    return _resize(_crop(_resize(image, *shape), side, *corner), size, size)
+    crop = _crop(_resize(image, *shape), side, *corner)
+    return _resize(crop, size, size) if exact_shrinking else sample(crop, size)
+
+
+def sample(image: Image, size: int) -> Image:
+    """Shrinks a square by sampling: [side, side, C] -> [size, size, C].
+
+    A pixel is the mean of n x n evenly spaced points of the bilinear surface, where n
+    is side / size, rounded. Where that is a whole number it is what `rescale` gives;
+    elsewhere it takes a fifth to a half of the time.
+    """
+    points = max(1, round(len(image) / size)) * size
+    return _resize(_resize(image, points, points, cv2.INTER_LINEAR), size, size)
 
 
 def rescaled_crop_window(
@@ -216,7 +235,8 @@ def crop_windows(shape: tuple[int, ...], size: int, layout: CropLayout) -> np.nd
 
 def flip(image: Image) -> Image:
     """Mirrors an image left to right: [H, W, C] -> [H, W, C]."""
-    return image[:, ::-1]
+    # Not a view: to copy pixels in reverse takes numpy as long as to decode them.
+    return cv2.flip(image, 1).reshape(image.shape)
 
 
 def _reduction(jpeg_side: int, short_side: int) -> int:
@@ -227,10 +247,12 @@ def _reduction(jpeg_side: int, short_side: int) -> int:
     return 0
 
 
-def _resize(image: Image, height: int, width: int) -> Image:
+def _resize(image: Image, height: int, width: int, method: int | None = None) -> Image:
+    """Resizes by a method of OpenCV's; None takes those that `rescale` names."""
     if image.shape[:2] == (height, width):
         return image
-    method = cv2.INTER_AREA if height < image.shape[0] else cv2.INTER_LINEAR
+    if method is None:
+        method = cv2.INTER_AREA if height < image.shape[0] else cv2.INTER_LINEAR
     resized = cv2.resize(image, (width, height), interpolation=method)
     return resized.reshape(height, width, image.shape[2])
 

@@ -8,7 +8,6 @@ and the last layers are trained on these maps alone.
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +17,7 @@ from vgg_jax.config import Config
 from vgg_jax.data import transforms
 from vgg_jax.data.base import Source
 from vgg_jax.data.collate import uniforms
-from vgg_jax.data.pipeline import Batch
+from vgg_jax.data.pipeline import Batch, train_order
 from vgg_jax.distributed import make_mesh
 from vgg_jax.inference.forward import Extras, Network, mirror_images
 from vgg_jax.inference.passes import View, over_source
@@ -157,16 +156,10 @@ class KeptMaps:
         `vgg_jax.data.pipeline.train_batches` gives of the same arguments. A batch has
         the maps in "image", [b, h, w, C].
         """
-        batches = (
-            grain.MapDataset.range(len(self.labels))
-            .seed(seed)
-            .shuffle()
-            .repeat()
-            .batch(batch_size // process_count, drop_remainder=True)
-        )
+        order = train_order(len(self.labels), seed, batch_size // process_count)
         number = start_step * process_count + process_index
         while True:
-            examples = batches[number]
+            examples = order[number]
             draws = uniforms(seed, number * len(examples), len(examples))
             view = (draws[:, MIRROR] < 0.5).astype(int) * (self.maps.shape[1] - 1)
             yield {

@@ -16,6 +16,7 @@ from vgg_jax.config import Config, shared_settings
 from vgg_jax.data import transforms
 from vgg_jax.data.base import sample_digest
 from vgg_jax.data.color import load_axes
+from vgg_jax.data.on_device import DeviceSet, put_on_devices
 from vgg_jax.data.pipeline import train_batches
 from vgg_jax.data.sources import open_source, open_training
 from vgg_jax.data.zca import whitening_digest
@@ -139,6 +140,7 @@ class Trainer:
         )
         self.kept: KeptMaps | None = None
         self.kept_validation: KeptMaps | None = None
+        self.device_set: DeviceSet | None = None
         self.stall_detector = StallDetector(config, self.timetable.steps_per_epoch)
         self._claim_workdir()
 
@@ -152,8 +154,11 @@ class Trainer:
         ):
             state, plateau = self._start(checkpoints)
             step = int(state.step)
-            if self.program.first_row and not self._is_at_end(step, plateau):
-                self._keep_maps(state)
+            if not self._is_at_end(step, plateau):
+                if self.program.first_row:
+                    self._keep_maps(state)
+                else:
+                    self._keep_images()
             self._compile_together()
             return self._loop(state, plateau, checkpoints, interrupt, lock)
 
@@ -206,6 +211,8 @@ class Trainer:
                 rate = learning_rate_at(step, timetable, plateau, self.config.optimizer)
                 with trace.step(step):
                     batch = shard_batch(self.mesh, log.next_batch(batches))
+                    if self.device_set is not None:
+                        batch = self.device_set.cut(batch)
                     opt_state = set_learning_rate(state.opt_state, rate)
                     state = dataclasses.replace(state, opt_state=opt_state)
                     state, sums = self.program.train_step(
@@ -325,6 +332,20 @@ class Trainer:
             flush=True,
         )
 
+    def _keep_images(self) -> None:
+        """Puts the training images on the devices, if that is for them."""
+        data = self.config.data
+        if self.task.with_boxes:
+            if data.on_device:
+                raise ValueError("data.on_device=True is not for training with boxes")
+            return
+        self.device_set = put_on_devices(
+            self.training, data, self.mesh, channels=self.config.model.in_channels
+        )
+        if self.device_set is not None:
+            size = self.device_set.images.nbytes / 2**20
+            print(f"kept the images on the devices: {size:,.0f} MiB", flush=True)
+
     def _compiler_options(self) -> dict[str, bool | str]:
         """Returns what the compiler is told about the training step."""
         is_wanted = self.config.onednn
@@ -405,25 +426,27 @@ class Trainer:
         return summarize_validation(sums, step)
 
     def _batches(self, step: int) -> Any:
-        """Gives the training batches that follow the first `step`, without end."""
+        """Gives the training batches that follow the first `step`, without end.
+
+        Where the images are on the devices, these are what is drawn for the batches.
+        """
+        place: dict[str, Any] = {
+            "batch_size": self.config.batch_size,
+            "seed": self.config.seed,
+            "start_step": step,
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+        }
         if self.kept is not None:
-            return self.kept.train_batches(
-                batch_size=self.config.batch_size,
-                seed=self.config.seed,
-                start_step=step,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            )
+            return self.kept.train_batches(**place)
+        if self.device_set is not None:
+            return self.device_set.train_draws(**place)
         return train_batches(
             self.training,
             self.config.data,
             channels=self.config.model.in_channels,
-            batch_size=self.config.batch_size,
-            seed=self.config.seed,
-            start_step=step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
             with_boxes=self.task.with_boxes,
+            **place,
         )
 
     def _conclude(

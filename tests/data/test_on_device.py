@@ -1,0 +1,158 @@
+"""Training sets on the devices, whose crops are the host's to the bit."""
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from vgg_jax.config import DataConfig
+from vgg_jax.data import on_device
+from vgg_jax.data.base import CorruptImage
+from vgg_jax.data.on_device import NotForDevices, put_on_devices
+from vgg_jax.data.pipeline import Batch, train_batches
+from vgg_jax.distributed import batch_sharding, make_mesh, shard_batch
+
+CONFIG = DataConfig(
+    dataset="folder",
+    crop=16,
+    scale_min=16,
+    scale_max=16,
+    on_device=True,
+    num_threads=1,
+)
+RESIZED = dataclasses.replace(CONFIG, scale_min=17, scale_max=24, pad=3)
+
+
+class Noise:
+    """PNG pictures of noise, of the shapes that are given."""
+
+    class_names = ("even", "odd")
+
+    def __init__(self, *shapes: tuple[int, int], torn: int | None = None):
+        self._shapes = shapes
+        self._torn = torn
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __getitem__(self, index: int) -> Any:
+        rng = np.random.default_rng(index)
+        image = rng.integers(0, 256, (*self._shapes[index], 3), np.uint8)
+        png = cv2.imencode(".png", image)[1].tobytes()
+        if index == self._torn:
+            png = png[:-30]
+        return {"image": png, "label": index % 2, "name": f"picture {index}"}
+
+
+def pairs(
+    source: Noise, config: DataConfig, count: int, channels: int = 3, **place: int
+) -> Iterator[tuple[dict[str, jax.Array], Batch]]:
+    """The batches that are cut on the eight devices, and those of the host."""
+    device_set = put_on_devices(source, config, make_mesh(), channels=channels)
+    assert device_set is not None
+    draws = device_set.train_draws(**place)
+    host = train_batches(source, config, channels=channels, **place)
+    with contextlib.closing(draws), contextlib.closing(host):
+        for rows, batch in itertools.islice(zip(draws, host, strict=True), count):
+            yield device_set.cut(shard_batch(device_set.mesh, rows)), batch
+
+
+@pytest.mark.parametrize("config", [CONFIG, RESIZED])
+@pytest.mark.parametrize("shape", [(16, 16), (13, 15), (16, 11)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_batches_are_the_hosts_to_the_bit(
+    config: DataConfig, shape: tuple[int, int], channels: int
+) -> None:
+    source = Noise(*[shape] * 21)
+    if channels == 1:
+        config = dataclasses.replace(config, mean=(0.0,), std=(1.0,))
+    else:
+        config = dataclasses.replace(config, color_shift=0.1)
+    sharding = batch_sharding(make_mesh())
+    place = {"channels": channels, "batch_size": 16, "seed": 5, "start_step": 2}
+    for batch, expected in pairs(source, config, 6, **place):
+        assert batch.keys() == expected.keys()
+        for name, rows in batch.items():
+            assert rows.dtype == expected[name].dtype
+            assert rows.sharding.is_equivalent_to(sharding, rows.ndim)
+            np.testing.assert_array_equal(rows, expected[name])
+    assert len(np.unique(batch["image"])) > 100
+
+
+def test_rows_of_all_processes_are_the_global_batch() -> None:
+    source = Noise(*[(16, 16)] * 21)
+    device_set = put_on_devices(source, RESIZED, make_mesh(), channels=3)
+    place = {"batch_size": 16, "seed": 5, "start_step": 2}
+    whole = device_set.train_draws(**place)
+    parts = [
+        device_set.train_draws(**place, process_index=i, process_count=2)
+        for i in range(2)
+    ]
+    for rows in itertools.islice(whole, 4):
+        halves = [next(part) for part in parts]
+        for name, values in rows.items():
+            joined = np.concatenate([half[name] for half in halves])
+            np.testing.assert_array_equal(joined, values)
+
+
+def test_a_damaged_image_weighs_nothing_or_is_an_error() -> None:
+    source = Noise(*[(16, 16)] * 9, torn=0)
+    with pytest.raises(CorruptImage, match=r"picture 0.*on_corrupt_image"):
+        put_on_devices(source, RESIZED, make_mesh(), channels=3)
+    config = dataclasses.replace(RESIZED, on_corrupt_image="skip")
+    left_out = 0
+    place = {"batch_size": 8, "seed": 5, "start_step": 0}
+    for batch, expected in pairs(source, config, 9, **place):  # 8 epochs
+        for name in expected:
+            np.testing.assert_array_equal(batch[name], expected[name])
+        left_out += (batch["weight"] == 0).sum()
+    assert left_out == 8
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (Noise(*[(16, 16)] * 300, (17, 16)), r"one shape: found \(16, 16\) and \(17"),
+        (Noise(*[(18, 20)] * 9), "at most scale_min=17, got 18"),
+        (Noise((16, 16), torn=0), "none that can be decoded"),
+    ],
+)
+def test_other_sets_are_refused_or_stay_on_the_host(
+    source: Noise, message: str
+) -> None:
+    with pytest.raises(NotForDevices, match=message):
+        put_on_devices(source, RESIZED, make_mesh(), channels=3)
+    unasked = dataclasses.replace(RESIZED, on_device=None)
+    assert put_on_devices(source, unasked, accelerators(), channels=3) is None
+
+
+def accelerators() -> Mesh:
+    """Stands for a mesh of GPUs, of which nothing else is asked."""
+    device = SimpleNamespace(platform="gpu")
+    return SimpleNamespace(devices=np.array([device]))  # type: ignore[return-value]
+
+
+def test_unasked_small_sets_alone_go_to_accelerators(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = Noise(*[(16, 16)] * 9)
+    unasked = dataclasses.replace(CONFIG, on_device=None)
+    assert put_on_devices(source, unasked, make_mesh(), channels=3) is None
+    off = dataclasses.replace(CONFIG, on_device=False)
+    assert put_on_devices(source, off, accelerators(), channels=3) is None
+    size = 9 * 16 * 16 * 3
+    monkeypatch.setattr(on_device, "LARGEST", size - 1)
+    assert put_on_devices(source, unasked, accelerators(), channels=3) is None
+    asked = put_on_devices(source, CONFIG, make_mesh(), channels=3)
+    monkeypatch.setattr(on_device, "LARGEST", size)
+    monkeypatch.setattr(on_device, "replicated", lambda mesh: asked.images.sharding)
+    unasked_set = put_on_devices(source, unasked, accelerators(), channels=3)
+    assert unasked_set.images.nbytes == size

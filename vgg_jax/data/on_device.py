@@ -1,0 +1,237 @@
+"""This module keeps a small training set on the devices and cuts its crops there.
+
+The host draws what `vgg_jax.data.pipeline.train_batches` would draw and sends these few
+numbers in the place of pixels; the crops are the same to the bit. Images that training
+enlarges are on the devices at each of its scales, as the host rescales them.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from vgg_jax.config import DataConfig
+from vgg_jax.data import transforms
+from vgg_jax.data.base import Source
+from vgg_jax.data.collate import Decoder, RawBatch, stack
+from vgg_jax.data.pipeline import (
+    Batch,
+    read_ahead,
+    report_corrupt,
+    train_draws,
+    train_order,
+)
+from vgg_jax.distributed import batch_sharding, replicated
+
+LARGEST = 2**30  # bytes on each device, of a set that goes there unasked
+# An image's bytes are padded to a multiple of this. The lanes of a TPU are so many; of
+# other lengths all images would be copied before each batch.
+TILE = 128
+CHUNK = 256  # images that a thread decodes one after another
+
+
+class NotForDevices(ValueError):
+    """A training set whose crops cannot be cut on the devices."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeviceSet:
+    """The images of a source on the devices of a mesh, and its labels on the host.
+
+    Args:
+        images: uint8 [scales * N, H * W * channels + padding]: all images at the
+            smallest scale, then at the next; a smaller one lies in the upper left
+            corner of H x W.
+        shape: (H, W, channels) of the largest scale.
+        sides: int [scales, 2], the images' height and width at each scale.
+        labels: int32 [N].
+        weights: float32 [N], 0 for an image that could not be decoded.
+        config: the settings of the crops.
+        mesh: the devices.
+    """
+
+    images: jax.Array
+    shape: tuple[int, int, int]
+    sides: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+    config: DataConfig
+    mesh: Mesh
+
+    def train_draws(
+        self,
+        *,
+        batch_size: int,
+        seed: int,
+        start_step: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> Generator[Batch]:
+        """Gives the draws of endless batches, for `cut`: this process's rows of each.
+
+        They are those of `vgg_jax.data.pipeline.train_batches` of the same arguments.
+        """
+        draws = train_draws(self.config, seed)
+
+        def draw(number: int, examples: np.ndarray) -> Batch:
+            rows = len(examples)
+            crops = draws.crops(number * rows, rows)
+            scale = crops.short_side - self.config.scale_min
+            places = self.sides[scale] - self.config.crop + 1
+            return {
+                "label": self.labels[examples],
+                "weight": self.weights[examples],
+                "row": (scale * len(self.labels) + examples).astype(np.int32),
+                "corner": (crops.place * places).astype(np.int32),
+                "is_mirrored": crops.is_mirrored,
+                **draws.changes(number * rows, rows),
+            }
+
+        order = train_order(len(self.labels), seed, batch_size // process_count)
+        mine = order.map_with_index(draw)[process_index::process_count][start_step:]
+        # More than one thread would be slower: they draw in Python, one at a time.
+        options = dataclasses.replace(self.config, num_workers=0, num_threads=1)
+        return read_ahead(mine, options)
+
+    def cut(self, draws: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Makes the batch of `train_batches` from its draws, which lie on the mesh."""
+        draws = dict(draws)
+        names = ("row", "corner", "is_mirrored")
+        crops = _cut(
+            self.images,
+            *(draws.pop(name) for name in names),
+            shape=self.shape,
+            crop=self.config.crop,
+            sharding=batch_sharding(self.mesh),
+        )
+        return {"image": crops, **draws}
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "crop", "sharding"))
+def _cut(
+    images: jax.Array,
+    row: jax.Array,
+    corner: jax.Array,
+    is_mirrored: jax.Array,
+    *,
+    shape: tuple[int, int, int],
+    crop: int,
+    sharding: jax.sharding.Sharding,
+) -> jax.Array:
+    """Cuts crops and mirrors some of them: -> uint8 [N, crop, crop, channels]."""
+
+    def window(image: jax.Array, corner: jax.Array) -> jax.Array:
+        start = (corner[0], corner[1], 0)
+        return jax.lax.dynamic_slice(image, start, (crop, crop, shape[2]))
+
+    chosen = images[row][:, : math.prod(shape)].reshape(-1, *shape)
+    crops = jax.vmap(window)(chosen, corner)
+    crops = jnp.where(is_mirrored[:, None, None, None], crops[:, :, ::-1], crops)
+    return jax.lax.with_sharding_constraint(crops, sharding)
+
+
+def put_on_devices(
+    source: Source, config: DataConfig, mesh: Mesh, *, channels: int
+) -> DeviceSet | None:
+    """Puts a training set on all devices of a mesh, if `config.on_device` wants it.
+
+    Returns:
+        The set; None where it stays on the host.
+
+    Raises:
+        NotForDevices: `config.on_device` is True, and the images differ in shape, or
+            are to shrink.
+        CorruptImage: unless `config.on_corrupt_image` is "skip".
+    """
+    is_cpu = mesh.devices.flat[0].platform == "cpu"
+    if config.on_device is False or (config.on_device is None and is_cpu):
+        return None
+    try:
+        return _put(source, config, mesh, channels)
+    except NotForDevices:
+        if config.on_device:
+            raise
+        return None
+
+
+def _put(source: Source, config: DataConfig, mesh: Mesh, channels: int) -> DeviceSet:
+    """Puts a training set on the devices.
+
+    Raises:
+        NotForDevices: see `put_on_devices`; or it is large, and nobody asked for it.
+    """
+    decoder = Decoder(source, channels, config.max_pixels)
+    shape = _first_shape(decoder)
+    scales = range(config.scale_min, config.scale_max + 1)
+    if min(shape) > scales[0]:
+        raise NotForDevices(
+            "on_device=True is for images that training does not shrink: expected a "
+            f"short side of at most scale_min={scales[0]}, got {min(shape)}; set it to "
+            "None"
+        )
+    sides = [transforms.rescaled_shape(shape, scale) for scale in scales]
+    whole = (*sides[-1], channels)
+    length = -(-math.prod(whole) // TILE) * TILE
+    size = len(scales) * len(source) * length
+    if size > LARGEST and config.on_device is None:
+        raise NotForDevices(f"expected at most {LARGEST:,} bytes, got {size:,}")
+    rows = np.zeros((len(scales), len(source), length), np.uint8)
+    images = rows[..., : math.prod(whole)].reshape(*rows.shape[:2], *whole)
+
+    def fill(start: int) -> RawBatch:
+        """Decodes a chunk of examples into `images`, and gives its labels."""
+        numbers = range(start, min(start + CHUNK, len(source)))
+        decoded = [decoder(index, None) for index in numbers]
+        for row in decoded:
+            if row.image is None:
+                continue
+            if row.image.shape[:2] != shape:
+                raise NotForDevices(
+                    f"on_device=True is for images of one shape: found {shape} and "
+                    f"{row.image.shape[:2]}; set it to None"
+                )
+            for scaled, scale in zip(images, scales, strict=True):
+                image = transforms.rescale(row.image, scale)
+                scaled[row.index, : image.shape[0], : image.shape[1]] = image
+        return stack(decoded, len(decoded), (*shape, channels))
+
+    def chunks() -> Generator[RawBatch]:
+        with ThreadPoolExecutor(max(1, config.num_threads)) as threads:
+            yield from threads.map(fill, range(0, len(source), CHUNK))
+
+    labels_and_weights = report_corrupt(chunks(), config, ("label", "weight"))
+    labels, weights = map(
+        np.concatenate,
+        zip(*(batch.values() for batch in labels_and_weights), strict=True),
+    )
+    return DeviceSet(
+        # Every host has read all images, and puts them on its own devices.
+        images=jax.make_array_from_process_local_data(
+            replicated(mesh), rows.reshape(-1, length)
+        ),
+        shape=whole,
+        sides=np.array(sides),
+        labels=labels,
+        weights=weights,
+        config=config,
+        mesh=mesh,
+    )
+
+
+def _first_shape(decoder: Decoder) -> tuple[int, int]:
+    """Returns the height and width of the first image that can be decoded.
+
+    Raises:
+        NotForDevices: none can.
+    """
+    for index in range(len(decoder.source)):
+        image = decoder(index, None).image
+        if image is not None:
+            return image.shape[0], image.shape[1]
+    raise NotForDevices("expected images, found none that can be decoded")
