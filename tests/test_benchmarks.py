@@ -329,7 +329,7 @@ def test_ways_to_learn_other_classes(
     narrow = dataclasses.replace(
         config.model, name=small_vgg, batch_norm=True, width=1 / 64
     )
-    one = gpu.make_mesh(jax.devices()[:1])
+    one = make_mesh(jax.devices()[:1])
     for module in (transfer, transfer_classes, passes):
         monkeypatch.setattr(module, "make_mesh", lambda *_: one)
     monkeypatch.setattr(
