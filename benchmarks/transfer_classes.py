@@ -90,7 +90,9 @@ def settings(steps: int, examples: int, seed: int, **optimizer: Any) -> Config:
         model=dataclasses.replace(config.model, num_classes=CLASSES),
         data=dataclasses.replace(config.data, validation_fraction=0.0),
         optimizer=dataclasses.replace(
-            config.optimizer, schedule="cosine", warmup_epochs=0, **optimizer
+            config.optimizer,
+            **{"learning_rate": 0.05, "schedule": "cosine", "warmup_epochs": 0}
+            | optimizer,
         ),
         batch_size=BATCH,
         num_epochs=steps * BATCH / examples,

@@ -42,6 +42,9 @@ def command(script: str, pictures: Path, workdir: Path, *more: str) -> list[str]
         *(sys.executable, script),
         *("--config", "configs/fashion_mnist_vgg.py", "--workdir", str(workdir)),
         "--config.data.dataset=folder",
+        "--config.data.on_device=",
+        "--config.optimizer.schedule=plateau",
+        "--config.optimizer.warmup_epochs=0",
         f"--config.data.data_dir={pictures}",
         "--config.data.validation_fraction=0.25",
         "--config.model.name=vgg11_bn",
@@ -50,6 +53,7 @@ def command(script: str, pictures: Path, workdir: Path, *more: str) -> list[str]
         "--config.evaluation.batch_size=16",
         "--config.batch_size=8",
         "--config.num_epochs=2",  # 15 steps
+        "--config.optimizer.learning_rate=0.05",
         "--config.validate_every_epochs=1",
         "--config.checkpoint_every_steps=5",
         "--config.log_every_steps=1",
