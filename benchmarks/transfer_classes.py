@@ -85,14 +85,13 @@ def with_labels(source: Source) -> tuple[Source, np.ndarray]:
 def settings(steps: int, examples: int, seed: int, **optimizer: Any) -> Config:
     """Returns the configuration of a training of so many steps."""
     config = get_config()
+    config.optimizer.learning_rate = 0.05
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, num_classes=CLASSES),
         data=dataclasses.replace(config.data, validation_fraction=0.0),
         optimizer=dataclasses.replace(
-            config.optimizer,
-            **{"learning_rate": 0.05, "schedule": "cosine", "warmup_epochs": 0}
-            | optimizer,
+            config.optimizer, schedule="cosine", warmup_epochs=0, **optimizer
         ),
         batch_size=BATCH,
         num_epochs=steps * BATCH / examples,
