@@ -47,7 +47,6 @@ def command(pictures: Path, workdir: Path, workers: int) -> list[str]:
         *(sys.executable, "train.py", "--config", "configs/fashion_mnist_vgg.py"),
         f"--workdir={workdir}",
         "--config.data.dataset=folder",
-        "--config.data.on_device=",
         f"--config.data.data_dir={pictures}",
         "--config.data.validation_fraction=0.25",
         f"--config.data.num_workers={workers}",

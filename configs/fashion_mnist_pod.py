@@ -32,6 +32,7 @@ def get_config() -> Config:
         warmup_epochs=2,
         metric="top1_error",
     )
+    config.num_epochs = 14
     config.validate_every_epochs = 1
     config.log_every_steps = 10
     return config

@@ -36,7 +36,6 @@ def get_config() -> Config:
             mean=(72.94,),
             std=(90.02,),
             validation_fraction=1 / 12,  # 5,000 images
-            on_device=True,  # on CPU, too: the host has fewer pixels to move
         ),
         optimizer=OptimizerConfig(
             learning_rate=0.1,

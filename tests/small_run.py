@@ -49,6 +49,8 @@ FLAGS = (
     "--config.model.name=vgg11",
     "--config.model.width=0.05",
     "--config.model.dropout=0.5",
+    # A run without end would else be a long one, and its reference not.
+    "--config.onednn=false",
     "--config.data.on_device=false",
     "--config.optimizer.schedule=plateau",
     "--config.optimizer.warmup_epochs=0",

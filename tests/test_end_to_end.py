@@ -42,7 +42,6 @@ def command(script: str, pictures: Path, workdir: Path, *more: str) -> list[str]
         *(sys.executable, script),
         *("--config", "configs/fashion_mnist_vgg.py", "--workdir", str(workdir)),
         "--config.data.dataset=folder",
-        "--config.data.on_device=",
         "--config.optimizer.schedule=plateau",
         "--config.optimizer.warmup_epochs=0",
         f"--config.data.data_dir={pictures}",

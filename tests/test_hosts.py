@@ -50,7 +50,6 @@ def command(
         *(sys.executable, script, "--config", "configs/fashion_mnist_vgg.py"),
         f"--workdir={workdir}",
         "--config.data.dataset=folder",
-        "--config.data.on_device=",
         "--config.optimizer.schedule=plateau",
         "--config.optimizer.warmup_epochs=0",
         f"--config.data.data_dir={pictures}",
@@ -238,7 +237,8 @@ def test_a_program_that_joins_ends_as_any_other(tmp_path: Path) -> None:
 def test_two_hosts_train_as_one(pictures: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     alone = start(1, command("train.py", pictures, one))
-    both = start(2, command("train.py", pictures, two, "--config.shard_fc=true"))
+    more = ("--config.shard_fc=true", "--config.data.on_device=true")
+    both = start(2, command("train.py", pictures, two, *more))
     finish(alone)
     first, second = finish(both)
     assert "host 0 of 2" in first and "finished at step" in first

@@ -48,7 +48,6 @@ def command(workdir: Path | epath.Path) -> list[str]:
         "--config.model.name=vgg11",
         "--config.model.width=0.05",
         "--config.model.dropout=0.5",
-        "--config.data.on_device=false",
         "--config.optimizer.learning_rate=0.05",
         "--config.optimizer.schedule=plateau",
         "--config.optimizer.warmup_epochs=0",

@@ -326,7 +326,8 @@ class DataConfig(Section):
     on_device: bool | None = setting(
         None,
         "training images stay on the devices, and crops are cut there: for images of "
-        "one shape, no larger than scale_min; None does it up to 1 GiB, but not on CPU",
+        "one shape whose short side is at most scale_min; None does it up to 1 GiB, on "
+        "CPU for runs of 64,000 images and more",
         resumable=True,
     )
     on_corrupt_image: str = setting(
@@ -575,8 +576,8 @@ class Config(Section):
     onednn: bool | None = setting(
         None,
         "oneDNN computes the convolutions of training on CPU, where jaxlib has it: "
-        "faster steps, but each start compiles them again; None does so for 500 steps "
-        "and more",
+        "faster steps, but each start compiles them again; None does so for runs of "
+        "64,000 images and more",
         resumable=True,
     )
     num_epochs: float = setting(
@@ -613,6 +614,13 @@ class Config(Section):
                 f"{self.num_epochs:g}, got {self.optimizer.warmup_epochs:g}"
             )
         data, scale = self.data, self.evaluation.center_scale
+        if data.on_device and (
+            self.localization is not None or self.optimizer.keep_maps
+        ):
+            yield (
+                "data.on_device=True is for crops of images alone, not for training "
+                "with boxes or with optimizer.keep_maps; set it to False"
+            )
         if self.optimizer.keep_maps and (
             (data.scale_min, data.scale_max) != (scale, scale)
             or data.color_shift

@@ -134,6 +134,13 @@ def test_other_sets_are_refused_or_stay_on_the_host(
     assert put_on_devices(source, unasked, accelerators(), channels=3) is None
 
 
+def test_a_set_that_no_memory_holds_is_refused_with_its_size() -> None:
+    source = Noise(*[(16, 16)] * 9)
+    config = dataclasses.replace(CONFIG, scale_min=256, scale_max=8000)
+    with pytest.raises(NotForDevices, match=r"9 images at 7745 scales take 12.* GiB"):
+        put_on_devices(source, config, make_mesh(), channels=3)
+
+
 def accelerators() -> Mesh:
     """Stands for a mesh of GPUs, of which nothing else is asked."""
     device = SimpleNamespace(platform="gpu")
@@ -146,8 +153,10 @@ def test_unasked_small_sets_alone_go_to_accelerators(
     source = Noise(*[(16, 16)] * 9)
     unasked = dataclasses.replace(CONFIG, on_device=None)
     assert put_on_devices(source, unasked, make_mesh(), channels=3) is None
+    assert put_on_devices(source, unasked, make_mesh(), channels=3, on_cpu=True)
     off = dataclasses.replace(CONFIG, on_device=False)
     assert put_on_devices(source, off, accelerators(), channels=3) is None
+    assert put_on_devices(source, off, make_mesh(), channels=3, on_cpu=True) is None
     size = 9 * 16 * 16 * 3
     monkeypatch.setattr(on_device, "LARGEST", size - 1)
     assert put_on_devices(source, unasked, accelerators(), channels=3) is None

@@ -109,7 +109,6 @@ class Laboratory:
         return [
             *("--config", "configs/fashion_mnist_vgg.py", f"--workdir={workdir}"),
             "--config.data.dataset=folder",
-            "--config.data.on_device=",
             "--config.optimizer.schedule=plateau",
             "--config.optimizer.warmup_epochs=0",
             f"--config.data.data_dir={self.pictures}",

@@ -137,20 +137,36 @@ def _cut(
 
 
 def put_on_devices(
-    source: Source, config: DataConfig, mesh: Mesh, *, channels: int
+    source: Source,
+    config: DataConfig,
+    mesh: Mesh,
+    *,
+    channels: int,
+    on_cpu: bool = False,
 ) -> DeviceSet | None:
     """Puts a training set on all devices of a mesh, if `config.on_device` wants it.
+
+    Args:
+        source: the training images.
+        config: the settings of the crops.
+        mesh: the devices.
+        channels: the number of channels of the network's images.
+        on_cpu: whether an `on_device` of None wants it on CPU, too, where decoding the
+            set first pays in long runs only.
 
     Returns:
         The set; None where it stays on the host.
 
     Raises:
-        NotForDevices: `config.on_device` is True, and the images differ in shape, or
-            are to shrink.
+        NotForDevices: `config.on_device` is True, and the images differ in shape, are
+            to shrink, or do not fit into the memory.
         CorruptImage: unless `config.on_corrupt_image` is "skip".
     """
     is_cpu = mesh.devices.flat[0].platform == "cpu"
-    if config.on_device is False or (config.on_device is None and is_cpu):
+    is_wanted = config.on_device
+    if is_wanted is None:
+        is_wanted = on_cpu or not is_cpu
+    if not is_wanted:
         return None
     try:
         return _put(source, config, mesh, channels)
@@ -171,9 +187,9 @@ def _put(source: Source, config: DataConfig, mesh: Mesh, channels: int) -> Devic
     scales = range(config.scale_min, config.scale_max + 1)
     if min(shape) > scales[0]:
         raise NotForDevices(
-            "on_device=True is for images that training does not shrink: expected a "
-            f"short side of at most scale_min={scales[0]}, got {min(shape)}; set it to "
-            "None"
+            "data.on_device=True is for images that training does not shrink: expected "
+            f"a short side of at most scale_min={scales[0]}, got {min(shape)}; use "
+            "--config.data.on_device=false"
         )
     sides = [transforms.rescaled_shape(shape, scale) for scale in scales]
     whole = (*sides[-1], channels)
@@ -181,7 +197,14 @@ def _put(source: Source, config: DataConfig, mesh: Mesh, channels: int) -> Devic
     size = len(scales) * len(source) * length
     if size > LARGEST and config.on_device is None:
         raise NotForDevices(f"expected at most {LARGEST:,} bytes, got {size:,}")
-    rows = np.zeros((len(scales), len(source), length), np.uint8)
+    try:
+        rows = np.zeros((len(scales), len(source), length), np.uint8)
+    except MemoryError as error:
+        raise NotForDevices(
+            f"data.on_device=True: {len(source):,} images at {len(scales)} scales take "
+            f"{size / 2**30:,.1f} GiB, which this machine has not; use "
+            "--config.data.on_device=false, or fewer scales"
+        ) from error
     images = rows[..., : math.prod(whole)].reshape(*rows.shape[:2], *whole)
 
     def fill(start: int) -> RawBatch:
@@ -193,8 +216,9 @@ def _put(source: Source, config: DataConfig, mesh: Mesh, channels: int) -> Devic
                 continue
             if row.image.shape[:2] != shape:
                 raise NotForDevices(
-                    f"on_device=True is for images of one shape: found {shape} and "
-                    f"{row.image.shape[:2]}; set it to None"
+                    "data.on_device=True is for images of one shape: found "
+                    f"{shape} and {row.image.shape[:2]}; use "
+                    "--config.data.on_device=false"
                 )
             for scaled, scale in zip(images, scales, strict=True):
                 image = transforms.rescale(row.image, scale)

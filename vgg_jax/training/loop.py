@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import platform
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -65,7 +66,8 @@ from vgg_jax.training.workdir.facts import (
 from vgg_jax.training.workdir.lock import WorkdirLock
 from vgg_jax.weights.published import file_digest
 
-LONG_RUN = 500  # steps, in which faster ones make good that each start compiles them
+# Images to train on, from which on what costs seconds at each start on CPU makes good.
+LONG_RUN = 64_000
 
 
 def train(
@@ -132,9 +134,9 @@ class Trainer:
         self.task = task_for(config)
         self.metric = f"validation_{config.optimizer.metric}"
         self.timetable = Timetable.for_config(config, len(self.training))
-        options = self._compiler_options()
-        if options:
-            self.program = self.program.with_options(options)
+        images = self.timetable.total_steps * config.batch_size
+        self.is_long = images >= LONG_RUN
+        self._choose_compiler()
         self._init_key, self._dropout_key = jax.random.split(
             jax.random.key(config.seed)
         )
@@ -174,9 +176,7 @@ class Trainer:
         timetable = self.timetable
         start = int(state.step)
         with (
-            naming_settings(
-                "a training step", training_advice(self.settled, self.mesh.size)
-            ),
+            naming_settings("a training step", self._advice()),
             RunLog(self.workdir, timetable, self.task.errors, start) as log,
             contextlib.closing(self._batches(start)) as batches,
             self.trace as trace,
@@ -302,7 +302,7 @@ class Trainer:
             + f" to {self.timetable.total_steps:,}; computes in "
             f"{self.settled.model.dtype}"
             + (", fc6 to fc8 shared out" if self.settled.shard_fc else "")
-            + (", convolutions by oneDNN" if self._compiler_options() else ""),
+            + (", convolutions by oneDNN" if self.by_onednn else ""),
             flush=True,
         )
         if not self._is_at_end(step, plateau):
@@ -334,26 +334,41 @@ class Trainer:
 
     def _keep_images(self) -> None:
         """Puts the training images on the devices, if that is for them."""
-        data = self.config.data
         if self.task.with_boxes:
-            if data.on_device:
-                raise ValueError("data.on_device=True is not for training with boxes")
             return
-        self.device_set = put_on_devices(
-            self.training, data, self.mesh, channels=self.config.model.in_channels
-        )
+        with naming_settings("the training set", ["data.on_device=False"]):
+            self.device_set = put_on_devices(
+                self.training,
+                self.config.data,
+                self.mesh,
+                channels=self.config.model.in_channels,
+                on_cpu=self.is_long,
+            )
         if self.device_set is not None:
             size = self.device_set.images.nbytes / 2**20
             print(f"kept the images on the devices: {size:,.0f} MiB", flush=True)
 
-    def _compiler_options(self) -> dict[str, bool | str]:
-        """Returns what the compiler is told about the training step."""
-        is_wanted = self.config.onednn
-        if is_wanted is None:
-            is_wanted = self.timetable.total_steps >= LONG_RUN
-        if not is_wanted or platform_of(self.mesh) != "cpu":
-            return {}
-        return onednn_options(str(self.settled.model.dtype))
+    def _advice(self) -> Iterator[str]:
+        """Yields settings with which the step needs less memory, the mildest first."""
+        if self.device_set is not None:
+            yield "data.on_device=False"
+        yield from training_advice(self.settled, self.mesh.size)
+
+    def _choose_compiler(self) -> None:
+        """Has oneDNN compute the step's convolutions where that is wanted and there."""
+        device, dtype = platform_of(self.mesh), str(self.settled.model.dtype)
+        options = onednn_options(dtype) if device == "cpu" else {}
+        if self.config.onednn is None:  # kept, so that a run that grows stays as it was
+            is_wanted = self.is_long and bool(options)
+            self.config = dataclasses.replace(self.config, onednn=is_wanted)
+        if self.config.onednn and options:
+            self.program = self.program.with_options(options)
+        elif self.config.onednn:
+            warn(
+                f"onednn=True: this jaxlib has none for {dtype} on {device} "
+                f"({platform.machine()}); XLA's own convolutions are used"
+            )
+        self.by_onednn = bool(self.config.onednn and options)
 
     def _compile_together(self) -> None:
         """Has all of several hosts compile the step before one of them runs it.

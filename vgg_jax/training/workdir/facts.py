@@ -80,8 +80,9 @@ def with_stored_choices(config: Config, stored: Config) -> Config:
     """Gives what a configuration leaves to others the values that a stored run has.
 
     A `model.num_classes` of None was left to the data, a `model.dtype` of None to the
-    devices, and with the same `init_from` a `data.mean` and `data.std` at their
-    defaults to the weights that it names.
+    devices, an `onednn` of None to the length of the run, and with the same
+    `init_from` a `data.mean` and `data.std` at their defaults to the weights that it
+    names.
     """
     model, data = config.model, config.data
     if model.num_classes is None:
@@ -94,7 +95,8 @@ def with_stored_choices(config: Config, stored: Config) -> Config:
         and is_default(data, "std")
     ):
         data = dataclasses.replace(data, mean=stored.data.mean, std=stored.data.std)
-    return dataclasses.replace(config, model=model, data=data)
+    onednn = stored.onednn if config.onednn is None else config.onednn
+    return dataclasses.replace(config, model=model, data=data, onednn=onednn)
 
 
 def claim(workdir: Path, config: Config) -> None:
