@@ -25,7 +25,7 @@ FILES = pathlib.Path(__file__).with_name("files")
 SMALL: dict[str, bytes] = {
     path.name: path.read_bytes()
     for path in sorted(FILES.iterdir())
-    if path.suffix not in (".py", ".json")
+    if path.is_file() and path.suffix not in (".py", ".json")
 } | {f"tree{protocol}.pkl": pickle.dumps(TREE, protocol) for protocol in (2, 3, 4, 5)}
 
 MEMORY = 50 * 2**20
