@@ -180,6 +180,7 @@ def test_layers_that_mix_images_or_channels_have_none() -> None:
     assert paired(STAGE[0], BatchNorm("bn"), *STAGE[1:]) == []
 
 
+@pytest.mark.usefixtures("small_vgg")  # the network of `config`
 def test_the_program_for_tpu_has_pairs_and_that_for_cpu_has_not() -> None:
     def lowered(platform: str, **changes: Any) -> str:
         program = build_program(config(**changes), make_mesh())
