@@ -65,6 +65,29 @@ def test_curves_show_the_numbers() -> None:
     assert [text.get_text() for text in rate.texts] == ["0.01", "0.001", "0.0001"]
 
 
+def test_a_rate_that_falls_all_the_time_is_a_curve_with_its_height() -> None:
+    lines = [
+        line | {"learning_rate": 0.1 * min(i / 3, 1 - i / 50)}
+        for i, line in enumerate(LINES)
+        if "learning_rate" in line
+    ]
+    loss, error, rate = curves(lines).axes
+    assert rate.get_yscale() == "linear"
+    assert [text.get_text() for text in rate.texts] == ["0.094"]
+    for axes in (loss, error, rate):
+        assert not [line for line in axes.lines if len(set(line.get_xdata())) == 1]
+
+
+def test_a_warm_up_is_not_marked() -> None:
+    lines = [
+        line | {"learning_rate": line["learning_rate"] * min(1.0, line["step"] / 8)}
+        for line in LINES
+        if "learning_rate" in line
+    ]
+    _, _, rate = curves(lines).axes
+    assert [text.get_text() for text in rate.texts] == ["0.01", "0.001", "0.0001"]
+
+
 def test_curves_of_boxes_show_the_error_of_boxes() -> None:
     lines = [
         {name.replace("top1_error", "box_error"): value for name, value in line.items()}

@@ -18,6 +18,7 @@ from vgg_jax.report.gallery import Example, Gallery
 from vgg_jax.report.heat import HEAT, HeatMap, enlarge, explain, overlay
 
 Lines = list[dict[str, Any]]
+MOST_FALLS = 10  # of the rate, that are marked one by one
 COLUMNS = 4
 
 INK, MUTED, RULE = "#1f2933", "#64707d", "#dde2e8"
@@ -168,23 +169,30 @@ def _mark_best(axes: Axes, epochs: list[float], errors: list[float]) -> None:
 def _draw_rate(
     axes: Axes, panels: Sequence[Axes], epochs: list[float], rates: list[float]
 ) -> None:
-    """The rate, and a line through every panel where it changes."""
+    """Draws the rate, and where it falls in steps, a line through every panel.
+
+    A rate that falls all the time, as along a cosine, is a curve from its height to 0.
+    """
     axes.set_ylabel("learning rate", color=INK)
     if not rates:
         return
     axes.step(epochs, rates, where="post", color=RATE, linewidth=2)
-    axes.set_yscale("log")
-    axes.set_ylim(min(rates) / 3, max(rates) * 4)
-    axes.yaxis.set_minor_locator(NullLocator())
-    for i, (epoch, rate) in enumerate(zip(epochs, rates, strict=True)):
-        if i and rate == rates[i - 1]:
-            continue
-        if i:
+    falls = [i for i in range(1, len(rates)) if rates[i] < rates[i - 1]]
+    is_curve = len(falls) > MOST_FALLS
+    height = int(np.argmax(rates))
+    if is_curve:
+        axes.set_ylim(0, max(rates) * 1.3)
+    else:
+        axes.set_yscale("log")
+        axes.set_ylim(min(rates) / 3, max(rates) * 4)
+        axes.yaxis.set_minor_locator(NullLocator())
+        for i in falls:
             for panel in panels:
-                panel.axvline(epoch, color=RATE, linewidth=1, linestyle="--")
+                panel.axvline(epochs[i], color=RATE, linewidth=1, linestyle="--")
+    for i in [height] if is_curve else [height, *falls]:
         axes.annotate(
-            f"{rate:g}",
-            (epoch, rate),
+            f"{rates[i]:.3g}",
+            (epochs[i], rates[i]),
             xytext=(5, 5),
             textcoords="offset points",
             color=RATE,
