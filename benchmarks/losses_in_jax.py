@@ -1,10 +1,12 @@
 """Times LPIPS of this library for losses.py; its speed needs no trained weights."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from benchmarks.worker import Parts, Steps, main, timed
-from vgg_jax.compilation import prepare_jax
+from vgg_jax.compilation import onednn_options, prepare_jax
 from vgg_jax.losses import FeatureExtractor, Lpips
 from vgg_jax.losses.lpips import LAYERS, NORMALIZATION
 from vgg_jax.models import create_model
@@ -30,15 +32,17 @@ def open_parts(size: int, batch_size: int, width: float, seconds: float) -> Part
         for i in range(2)
     )
 
-    @jax.jit
+    compiled = functools.partial(jax.jit, compiler_options=onednn_options())
+
+    @compiled
     def forward(lpips: Lpips, x: jax.Array, y: jax.Array) -> jax.Array:
         return lpips(x, y, input_range=RANGE)
 
-    @jax.jit
+    @compiled
     def gradient(lpips: Lpips, x: jax.Array, y: jax.Array) -> jax.Array:
         return jax.grad(lambda x: lpips(x, y, input_range=RANGE).mean())(x)
 
-    @jax.jit
+    @compiled
     def cached(lpips: Lpips, x: jax.Array, target: dict[str, jax.Array]) -> jax.Array:
         def loss(x: jax.Array) -> jax.Array:
             features = lpips.features(x, input_range=RANGE)
