@@ -30,7 +30,6 @@ def recipes(width: float, epochs: float) -> dict[str, Config]:
     small, pod = fashion_mnist_vgg.get_config(), fashion_mnist_pod.get_config()
     for name in ("schedule", "polynomial_power"):
         setattr(small.optimizer, name, getattr(pod.optimizer, name))
-    small.validate_every_epochs = pod.validate_every_epochs
     plain = dataclasses.replace(pod.optimizer, name="sgd")
     configs = {
         "SGD": small,

@@ -13,7 +13,8 @@ Not run to the end; no setting was tuned.
 """
 
 import configs.fashion_mnist_vgg
-from vgg_jax.config import Config, OptimizerConfig
+from configs.vgg16_pod import enlarge_batches
+from vgg_jax.config import Config
 
 TIMES = 32  # the batch of configs/fashion_mnist_vgg.py
 KERNEL_STEP = 0.02  # of the kernel's length, at the height of the rate
@@ -21,18 +22,7 @@ KERNEL_STEP = 0.02  # of the kernel's length, at the height of the rate
 
 def get_config() -> Config:
     config = configs.fashion_mnist_vgg.get_config()
-    config.batch_size *= TIMES
-    rate = config.optimizer.learning_rate * TIMES
-    config.optimizer = OptimizerConfig(
-        name="lars",
-        learning_rate=rate,
-        trust_coefficient=KERNEL_STEP / rate,
-        weight_decay=5e-4,
-        schedule="polynomial",
-        warmup_epochs=2,
-        metric="top1_error",
-    )
+    enlarge_batches(config, TIMES, kernel_step=KERNEL_STEP, warmup_epochs=2)
     config.num_epochs = 14
-    config.validate_every_epochs = 1
     config.log_every_steps = 10
     return config

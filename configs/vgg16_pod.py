@@ -27,16 +27,24 @@ TIMES = 32  # the paper's batch
 KERNEL_STEP = 0.01  # of the kernel's length, at the height of the rate
 
 
-def get_config() -> Config:
-    config = imagenet("vgg16_bn")
-    config.batch_size *= TIMES
-    rate = config.optimizer.learning_rate * TIMES
+def enlarge_batches(
+    config: Config, times: int, *, kernel_step: float, warmup_epochs: float
+) -> None:
+    """Gives a configuration batches so many times as large, and LARS for them."""
+    config.batch_size *= times
+    rate = config.optimizer.learning_rate * times
     config.optimizer = OptimizerConfig(
         name="lars",
         learning_rate=rate,
-        trust_coefficient=KERNEL_STEP / rate,
+        trust_coefficient=kernel_step / rate,
         schedule="polynomial",
-        warmup_epochs=5,
+        warmup_epochs=warmup_epochs,
+        metric=config.optimizer.metric,
     )
+
+
+def get_config() -> Config:
+    config = imagenet("vgg16_bn")
+    enlarge_batches(config, TIMES, kernel_step=KERNEL_STEP, warmup_epochs=5)
     config.num_epochs = 100
     return config
