@@ -333,12 +333,18 @@ def test_an_error_of_another_host_is_told_from_ones_own(
     own = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
     wrapped = RuntimeError("cannot save")
     wrapped.__cause__ = peer
+    barrier = RuntimeError("cannot save")
+    barrier.__cause__ = TimeoutError("Timeout waiting at barrier '[op=4] commit'.\nRPC")
     assert distributed.reason_of_loss(peer) is None  # there is no other host
     monkeypatch.setattr(distributed, "several", lambda: True)
     for error in (peer, wrapped):
         line = distributed.reason_of_loss(error)
         assert line is not None and line.startswith("lost another host (UNAVAILABLE: ")
         assert "\n" not in line
+    line = distributed.reason_of_loss(barrier)
+    assert line is not None and line.startswith("lost another host (Timeout waiting at")
+    assert "\n" not in line
+    assert distributed.reason_of_loss(TimeoutError("a slow disk")) is None
     assert distributed.reason_of_loss(own) is None
     assert distributed.reason_of_loss(ValueError("too large")) is None
     assert distributed.reason_of_loss(distributed.LostHost("alone")) == "alone"

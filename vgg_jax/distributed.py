@@ -44,8 +44,9 @@ MEETING_SECONDS = 1800
 FOR_EVER = 99 * 24 * 3600 * 1000  # milliseconds, for JAX wants a number
 
 # JAX's own watch over the hosts aborts with a stack trace. It is the second net, behind
-# that of `heartbeat`.
-JAX_HEARTBEAT_SECONDS = heartbeat.SECONDS + 20
+# that of `heartbeat`: a host tells JAX that it lives only every half of this time, so
+# that the other half may be all that is left of it when a host dies.
+JAX_HEARTBEAT_SECONDS = 2 * (heartbeat.SECONDS + 20)
 
 # What JAX's errors begin with that have nothing to do with other hosts.
 OWN_ERRORS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
@@ -322,6 +323,9 @@ def reason_of_loss(error: BaseException) -> str | None:
         if isinstance(cause, jax.errors.JaxRuntimeError) and not text.startswith(
             OWN_ERRORS
         ):
+            return heartbeat.lost(text)
+        # Orbax's, where hosts meet in a save; asyncio has lost the error before it.
+        if isinstance(cause, TimeoutError) and "barrier" in text:
             return heartbeat.lost(text)
         cause = cause.__cause__
     return None

@@ -67,21 +67,26 @@ def test_a_lost_host_is_noticed(
     assert host == 0 and reason in message and "\n" not in message
 
 
-def test_an_abort_is_a_loss_where_the_coordinator_is_gone() -> None:
-    """JAX aborts when it loses the coordinator; other aborts stay what they are."""
+def test_an_abort_is_a_loss_where_a_host_is_gone() -> None:
+    """JAX aborts when it loses a host; other aborts stay what they are."""
     code = (
-        "import os, socket; from vgg_jax.hosts.heartbeat import Heartbeat\n"
+        "import os, socket; from vgg_jax.hosts.heartbeat import INTERVAL, Heartbeat\n"
         "listening = socket.create_server(('127.0.0.1', 0))\n"
-        "port = listening.getsockname()[1]\n"
-        "for address in (f'127.0.0.1:{port}', '127.0.0.1:9'):\n"
+        "here = f'127.0.0.1:{listening.getsockname()[1]}'\n"
+        "long = 4 * INTERVAL\n"
+        "for address, silent in (here, 0), ('127.0.0.1:9', 0), (here, long):\n"
         "    if not (child := os.fork()):\n"
-        "        Heartbeat(None, 3, 4, address).end_at_abort()\n"
+        "        watch = Heartbeat(None, 3, 4, address)\n"
+        "        value, when = watch._last['1']\n"
+        "        watch._last['1'] = (value, when - silent)\n"
+        "        watch.end_at_abort()\n"
         "        os.abort()\n"
         "    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)\n"
     )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True
     )
-    assert done.stdout.split() == ["-6", str(RETRY)], done.stderr
-    assert done.stderr.startswith("host 3: error: lost another host (host 0 is gone)")
-    assert done.stderr.count("\n") == 1
+    assert done.stdout.split() == ["-6", str(RETRY), str(RETRY)], done.stderr
+    coordinator, silent = done.stderr.splitlines()
+    assert coordinator.startswith("host 3: error: lost another host (host 0 is gone)")
+    assert silent.startswith("host 3: error: lost another host (host 1 is silent for 9")

@@ -20,7 +20,7 @@ from tests.torture.laboratory import (
     printed_step,
 )
 from tests.torture.processes import FAILURES, Ended, Started
-from vgg_jax import distributed
+from vgg_jax import cli, distributed
 
 SECONDS = 60  # until the loss of one host has ended the other
 
@@ -119,7 +119,7 @@ def run_case(laboratory: Laboratory, case: Case, kind: tuple[Trouble, int]) -> O
             return lost(f"stopped at step {printed} or later, saved only step {saved}")
         faults = [one.fault([STOPPED]) for one in (own, ended)]
         return wrong(f"{faults}") if any(faults) else RIGHT
-    if fault := ended.fault(FAILURES):
+    if fault := ended.fault([cli.RETRY]):
         return wrong(f"after {seconds:.0f} s: {fault}")
     return RIGHT
 

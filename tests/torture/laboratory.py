@@ -12,7 +12,6 @@ import shutil
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -177,17 +176,21 @@ class Laboratory:
     def digest(self, checkpoint: Path) -> str:
         """Digests every array of a checkpoint, and what is kept beside them."""
         digest = hashlib.blake2b(digest_size=8)
-        metadata: Any = ocp.checkpointables_metadata(checkpoint).custom_metadata or {}
-        digest.update(repr(sorted(metadata.items())).encode())
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # where the arrays lie is no matter here
-            loaded = ocp.load_checkpointables(checkpoint)
-        trees = {
-            name: tree
-            for name, tree in loaded.items()
-            if name in ("params", "opt_state", "batch_stats")
-        }
-        for path, leaf in jax.tree.leaves_with_path(trees):
+        found: Any = ocp.checkpointables_metadata(checkpoint)
+        custom = found.custom_metadata or {}
+        digest.update(repr(sorted(custom.items())).encode())
+        # Those of two hosts lay on devices that this process has not.
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+            {
+                name: tree
+                for name, tree in found.metadata.items()
+                if name in ("params", "opt_state", "batch_stats")
+            },
+        )
+        loaded = ocp.load_checkpointables(checkpoint, abstract)
+        for path, leaf in jax.tree.leaves_with_path(loaded):
             array = np.asarray(leaf)
             digest.update(repr((path, array.shape, array.dtype.name)).encode())
             digest.update(array.tobytes())

@@ -57,6 +57,8 @@ class Ended:
             return f"a traceback, exit code {self.code}: {self.last_line}"
         if self.code not in codes:
             expected = " or ".join(map(str, codes))
+            if len(codes) > 5:
+                expected = f"one of {min(codes)} to {max(codes)}"
             return f"exit code {self.code} in place of {expected}: {self.last_line}"
         if 0 < self.code < 128 and not self.errors:
             return f"exit code {self.code} without a line `error:`: {self.last_line}"

@@ -130,29 +130,35 @@ class Heartbeat:
     def _watch(self) -> None:
         """Ends this process once another host is lost."""
         while not self._ending.wait(0.2):
-            if (reason := self.loss(time.monotonic())) is not None:
+            if (reason := self.loss(time.monotonic(), SECONDS)) is not None:
                 end(self.host, lost(reason))
 
-    def loss(self, now: float) -> str | None:
-        """Says which host is lost at a time of `time.monotonic`; None if none is."""
-        if now - self._answered > SECONDS:
-            return f"host 0 does not answer for {SECONDS} s"
+    def loss(self, now: float, seconds: float) -> str | None:
+        """Says which host is lost at a time of `time.monotonic`; None if none is.
+
+        One is lost that is silent for more than so many seconds.
+        """
+        if now - self._answered > seconds:
+            return f"host 0 does not answer for {seconds} s"
         for other, (value, when) in self._last.items():
             if value == GONE:
                 return f"host {other} ended"
-            if now - when > SECONDS:
-                return f"host {other} is silent for {SECONDS} s"
+            if now - when > seconds:
+                return f"host {other} is silent for {seconds} s"
         return None
 
     def end_at_abort(self) -> None:
-        """Ends JAX's abort at the loss of the coordinator as every loss ends.
+        """Ends JAX's abort at the loss of a host as every loss ends.
 
-        JAX aborts at once when the connection breaks. Any other abort goes on as one.
+        JAX aborts at once when the connection to the coordinator breaks, and on host 0
+        when its own watch comes first. Any other abort goes on as one.
         """
 
         def ended(_: int) -> None:
             if not _is_reachable(self.address):
                 end(self.host, lost("host 0 is gone"))
+            if (reason := self.loss(time.monotonic(), 3 * INTERVAL)) is not None:
+                end(self.host, lost(reason))
 
         # Held for as long as the process lives, for C calls it.
         self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(ended)
