@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from vgg_jax import create_model
+from vgg_jax.models.network import INITS
 
 
 def deviations(fan_in: int, fan_out: int) -> dict[str, float]:
@@ -76,3 +77,15 @@ def test_every_kernel_has_the_deviation_of_its_scheme(
         assert (kernel != other[module]["kernel"]).mean() > 0.99, module
         seen.append(tuple(kernel.ravel()[:9] / want))
     assert len(set(seen)) == len(seen)
+
+
+def test_layers_take_the_keys_of_the_stream_in_turn() -> None:
+    rngs, same = nnx.Rngs(3), nnx.Rngs(3)
+    model = create_model("vgg11_bn", num_classes=2, width=0.02, init="he", rngs=rngs)
+    keys = [same.params() for _ in jax.tree.leaves(nnx.state(model, nnx.Param))]
+    for name, place in (("conv1_1", 0), ("conv2_1", 4)):  # a bias, two of batch norm
+        conv = getattr(model, name)
+        kernel = INITS["he"](keys[place], conv.kernel_shape)
+        np.testing.assert_array_equal(conv.kernel[...], kernel)
+    following = rngs.params(), same.params()  # what comes after the model goes on there
+    np.testing.assert_array_equal(*map(jax.random.key_data, following))

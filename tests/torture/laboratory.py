@@ -80,6 +80,7 @@ class Laboratory:
         self.folder = folder
         self.expected: dict[tuple[str, str | None], str] = {}  # see `damage`
         self.left_by_hosts: Leftover | None = None  # see `hosts`
+        self._shapes: Any = None  # of the arrays of a checkpoint
         self._number = 0
         # Programs are compiled once, and apart from the user's own: a process that is
         # killed may leave half of one.
@@ -179,17 +180,18 @@ class Laboratory:
         found: Any = ocp.checkpointables_metadata(checkpoint)
         custom = found.custom_metadata or {}
         digest.update(repr(sorted(custom.items())).encode())
-        # Those of two hosts lay on devices that this process has not.
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-            {
-                name: tree
-                for name, tree in found.metadata.items()
-                if name in ("params", "opt_state", "batch_stats")
-            },
-        )
-        loaded = ocp.load_checkpointables(checkpoint, abstract)
+        if self._shapes is None:
+            # Those of two hosts lay on devices that this process has not.
+            here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            self._shapes = jax.tree.map(
+                lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here),
+                {
+                    name: tree
+                    for name, tree in found.metadata.items()
+                    if name in ("params", "opt_state", "batch_stats")
+                },
+            )
+        loaded = ocp.load_checkpointables(checkpoint, self._shapes)
         for path, leaf in jax.tree.leaves_with_path(loaded):
             array = np.asarray(leaf)
             digest.update(repr((path, array.shape, array.dtype.name)).encode())

@@ -16,9 +16,12 @@ from vgg_jax.training.workdir.checkpoint import Checkpoints
 
 @pytest.mark.usefixtures("one_device")
 def test_it_goes_on_to_the_same_bits(
-    tiny_config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_config: Any,
+    small_vgg: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config = tiny_config()
+    config = tiny_config(small_vgg)
     config.onednn = True
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(config, whole) is None
@@ -44,11 +47,12 @@ def test_it_goes_on_to_the_same_bits(
 @pytest.mark.usefixtures("one_device")
 def test_a_run_keeps_what_its_first_start_chose(
     tiny_config: Any,
+    small_vgg: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config = tiny_config()
+    config = tiny_config(small_vgg)
     config.num_epochs = 1
     assert train(config, tmp_path) is None
     monkeypatch.setattr("vgg_jax.training.loop.LONG_RUN", 1)

@@ -179,6 +179,32 @@ def _fill_outside(x: jax.Array, sizes: tuple[jax.Array, ...]) -> jax.Array:
     return jnp.where(mask, x, jnp.zeros((), x.dtype))
 
 
+class _LayerKeys:
+    """The keys that a stream of `nnx.Rngs` gives, for as many layers as it takes.
+
+    Under `jax.eval_shape` a stream takes milliseconds for each: it asks its counter for
+    its sharding, and what answers is an error with the program so far as its text.
+
+    Args:
+        rngs: of whose "params" stream they are.
+    """
+
+    def __init__(self, rngs: nnx.Rngs):
+        self._stream = rngs.params
+        self._key, self._count = self._stream.key[...], self._stream.count[...]
+        self._drawn = 0
+
+    def params(self) -> jax.Array:
+        """Returns the next key."""
+        key = jax.random.fold_in(self._key, self._count + self._drawn)
+        self._drawn += 1
+        return key
+
+    def count(self) -> None:
+        """Tells the stream how many were taken, so that it goes on after them."""
+        self._stream.count[...] += self._drawn
+
+
 class FeatureInfo(NamedTuple):
     """The channels, stride and receptive field of a row's map."""
 
@@ -246,6 +272,7 @@ class ConvNet(nnx.Module):
         channels = in_channels
         convolutions = [row for row in self.layers if isinstance(row, rows.Conv)]
         dtype = self.dtype
+        keys: Any = _LayerKeys(rngs)
         for layer in self.layers:
             match layer:
                 case rows.Conv():
@@ -267,7 +294,7 @@ class ConvNet(nnx.Module):
                         kernel_init=_as_matrix(INITS[init]) if dense else INITS[init],
                         dtype=self.dtype,
                         conv_general_dilated=conv_general_dilated,
-                        rngs=rngs,
+                        rngs=keys,
                         **of_scores,
                     )
                 case rows.BatchNorm():
@@ -278,7 +305,7 @@ class ConvNet(nnx.Module):
                         momentum=0.9,
                         epsilon=rows.EPSILON,
                         dtype=dtype,
-                        rngs=rngs,
+                        rngs=keys,
                     )
                 case rows.Dropout():
                     # Not a default stream, which Linen gives to every call.
@@ -288,6 +315,7 @@ class ConvNet(nnx.Module):
                     continue
             setattr(self, layer.name, module)
             channels = rows.channels_after(layer, channels)
+        keys.count()
 
     @property
     def feature_info(self) -> dict[str, FeatureInfo]:

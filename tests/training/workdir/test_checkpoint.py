@@ -137,6 +137,25 @@ def test_saving_leaves_no_thread_and_no_descriptor_behind(tmp_path: Path) -> Non
     assert threads_at_end < threads + 5 and descriptors_at_end < descriptors + 5
 
 
+def test_saving_leaves_no_objects_behind_for_each_array(tmp_path: Path) -> None:
+    """TensorStore keeps what it says of a store, and Orbax asks for every array."""
+    arrays, saves = 60, 8
+    params = {"fc8": {f"bias{i}": jnp.zeros(2) for i in range(arrays)}}
+    state = TrainState(jnp.int32(0), params, {}, {"momentum": jnp.zeros(2)})
+    before = 0
+    with Checkpoints(tmp_path, METRIC, read_only=False) as checkpoints:
+        for step in range(2 * saves):
+            if step == saves:
+                gc.collect()
+                before = sys.getallocatedblocks()
+            checkpoints.save(
+                dataclasses.replace(state, step=jnp.int32(step)), Plateau(), None
+            )
+            checkpoints.wait()
+    gc.collect()
+    assert (sys.getallocatedblocks() - before) / saves < 2 * arrays
+
+
 def test_a_save_after_a_refused_one_is_not_skipped(tmp_path: Path) -> None:
     with Checkpoints(tmp_path, METRIC, read_only=False) as checkpoints:
         checkpoints.save(state(1), Plateau(), None)

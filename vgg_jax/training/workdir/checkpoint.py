@@ -1,6 +1,7 @@
 """This module saves and restores the training state, the latest and the best."""
 
 import contextlib
+import copy
 import dataclasses
 import itertools
 import json
@@ -34,9 +35,26 @@ from vgg_jax.training.workdir.digest import digests
 from vgg_jax.training.workdir.facts import read_config
 from vgg_jax.training.workdir.weights_folder import read_facts, restore_weights
 
-# Orbax asks TensorStore for its counters at every save, for its own log; each answer
-# stays in memory for good, some 35 kB a save.
+# Two calls of TensorStore leave what they answer in memory for good, and Orbax makes
+# them at every save: for its counters, 35 kB that only Orbax's log has a use for, and
+# once an array, with the same answer for all, for the description of a store.
 tensorstore.experimental_collect_matching_metrics = lambda *_: []
+_describe = tensorstore.KvStore.Spec.to_json
+_descriptions: dict[str, Any] = {}  # of the last stores, by what `repr` says of them
+
+
+def _describe_once(spec: Any, include_defaults: bool = False) -> Any:
+    """Returns what `KvStore.Spec.to_json` does, which it asks once for equal stores."""
+    key = f"{spec!r} {include_defaults}"
+    description = _descriptions.get(key)
+    if description is None:
+        if len(_descriptions) == 16:
+            _descriptions.clear()
+        description = _descriptions[key] = _describe(spec, include_defaults)
+    return copy.deepcopy(description)
+
+
+tensorstore.KvStore.Spec.to_json = _describe_once  # type: ignore[method-assign, assignment]
 
 METADATA = "_CHECKPOINT_METADATA"  # the last file of a checkpoint on a disk
 COMMITTED = "commit_success.txt"  # and in a bucket
