@@ -13,14 +13,19 @@ crop.
 """
 
 import configs.nin_tutorial
-from vgg_jax.config import Config, OptimizerConfig
+from vgg_jax.config import Config, NiNConfig, OptimizerConfig
 
 
 def get_config() -> Config:
     config = configs.nin_tutorial.get_config()
-    config.model.width = 0.25
-    config.model.init = "he"
-    config.model.final_relu = False  # it would stop the gradient of most classes
+    config.model = NiNConfig(
+        name="nin_tutorial",
+        num_classes=10,
+        in_channels=1,
+        width=0.25,
+        init="he",
+        final_relu=False,  # a ReLU stops the gradient of classes with negative scores
+    )
     config.data.crop = config.data.scale_min = config.data.scale_max = 112
     config.optimizer = OptimizerConfig(
         learning_rate=0.05,

@@ -72,9 +72,8 @@ def _printed(pattern: str) -> Callable[[Laboratory, Path, Ended], str]:
 
 
 def _evaluated(laboratory: Laboratory, workdir: Path, ended: Ended) -> str:
-    left = laboratory.left(workdir)
-    kept = {name: one for name, one in left.arrays.items() if name.endswith(".npz")}
-    return f"{sorted(kept.items())} {left.results}"
+    posteriors, results = laboratory.left_by_evaluation(workdir)
+    return f"{sorted(posteriors.items())} {results}"
 
 
 def _trained(laboratory: Laboratory, workdir: Path, ended: Ended) -> str:

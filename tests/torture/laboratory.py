@@ -167,12 +167,18 @@ class Laboratory:
             for clocked in ("images_per_second", "waiting_for_images"):
                 row.pop(clocked, None)
         arrays = {one.name: self.digest(one) for one in checkpoint_folders(workdir)}
+        posteriors, results = self.left_by_evaluation(workdir)
+        return Leftover({**arrays, **posteriors}, metrics, results)
+
+    def left_by_evaluation(self, workdir: Path) -> tuple[dict[str, str], Any]:
+        """Reads what eval.py left: digests of all posteriors, and the results."""
+        posteriors = {}
         for file in (workdir / "predictions").glob("*.npz"):
             with np.load(file) as stored:
-                arrays[file.name] = _short_digest(stored["posteriors"])
+                posteriors[file.name] = _short_digest(stored["posteriors"])
         path = workdir / "eval.json"
         results = json.loads(path.read_text())["results"] if path.exists() else []
-        return Leftover(arrays, metrics, results)
+        return posteriors, results
 
     def digest(self, checkpoint: Path) -> str:
         """Digests every array of a checkpoint, and what is kept beside them."""
