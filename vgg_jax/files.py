@@ -173,6 +173,31 @@ def read_json(path: Path) -> Any:
     return value
 
 
+def parse_metrics(text: bytes, number: int, path: Path) -> dict[str, float]:
+    """Parses a line of a metrics.jsonl: names and numbers, among them step and epoch.
+
+    Args:
+        text: the line.
+        number: of the line, from 1 on.
+        path: the file.
+
+    Raises:
+        ValueError: it is anything else; the message names file and line.
+    """
+    try:
+        metrics = json.loads(text)
+        if not isinstance(metrics, dict) or not {"step", "epoch"} <= metrics.keys():
+            raise ValueError("not the metrics of a step")
+        for name, value in metrics.items():
+            if not isinstance(value, int | float):
+                raise ValueError(f"{name} is not a number")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged in line {number} ({error}); remove that line"
+        ) from error
+    return metrics
+
+
 def _json_digest(value: Mapping[Any, Any]) -> str:
     """Returns the digest of an object of JSON, whatever the order of its names."""
     as_read = json.loads(json.dumps(value))

@@ -202,14 +202,19 @@ def test_matplotlib_is_used_without_its_global_state() -> None:
 
 def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
-    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
+    lines = [{"step": step, "epoch": step / 2} for step in (1, 2)]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines) + '{"ste')
+    assert read_metrics(path) == lines
 
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    for second in (b'{"st', b"\xff\xfe", b"3", b'{"epoch": 1}'):
-        path.write_bytes(b'{"step": 1}\n' + second + b'\n{"step": 3}\n')
+    line = b'{"step": 1, "epoch": 0.5}'
+    for second in (
+        *(b'{"st', b"\xff\xfe", b"3", b'{"epoch": 1}', b'{"step": 1}'),
+        line[:-1] + b', "train_loss": "0.7"}',
+    ):
+        path.write_bytes(b"\n".join([line, second, line, b""]))
         with pytest.raises(
             ValueError,
             match=r"metrics\.jsonl is damaged in line 2 .*; remove that line",

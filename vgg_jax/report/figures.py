@@ -1,6 +1,5 @@
 """Figures: training curves, a sheet of predictions, and the heat map of an image."""
 
-import json
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import NullLocator, PercentFormatter
 
-from vgg_jax.files import replacing
+from vgg_jax.files import parse_metrics, replacing
 from vgg_jax.report.gallery import Example, Gallery
 from vgg_jax.report.heat import HEAT, HeatMap, enlarge, explain, overlay
 
@@ -56,21 +55,13 @@ def read_metrics(path: Path) -> Lines:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line is not an object with a step; the message names it.
+        ValueError: a line is not the metrics of a step; the message names it.
     """
     lines = []
     for number, text in enumerate(path.read_bytes().splitlines(keepends=True), 1):
         if not text.endswith(b"\n"):
             break
-        try:
-            line = json.loads(text)
-            if not isinstance(line, dict) or "step" not in line:
-                raise ValueError("not the metrics of a step")
-        except ValueError as error:
-            raise ValueError(
-                f"{path} is damaged in line {number} ({error}); remove that line"
-            ) from error
-        lines.append(line)
+        lines.append(parse_metrics(text, number, path))
     return lines
 
 

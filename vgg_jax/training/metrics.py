@@ -17,7 +17,7 @@ from tensorboardX.summary import scalar
 
 from vgg_jax import buckets, distributed
 from vgg_jax.console import format_seconds
-from vgg_jax.files import LineLog, is_in_bucket, naming
+from vgg_jax.files import LineLog, is_in_bucket, naming, parse_metrics
 from vgg_jax.training.objectives import Sums, means
 from vgg_jax.training.schedule import Timetable
 
@@ -393,12 +393,6 @@ def _lines_up_to(step: int, path: Path) -> list[str]:
     for number, line in enumerate(lines, 1):
         if not line.endswith(b"\n"):  # cut short, the last thing a killed run wrote
             break
-        try:
-            is_kept = json.loads(line)["step"] <= step
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} is damaged in line {number} ({error}); remove that line"
-            ) from error
-        if is_kept:
+        if parse_metrics(line, number, path)["step"] <= step:
             kept.append(line.decode())
     return kept
