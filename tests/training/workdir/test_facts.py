@@ -181,8 +181,12 @@ def test_a_changed_character_of_a_configuration_is_noticed(tmp_path: Path) -> No
 
 def test_a_damaged_line_of_metrics_is_named(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    for damage in (b'{"step": 1, "tr\n', b"[1]\n", b"{}\n", b'{"step": "\xff"}\n'):
-        path.write_bytes(b'{"step": 1}\n' + damage + b'{"step": 3}\n')
+    line = b'{"step": 1, "epoch": 0.5}\n'
+    for damage in (
+        *(b'{"step": 1, "tr\n', b"[1]\n", b"{}\n", b'{"step": "\xff"}\n'),
+        *(b'{"step": 1}\n', b'{"step": 1, "epoch": "half"}\n'),
+    ):
+        path.write_bytes(line + damage + line)
         with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged in line 2"):
             MetricWriter(tmp_path, 3)
 
@@ -265,11 +269,11 @@ def test_class_names(tmp_path: Path) -> None:
 def test_metrics_past_the_checkpoint_are_taken_out(tmp_path: Path) -> None:
     with MetricWriter(tmp_path, 0) as writer:
         for step in (10, 20, 30):
-            writer.write(step, {"train_loss": 1.0 / step})
+            writer.write(step, {"epoch": step / 20, "train_loss": 1.0 / step})
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text() + '{"step": 40, "train_')  # killed while writing
     with MetricWriter(tmp_path, 20) as writer:
-        writer.write(30, {"train_loss": 7.0})
+        writer.write(30, {"epoch": 1.5, "train_loss": 7.0})
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 20, 30]
     assert lines[-1]["train_loss"] == 7.0
