@@ -320,11 +320,12 @@ def test_a_removal_that_was_killed_is_no_damage(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     save_two(tmp_path)
-    with Checkpoints(tmp_path, METRIC, read_only=False) as checkpoints:
-        with monkeypatch.context() as patch:
-            patch.setattr(type(resolve(tmp_path)), "rmtree", lambda self: None)
-            checkpoints.save(state(3), Plateau(), {METRIC: 0.4})
-            checkpoints.wait()
+    with (
+        monkeypatch.context() as patch,
+        Checkpoints(tmp_path, METRIC, read_only=False) as checkpoints,
+    ):
+        patch.setattr(type(resolve(tmp_path)), "rmtree", lambda self: None)
+        checkpoints.save(state(3), Plateau(), {METRIC: 0.4})
     assert saved_steps(tmp_path) == [3]
     with Checkpoints(tmp_path, METRIC, read_only=False) as checkpoints:
         assert checkpoints.latest_step == checkpoints.best_step == 3
