@@ -474,6 +474,19 @@ def test_an_error_of_the_program_itself_is_not_hidden() -> None:
         run_command(raising(AssertionError("a bug")))
 
 
+def test_an_error_of_the_program_on_one_of_several_hosts_ends_all(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def abandon(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(distributed, "several", lambda: True)
+    monkeypatch.setattr(distributed, "abandon", abandon)
+    with pytest.raises(SystemExit, match="1"):
+        run_command(raising(AssertionError("a bug")))
+    assert capsys.readouterr().err.endswith("AssertionError: a bug\n")
+
+
 # Errors of the operating system
 
 

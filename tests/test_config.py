@@ -95,12 +95,14 @@ def test_a_number_that_nothing_can_compute_with_is_named(
         ("model.num_classes", 2**20),
         ("model.fc_features", 2**20),
         ("model.width", 100),
+        ("evaluation.bucket_ratios", 100),
     ],
 )
 def test_what_takes_memory_has_a_highest_value(setting: str, highest: int) -> None:
-    validate(changed(setting, highest))
+    is_list = setting == "evaluation.bucket_ratios"
+    validate(changed(setting, (1.0, highest) if is_list else highest))
     with pytest.raises(ValueError, match=rf"expected {setting} in .*{highest}\], got"):
-        validate(changed(setting, highest + 1))
+        validate(changed(setting, (1.0, highest + 1) if is_list else highest + 1))
 
 
 def test_a_text_has_a_longest_length() -> None:

@@ -362,6 +362,9 @@ def command(
         code = STOPPED + (stop.args[0] if stop.args else signal.SIGINT)
     except Exception as error:
         if not isinstance(error, (*EXPECTED_ERRORS, *buckets.errors())):
+            if distributed.several():  # they would wait for this one for a minute
+                traceback.print_exc()
+                distributed.abandon(FAILED)
             raise
         if values.traceback:
             traceback.print_exc()

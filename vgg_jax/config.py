@@ -508,7 +508,8 @@ class EvaluationConfig(Section):
     bucket_ratios: tuple[float, ...] = setting(
         BUCKET_RATIOS,
         "width over height of the shapes that whole images are padded to",
-        above=0,
+        low=0.01,  # an image may have 1 to 64
+        high=100,
         nonempty=True,
         resumable=True,
     )

@@ -240,7 +240,7 @@ def load_arrays(
             raise
         raise damaged(path, error, writer) from error
     except (
-        *(AttributeError, EOFError, IndexError, KeyError),
+        *(AttributeError, EOFError, IndexError, KeyError, MemoryError),
         *(RuntimeError, TypeError, ValueError, zipfile.BadZipFile, zlib.error),
     ) as error:
         raise damaged(path, error, writer) from error

@@ -8,7 +8,7 @@ import numpy as np
 from etils.epath import Path
 
 from vgg_jax.console import short_names
-from vgg_jax.data.base import CorruptImage
+from vgg_jax.data.base import CorruptImage, read_picture
 from vgg_jax.data.sources import open_source
 from vgg_jax.data.transforms import decode
 from vgg_jax.data.zca import preprocessing_of
@@ -160,7 +160,7 @@ def read_pictures(
     for path, name in zip(files, short_names(files), strict=True):
         try:
             image = decode(
-                path.read_bytes(),
+                read_picture(path),
                 classifier.model.in_channels,
                 str(path),
                 max_pixels=classifier.max_pixels,

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from vgg_jax.data.base import MAX_BYTES, CorruptImage
 from vgg_jax.data.folder import open_folder
 
 SPLITS = ("train", "validation", "test")
@@ -27,6 +28,15 @@ def test_examples_have_the_bytes_and_the_label_of_their_class(folder):
         for i, path in enumerate(map(Path, paths)):
             assert source[i]["image"] == path.read_bytes()
             assert source.class_names[source[i]["label"]] == path.parent.name
+
+
+def test_a_file_that_is_larger_than_any_picture_is_not_read(folder):
+    source = open_folder(str(folder), "train", 0)
+    path = Path(source[0]["name"])
+    with path.open("wb") as file:
+        file.truncate(10**12)  # takes no room on the disk
+    with pytest.raises(CorruptImage, match=f"{path}: .* at most {MAX_BYTES:,} bytes"):
+        source[0]
 
 
 def test_one_folder_is_split_into_three_disjoint_parts(folder):

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 
 from vgg_jax.config import DataConfig
 from vgg_jax.data import records as records_module
-from vgg_jax.data.base import CorruptImage
+from vgg_jax.data.base import CorruptImage, name_of, sample_digest
 from vgg_jax.data.pipeline import eval_batches, train_batches
 from vgg_jax.data.prepare.writer import serialize
 from vgg_jax.data.records import Records
@@ -188,6 +188,11 @@ def test_damaged_records_are_named_or_left_out(damaged, in_memory, monkeypatch, 
     assert sorted(batch["label"][whole]) == [0, 0, 0, 1, 1, 2, 2, 2]
     (logged,) = caplog.records
     assert path.name in logged.getMessage() and "left out" in logged.getMessage()
+    # What tells the set from others, and the list of those left out, need it no more.
+    assert sample_digest(source) == sample_digest(source)
+    [left_out] = np.flatnonzero(batch["weight"] == 0).tolist()
+    assert path.name in name_of(source, left_out)
+    assert "JPEG" in name_of(source, (left_out + 1) % 9)
 
 
 def test_a_truncated_file_is_left_out_and_others_are_not(damaged, caplog):

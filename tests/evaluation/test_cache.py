@@ -1,8 +1,10 @@
 """Kept posteriors are those of the same inputs, or are not used."""
 
 import dataclasses
+import io
 import json
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,6 +79,18 @@ def test_any_damage_is_noticed(path: Path) -> None:
     np.save(path.with_suffix(".npy"), np.zeros(3))
     with pytest.raises(cache.Unusable, match="damaged"):
         cache.load(path.with_suffix(".npy"), INPUTS)
+
+
+def test_arrays_of_absurd_size_are_damage(path: Path) -> None:
+    """Memory for them is asked for before they are read."""
+    content = io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": (10**14,)}
+    np.lib.format.write_array_header_1_0(content, header)
+    with zipfile.ZipFile(path, "w") as file:
+        for name in ("posteriors", "labels", "weights", "inputs"):
+            file.writestr(f"{name}.npy", content.getvalue())
+    with pytest.raises(cache.Unusable, match="damaged"):
+        cache.load(path, INPUTS)
 
 
 def test_arrays_of_another_kind(path: Path, predictions: Predictions) -> None:

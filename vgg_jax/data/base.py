@@ -2,9 +2,16 @@
 
 import hashlib
 import os
+from pathlib import Path
 from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
+from etils import epath
+
+from vgg_jax.config import MAX_PIXELS
+
+# Bytes of a picture's file: 16 bits for each of four channels, without compression.
+MAX_BYTES = 8 * MAX_PIXELS
 
 
 class CorruptImage(ValueError):
@@ -43,14 +50,47 @@ SAMPLE = 32  # images that are looked at to tell one set from another
 def sample_digest(source: Source) -> str:
     """Returns a digest of `SAMPLE` images of a source and of their labels.
 
-    A picture that was changed in place is noticed only if it is one of these.
+    A picture that was changed in place is noticed only if it is one of these. One that
+    cannot be read counts as empty: whoever needs it says so.
     """
     digest = hashlib.blake2b(digest_size=16)
     for i in np.linspace(0, len(source) - 1, min(SAMPLE, len(source))):
-        example = source[int(i)]
+        try:
+            example = source[int(i)]
+        except CorruptImage:
+            digest.update(b"corrupt ")
+            continue
         digest.update(f"{example['label']} {len(example['image'])} ".encode())
         digest.update(example["image"])
     return digest.hexdigest()
+
+
+def name_of(source: Source, index: int) -> str:
+    """Returns an example's name; of an unreadable one its number and the reason."""
+    try:
+        return source[index]["name"]
+    except CorruptImage as error:
+        return f"number {index} ({error})"
+
+
+def read_picture(path: Path | epath.Path) -> bytes:
+    """Reads the file of a picture.
+
+    Raises:
+        CorruptImage: it is larger than any picture.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size > MAX_BYTES:
+            raise CorruptImage(
+                f"cannot use {path}: expected a picture of at most {MAX_BYTES:,} "
+                f"bytes, found a file of {size:,}"
+            )
+        file.seek(0)
+        data = file.read()
+    assert isinstance(data, bytes)
+    return data
 
 
 class Subset:

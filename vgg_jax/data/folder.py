@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from vgg_jax.data.base import Example, hash_fraction
+from vgg_jax.data.base import Example, hash_fraction, read_picture
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 # Of a folder without test/ this part is kept for eval.py.
@@ -30,7 +30,7 @@ class Folder:
     def __getitem__(self, index: int) -> Example:
         name, label = self._files[index]
         path = self._root / name
-        return {"image": path.read_bytes(), "label": label, "name": str(path)}
+        return {"image": read_picture(path), "label": label, "name": str(path)}
 
 
 def open_folder(data_dir: str, split: str, validation_fraction: float) -> Folder:

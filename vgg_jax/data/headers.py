@@ -13,8 +13,9 @@ import numpy as np
 
 JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 
-# A marker of a JPEG, and the bytes that may stand before it.
-JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff])")
+# A marker of a JPEG, behind any number of bytes FF; to look for these as well would
+# take the square of their number.
+JPEG_MARKER = re.compile(rb"\xff([^\x00\xff])")
 # The markers that head a frame: of the Cx, C4, C8 and CC are tables.
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 WITHOUT_LENGTH = frozenset(range(0xD0, 0xD8)) | {0x01}

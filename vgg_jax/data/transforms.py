@@ -54,7 +54,7 @@ def decode(
     twice `short_side` or more.
 
     An image whose header promises more than `max_pixels` is not decoded, so that memory
-    is bounded: by 3 bytes a pixel, or 9 for a progressive JPEG.
+    is bounded: by 3 bytes a pixel of a JPEG, 6 of a PNG, 9 of a progressive JPEG.
 
     Raises:
         CorruptImage: truncated, not an image, or of absurd size.

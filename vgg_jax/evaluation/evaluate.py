@@ -9,6 +9,7 @@ from etils.epath import Path
 from vgg_jax import distributed
 from vgg_jax.config import Config, shared_settings
 from vgg_jax.console import short_names
+from vgg_jax.data.base import name_of
 from vgg_jax.data.sources import Source, open_source
 from vgg_jax.evaluation import cache, protocols
 from vgg_jax.evaluation.predictions import NotFiniteError, Predictions, fuse
@@ -244,7 +245,7 @@ def evaluate_candidates(
                 dataset=first.config.data.dataset,
                 data_dir=cache.data_folder(first.config.data),
                 class_names=source.class_names,
-                skipped=[source[int(i)]["name"] for i in predictions.skipped],
+                skipped=[name_of(source, int(i)) for i in predictions.skipped],
             )
         )
         if distributed.is_first():

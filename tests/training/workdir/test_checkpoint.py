@@ -21,6 +21,7 @@ from orbax.checkpoint import v1 as ocp
 from tests.disk import file_sizes_up_to
 from vgg_jax.config import OptimizerConfig
 from vgg_jax.distributed import make_mesh, replicated
+from vgg_jax.files import resolve
 from vgg_jax.training.optimizer import make_optimizer, set_learning_rate
 from vgg_jax.training.schedule import Plateau
 from vgg_jax.training.steps import TrainState
@@ -295,6 +296,41 @@ def test_the_newest_intact_one_stands_in_for_a_damaged_best(
     assert loaded_step() == 2
     (warning,) = capsys.readouterr().err.splitlines()
     assert "checkpoints/1 is damaged" in warning and "step 2, the newest" in warning
+
+
+def test_a_checkpoint_whose_metadata_are_gone_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The best one is not left out without a word, nor removed by the next start."""
+    save_two(tmp_path)
+    folder = tmp_path / "checkpoints"
+    (folder / "1" / METADATA).unlink()
+    with Checkpoints(tmp_path, METRIC, read_only=False) as checkpoints:
+        with pytest.raises(DamagedCheckpoint, match=f"1 is damaged: its {METADATA} is"):
+            checkpoints.restore(abstract(jax.devices()[:1]), 1)
+        step, _, _ = checkpoints.load_best(abstract(jax.devices()[:1]).params, {})
+    assert step == 2 and (folder / "1" / "params").is_dir()
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert f"{folder}/1 is damaged: its {METADATA} is missing; step 2, the" in warning
+
+
+def test_a_removal_that_was_killed_is_no_damage(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save_two(tmp_path)
+    with (
+        monkeypatch.context() as patch,
+        Checkpoints(tmp_path, METRIC, read_only=False) as checkpoints,
+    ):
+        patch.setattr(type(resolve(tmp_path)), "rmtree", lambda self: None)
+        checkpoints.save(state(3), Plateau(), {METRIC: 0.4})
+    assert saved_steps(tmp_path) == [3]
+    with Checkpoints(tmp_path, METRIC, read_only=False) as checkpoints:
+        assert checkpoints.latest_step == checkpoints.best_step == 3
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
+    assert capsys.readouterr().err == ""
 
 
 def test_a_changed_record_is_damage(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from vgg_jax.config import Config, DataConfig, NiNConfig, VGGConfig, from_dict, 
 from vgg_jax.files import DIGEST, LineLog, explain_os_error
 from vgg_jax.training.metrics import MetricWriter
 from vgg_jax.training.schedule import SCHEDULES
+from vgg_jax.training.workdir import facts
 from vgg_jax.training.workdir.facts import (
     WorkdirMismatch,
     check_class_names,
@@ -55,6 +56,18 @@ def test_other_settings_are_refused_and_shown(tmp_path: Path) -> None:
     assert "batch_size: 256 there, 8 now" in str(error.value)
     assert "model.name: 'vgg11' there, 'vgg13' now" in str(error.value)
     assert "num_epochs" not in str(error.value)
+    assert read_config(tmp_path) == config()
+
+
+def test_of_two_that_begin_at_once_the_second_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have seen an empty folder; the settings in it stay those of the first."""
+    claim(tmp_path, config())
+    with monkeypatch.context() as patch:
+        patch.setattr(facts, "refuse_other_run", lambda *_: None)
+        with pytest.raises(WorkdirMismatch, match="batch_size: 256 there, 8 now"):
+            claim(tmp_path, config(batch_size=8))
     assert read_config(tmp_path) == config()
 
 

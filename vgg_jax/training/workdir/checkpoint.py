@@ -56,8 +56,10 @@ def _describe_once(spec: Any, include_defaults: bool = False) -> Any:
 
 tensorstore.KvStore.Spec.to_json = _describe_once  # type: ignore[method-assign, assignment]
 
-METADATA = "_CHECKPOINT_METADATA"  # the last file of a checkpoint on a disk
-COMMITTED = "commit_success.txt"  # and in a bucket
+METADATA = "_CHECKPOINT_METADATA"
+INDICATOR = "orbax.checkpoint"  # an empty file that every checkpoint has
+COMMITTED = "commit_success.txt"  # the last file of a checkpoint in a bucket
+UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of one that is not yet complete
 
 # What Orbax and TensorStore say of a store that cannot be read now, so that a
 # checkpoint there may be as it was saved.
@@ -120,6 +122,12 @@ def read_record(checkpoint: Path) -> Record:
         fields = json.loads(metadata["record"])
         record = Record(**fields | {"plateau": Plateau(**fields["plateau"])})
         is_intact = text_digest(metadata["record"]) == metadata["digest"]
+    except FileNotFoundError as error:
+        if not _is_whole(checkpoint):  # a training run has just taken it away
+            raise
+        raise DamagedCheckpoint(
+            f"checkpoint {checkpoint} is damaged: its {METADATA} is missing"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpoint(
             f"checkpoint {checkpoint} is damaged: its {METADATA} cannot be read"
@@ -394,6 +402,8 @@ class Checkpoints:
         self, step: int, wanted: dict[str, Any], *, is_partial: bool = False
     ) -> dict[str, Any]:
         """Loads arrays of a step, or some of them, and compares their digests."""
+        if step in self._damage:
+            raise self._damage[step]
         path = self._folder / str(step)
         context = ocp.Context()
         context.pytree.loading.partial_load = is_partial
@@ -464,12 +474,13 @@ def saved_steps(workdir: Path) -> list[int]:
 def _is_whole(path: Path) -> bool:
     """Returns whether a path is that of a checkpoint whose saving came to its end.
 
-    On a disk a checkpoint takes its name when it is complete; in a bucket, where no
-    folder can be renamed at once, Orbax adds a file at the end.
+    On a disk a checkpoint has its name while it is complete; in a bucket, where no
+    folder can be renamed at once, Orbax adds a file at the end. What was lost of it
+    since is damage: one of two files says that it was a checkpoint.
     """
     return (
         path.name.isdecimal()
-        and (path / METADATA).exists()
+        and ((path / METADATA).exists() or (path / INDICATOR).exists())
         and (not is_in_bucket(path) or (path / COMMITTED).exists())
     )
 
@@ -477,14 +488,19 @@ def _is_whole(path: Path) -> bool:
 def _remove(checkpoint: Path) -> None:
     """Takes a checkpoint away; what cannot be removed now is by the next start."""
     with contextlib.suppress(OSError, *buckets.errors()):
-        (checkpoint / METADATA).unlink()  # from here on it is no checkpoint
+        # First it is made what is no checkpoint, lest a half be taken for damage.
+        if is_in_bucket(checkpoint):
+            (checkpoint / COMMITTED).unlink()
+        else:
+            name = f"{checkpoint.name}{UNFINISHED}-removed"
+            checkpoint = checkpoint.rename(checkpoint.parent / name)
         checkpoint.rmtree()
 
 
 def _remove_remains(folder: Path) -> None:
     """Takes away what a killed save and a killed removal left; other files stay."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        name = re.fullmatch(r"[0-9]+([.]orbax-checkpoint-tmp.*)?", path.name)
+        name = re.fullmatch(rf"[0-9]+({re.escape(UNFINISHED)}.*)?", path.name)
         is_half = not _is_whole(path) and (path / "params").is_dir()
         if name and (name[1] or is_half):
             with contextlib.suppress(OSError, *buckets.errors()):

@@ -48,6 +48,16 @@ def refuse_other_run(workdir: Path, config: Config) -> None:
     """
     validate_writable(workdir)
     refuse_held(workdir)
+    _refuse_other_settings(workdir, config)
+
+
+def _refuse_other_settings(workdir: Path, config: Config) -> None:
+    """Checks that a folder holds no run, or one that can go on with these settings.
+
+    Raises:
+        WorkdirMismatch: it holds a run with other settings; the message lists them.
+        ValueError: its config.json is damaged.
+    """
     if not (workdir / CONFIG).exists():
         return
     stored = read_config(workdir)
@@ -112,6 +122,7 @@ def claim(workdir: Path, config: Config) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     if distributed.is_first():
         with WorkdirLock(workdir):
+            _refuse_other_settings(workdir, config)  # of one that began just now
             write_json(workdir / CONFIG, to_dict(config))
 
 
