@@ -53,6 +53,17 @@ def test_nothing_was_kept(tmp_path: Path) -> None:
         cache.load(tmp_path / "none.npz", INPUTS)
 
 
+def test_a_run_that_vanished_is_not_made_anew(
+    tmp_path: Path, predictions: Predictions
+) -> None:
+    with pytest.raises(FileNotFoundError, match="gone"):
+        cache.save(
+            tmp_path / "gone" / "predictions" / "center.npz", INPUTS, predictions
+        )
+    cache.save(tmp_path / "predictions" / "center.npz", INPUTS, predictions)
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions"]
+
+
 def test_other_inputs(path: Path) -> None:
     for other in (
         INPUTS | {"step": 4},

@@ -54,6 +54,22 @@ def test_a_record_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
         collect_activations(model, DamagedRecord(), config, progress=None, **how)
 
 
+def test_descriptors_that_are_not_finite_are_refused_and_not_kept(
+    tmp_path: Path,
+) -> None:
+    model = nnx.merge(*drawn.network("vgg11", width=0.02, fc_kernel=1, num_classes=2))
+    model.conv1_1.bias[...] = np.nan
+    config = Config(
+        model=VGGConfig(name="vgg11"),
+        data=DataConfig(dataset="folder", crop=32, num_threads=1),
+        evaluation=EvaluationConfig(batch_size=8),
+    )
+    how = {"workdir": tmp_path, "step": 1, "scales": (32,), "layer": "relu7"}
+    with pytest.raises(ValueError, match=r"descriptor of 0\.png .* not finite"):
+        collect_activations(model, Pictures(), config, progress=None, **how)
+    assert not list(tmp_path.rglob("*.npz"))
+
+
 def test_what_is_kept_is_found_by_its_picture(tmp_path: Path) -> None:
     model = nnx.merge(*drawn.network("vgg11", width=0.02, fc_kernel=1, num_classes=2))
     config = Config(

@@ -85,8 +85,12 @@ def all_inputs(network: Inputs, data: Inputs, config: Config, one_pass: Pass) ->
 
 
 def save(path: Path, inputs: Inputs, predictions: Predictions) -> None:
-    """Writes posteriors to a file, in place of those that were kept there before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes posteriors to a file, in place of those that were kept there before.
+
+    Raises:
+        FileNotFoundError: the folder of the run has vanished; it is not made anew.
+    """
+    path.parent.mkdir(exist_ok=True)
     save_arrays(
         path,
         vars(predictions) | {"inputs": np.array(json.dumps(inputs))},

@@ -116,7 +116,7 @@ def collect_activations(
         decoded, where `config.data.on_corrupt_image` leaves them out, are in neither.
 
     Raises:
-        ValueError: no image could be decoded.
+        ValueError: no image could be decoded, or a descriptor is not finite.
     """
     inputs = {
         "version": VERSION,
@@ -157,7 +157,16 @@ def collect_activations(
                 )
                 is_decoded = rows["weight"] > 0
                 decoded = [digests[i] for i in numbers[is_decoded]]
-                collection.update(zip(decoded, rows["output"][is_decoded], strict=True))
+                values = rows["output"][is_decoded]
+                is_finite = np.isfinite(values).all(axis=1)
+                if not is_finite.all():
+                    first = source[int(numbers[is_decoded][~is_finite][0])]
+                    raise ValueError(
+                        f"the descriptor of {first['name']} has values that are not "
+                        "finite numbers; the weights of the network are damaged or its "
+                        "training diverged: take another checkpoint"
+                    )
+                collection.update(zip(decoded, values, strict=True))
                 if decoded and distributed.is_first():
                     collection.save()
             collections.append(collection)
