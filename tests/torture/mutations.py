@@ -45,6 +45,13 @@ def insert(rng: np.random.Generator, data: bytes) -> bytes:
     return data[:place] + rng.bytes(int(rng.integers(1, 100))) + data[place:]
 
 
+def pad(rng: np.random.Generator, data: bytes) -> bytes:
+    """Puts many equal bytes between two others, which some formats allow."""
+    place = int(rng.integers(0, len(data)))
+    byte = (b"\x00", b"\xff")[int(rng.integers(2))]
+    return data[:place] + byte * int(rng.integers(1, 200_000)) + data[place:]
+
+
 def truncate(rng: np.random.Generator, data: bytes) -> bytes:
     """Leaves the end out, as a copy does that was interrupted."""
     return data[: int(rng.integers(0, len(data)))]
@@ -67,6 +74,7 @@ MUTATIONS: dict[str, Mutation] = {
     "cut out": cut_out,
     "repeated": repeat,
     "inserted": insert,
+    "padded": pad,
     "truncated": truncate,
     "empty": empty,
     "appended": append,
