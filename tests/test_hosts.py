@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -20,6 +21,7 @@ import train
 from tests.bucket import Bucket
 from vgg_jax import cli, distributed
 from vgg_jax.files import parse_path
+from vgg_jax.training.workdir.checkpoint import saved_steps
 
 ROOT = Path(__file__).parents[1]
 DEVICES = 4
@@ -432,6 +434,10 @@ def test_a_lost_host_ends_all_and_the_run_goes_on(
     arguments = command("train.py", pictures, tmp_path / "run", "--config.num_epochs=9")
     processes = start(2, arguments)
     wait_for(processes[0], "step 6/")
+    for _ in range(300):  # on a busy machine the save of step 4 takes its time
+        if saved_steps(parse_path(tmp_path / "run")):
+            break
+        time.sleep(0.1)
     processes[lost].kill()
     output = processes[1 - lost].communicate(timeout=SECONDS)[0]
     assert processes[1 - lost].returncode == cli.RETRY, output
