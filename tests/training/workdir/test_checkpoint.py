@@ -289,13 +289,22 @@ def test_the_newest_intact_one_stands_in_for_a_damaged_best(
     assert loaded_step() == 1 and capsys.readouterr().err == ""
     change_a_bit(tmp_path, 2)
     assert loaded_step() == 1 and capsys.readouterr().err == ""
-    save_two(tmp_path / "other")
-    shutil.rmtree(tmp_path / "checkpoints")
-    shutil.move(tmp_path / "other" / "checkpoints", tmp_path / "checkpoints")
-    change_a_bit(tmp_path, 1)
-    assert loaded_step() == 2
-    (warning,) = capsys.readouterr().err.splitlines()
-    assert "checkpoints/1 is damaged" in warning and "step 2, the newest" in warning
+
+    def swap_lists(workdir: Path, step: int) -> None:
+        parts = workdir / "checkpoints" / str(step)
+        lists = [parts / name / "_METADATA" for name in ("params", "opt_state")]
+        contents = [path.read_bytes() for path in lists]
+        for path, content in zip(lists, reversed(contents), strict=True):
+            path.write_bytes(content)
+
+    for i, damage in enumerate((change_a_bit, swap_lists)):
+        save_two(tmp_path / f"other{i}")
+        shutil.rmtree(tmp_path / "checkpoints")
+        shutil.move(tmp_path / f"other{i}" / "checkpoints", tmp_path / "checkpoints")
+        damage(tmp_path, 1)
+        assert loaded_step() == 2
+        (warning,) = capsys.readouterr().err.splitlines()
+        assert "checkpoints/1 is damaged" in warning and "step 2, the newest" in warning
 
 
 def test_a_checkpoint_whose_metadata_are_gone_is_named(

@@ -425,12 +425,20 @@ class Checkpoints:
             raise DamagedCheckpoint(
                 f"checkpoint {path} is damaged: it cannot be read ({reason})"
             ) from error
+        # What a checkpoint's own list of arrays lacks is left as it was asked for.
+        for where, leaf in jax.tree.leaves_with_path(loaded):
+            if not isinstance(leaf, jax.Array):
+                name = jax.tree_util.keystr(where, simple=True, separator="/")
+                raise DamagedCheckpoint(
+                    f"checkpoint {path} is damaged: it cannot be read ({name} is not "
+                    "listed in it)"
+                )
         saved = self._records[step].digests
         if saved is not None:
             changed = [
                 name
                 for name, digest in digests(loaded).items()
-                if saved[name] != digest
+                if saved.get(name) != digest
             ]
             if changed:
                 more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
