@@ -31,7 +31,7 @@ from vgg_jax.models import ConvNet
 from vgg_jax.training.program import abstract_model
 from vgg_jax.training.schedule import Plateau
 from vgg_jax.training.steps import TrainState, split
-from vgg_jax.training.workdir.digest import digests
+from vgg_jax.training.workdir.digest import digests, leaves_by_name
 from vgg_jax.training.workdir.facts import read_config
 from vgg_jax.training.workdir.weights_folder import read_facts, restore_weights
 
@@ -426,9 +426,8 @@ class Checkpoints:
                 f"checkpoint {path} is damaged: it cannot be read ({reason})"
             ) from error
         # What a checkpoint's own list of arrays lacks is left as it was asked for.
-        for where, leaf in jax.tree.leaves_with_path(loaded):
+        for name, leaf in leaves_by_name(loaded).items():
             if not isinstance(leaf, jax.Array):
-                name = jax.tree_util.keystr(where, simple=True, separator="/")
                 raise DamagedCheckpoint(
                     f"checkpoint {path} is damaged: it cannot be read ({name} is not "
                     "listed in it)"

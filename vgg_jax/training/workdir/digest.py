@@ -21,15 +21,20 @@ from jax.experimental import multihost_utils
 from vgg_jax import distributed
 
 
+def leaves_by_name(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of a tree, under the names of their paths."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
 def digests(tree: Any) -> dict[str, str]:
     """Computes the digest of each array of a tree, under the names of its path.
 
     On several hosts all of them must call it, with the same tree.
     """
-    leaves = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): array
-        for path, array in jax.tree.leaves_with_path(tree)
-    }
+    leaves = leaves_by_name(tree)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         sums = np.array(list(threads.map(_own_sum, leaves.values())), np.uint64)
     is_shared = np.array([_is_shared(array) for array in leaves.values()], bool)
