@@ -21,6 +21,7 @@ def save_run(workdir: Path, config: Config, seed: int = 0) -> None:
         make_optimizer(config.optimizer),
         jax.random.key(seed),
     )
+    workdir.mkdir(parents=True, exist_ok=True)
     claim(workdir, config)
     metric = f"validation_{config.optimizer.metric}"
     with Checkpoints(workdir, metric, read_only=False) as checkpoints:

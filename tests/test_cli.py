@@ -584,6 +584,7 @@ def test_a_curriculum_is_refused_for_the_folder_of_its_last_run(
     tmp_path: Path, capsys: Capture
 ) -> None:
     runs = parse("curriculum", "--config.seed=3").config.runs
+    (tmp_path / "vgg19_jitter").mkdir()
     claim(tmp_path / "vgg19_jitter", runs["vgg19_jitter"])
     assert train_at(tmp_path, config="curriculum") == 1
     printed = capsys.readouterr()

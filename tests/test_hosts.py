@@ -195,7 +195,11 @@ def test_a_tpu_that_met_nobody_is_no_pod_of_several(
 
 
 def test_two_pods_meet_by_what_the_job_tells_them() -> None:
-    code = "from vgg_jax import distributed; distributed.join()"
+    code = (
+        "from vgg_jax import distributed\n"
+        "distributed._is_loopback = lambda _: False  # these pods share it\n"
+        "distributed.join()"
+    )
     processes = start(2, [sys.executable, "-c", code], index="JOB_COMPLETION_INDEX")
     first, second = finish(processes)
     assert "host 0 of 2" in first and "host 1 of 2" in second
@@ -308,6 +312,26 @@ def test_hosts_that_do_not_agree_stop_before_the_first_step(
     assert not workdir.exists()
 
 
+def test_hosts_with_folders_of_their_own_stop_before_the_first_step(
+    pictures: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import sys, train\n"
+        "from vgg_jax.training.workdir import lock\n"
+        "lock.SECONDS_UNTIL_SEEN = 3\n"
+        "sys.exit(train.main(sys.argv[1:]))"
+    )
+    workdirs = [tmp_path / machine / "run" for machine in "ab"]
+    _, _, *flags = command("train.py", pictures, workdirs[0])
+    own = tuple([f"--workdir={workdir}"] for workdir in workdirs)
+    both = start(2, [sys.executable, "-c", code, *flags], own)
+    for host, output in enumerate(finish(both, cli.FAILED)):
+        assert f"host {host}: error: expected one folder {workdirs[host]}" in output
+        assert "host 0 wrote there did not come to host 1 within 3 s" in output
+        assert "Traceback" not in output
+    assert not any(workdirs[0].iterdir()) and not workdirs[1].exists()
+
+
 def test_facts_of_hosts_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     long = list(range(100))
     others = [{"classes": str(long)}, {"classes": str(long[1:]), "more": "1"}]
@@ -352,23 +376,22 @@ def test_an_error_of_another_host_is_told_from_ones_own(
     assert distributed.reason_of_loss(distributed.LostHost("alone")) == "alone"
 
 
-@pytest.mark.parametrize(
-    "variables",
-    [
-        {"SLURM_NNODES": "2"},
-        {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"},
-    ],
-)
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.1.1", "[::1]"])
 def test_a_coordinator_that_no_other_machine_reaches_is_refused(
-    host: str, variables: dict[str, str]
+    host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    of_pod = {
+        "JOB_COMPLETION_INDEX": "1",
+        distributed.COORDINATOR[0]: f"{host}:80",
+        distributed.COORDINATOR[1]: "2",
+    }
+    for name, value in of_pod.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="an address of host 0 that other machines"):
-        distributed._refuse_loopback(f"{host}:80", variables)
-    distributed._refuse_loopback("10.0.0.1:80", variables)
-    one = dict.fromkeys(variables, "2") | {"SLURM_NNODES": "1"}
-    distributed._refuse_loopback(f"{host}:80", one)
-    distributed._refuse_loopback(f"{host}:80", {})
+        distributed.join()
+    distributed._refuse_loopback("10.0.0.1:80")
+    monkeypatch.delenv("JOB_COMPLETION_INDEX")
+    distributed._refuse_loopback(f"{host}:80")
 
 
 def test_a_host_that_nobody_joins_gives_up(pictures: Path, tmp_path: Path) -> None:

@@ -30,7 +30,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vgg_jax.hosts import heartbeat
-from vgg_jax.hosts.launcher import COORDINATOR, find_place, refuse_lonely
+from vgg_jax.hosts.launcher import (
+    COORDINATOR,
+    find_place,
+    refuse_lonely,
+    spans_machines,
+)
 from vgg_jax.hosts.stop_vote import StopVote
 
 DATA = "data"  # the mesh's axis
@@ -88,7 +93,7 @@ def _meet() -> bool:
     if place is None:
         return False
     if place.address is not None:
-        _refuse_loopback(place.address, os.environ)
+        _refuse_loopback(place.address)
     _initialize(
         _meeting_seconds(os.environ),
         str(place.index),
@@ -177,16 +182,13 @@ def _give_up_after(seconds: int, host: str) -> Iterator[None]:
         timer.cancel()
 
 
-def _refuse_loopback(address: str, environment: Mapping[str, str]) -> None:
+def _refuse_loopback(address: str) -> None:
     """Refuses a coordinator on the loopback where a launcher uses several machines.
 
     Raises:
         ValueError: no other machine could reach it.
     """
-    machines = int(environment.get("SLURM_NNODES", "1"))
-    tasks = int(environment.get("OMPI_COMM_WORLD_SIZE", "1"))
-    on_this = int(environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", str(tasks)))
-    if (machines > 1 or on_this < tasks) and _is_loopback(address):
+    if spans_machines() and _is_loopback(address):
         raise ValueError(
             f"expected in {COORDINATOR[0]} an address of host 0 that other machines "
             f"reach, got {address}, which is each machine's own; leave the "

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.runs import save_run
+from vgg_jax import distributed
 from vgg_jax.config import (
     Config,
     DataConfig,
@@ -118,6 +119,28 @@ def test_other_weights_are_other_descriptors(tmp_path, network, small_vgg, pictu
         second.write_bytes(bad)
         assert svm.main(command(folders[1], pictures, "--layer=relu6")) == 0
         np.testing.assert_allclose(np.load(second)["values"], expected, atol=1e-5)
+
+
+def test_hosts_compare_network_pictures_and_request(network, pictures, monkeypatch):
+    facts = []
+
+    def agree(compared):
+        facts.append(compared)
+        raise ValueError("the hosts do not agree")
+
+    monkeypatch.setattr(distributed, "agree", agree)
+    for options in (["--layer=relu6"], ["--layer=relu7", "--validation_fraction=0.2"]):
+        assert svm.main(command(network, pictures, *options)) == 1
+    one, two = facts
+    assert one.keys() == two.keys() and "network" in one
+    differing = {name for name in one if str(one[name]) != str(two[name])}
+    assert differing == {"images of train", "images of validation", "layer"}
+
+
+def test_what_any_host_lacks_is_computed_by_all(monkeypatch):
+    assert list(collection._missing_on_any([True, False, True])) == [1]
+    monkeypatch.setattr(distributed, "gather", lambda ours: [ours, [0, 1], []])
+    assert list(collection._missing_on_any([True, True, True, False])) == [0, 1, 3]
 
 
 @pytest.mark.parametrize(

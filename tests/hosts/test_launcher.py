@@ -3,7 +3,7 @@
 import pytest
 
 from vgg_jax.hosts import launcher
-from vgg_jax.hosts.launcher import Place, find_place, refuse_lonely
+from vgg_jax.hosts.launcher import Place, find_place, refuse_lonely, spans_machines
 
 JAX = {
     "JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234",
@@ -124,3 +124,27 @@ def test_a_process_that_met_nobody_has_the_number_0() -> None:
     refuse_lonely(KUBERNETES | {"JOB_COMPLETION_INDEX": "0"})
     with pytest.raises(ValueError, match="Kubernetes started this process as number 1"):
         refuse_lonely(KUBERNETES)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, False),
+        (JAX, False),
+        (SLURM | {"SLURM_NNODES": "2"}, True),
+        (SLURM | {"SLURM_NNODES": "1"}, False),
+        ({"SLURM_NNODES": "2"}, False),  # no task of a step
+        (OPEN_MPI_4, False),  # all tasks may be here
+        (OPEN_MPI_4 | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, False),
+        (OPEN_MPI_4 | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, True),
+        (KUBERNETES, True),
+        (SKYPILOT, True),
+        # Somebody gives numbers to processes that may be in one pod.
+        (KUBERNETES | JAX, False),
+        (MPICH, False),
+    ],
+)
+def test_runs_on_several_machines_are_known(
+    environment: dict[str, str], expected: bool
+) -> None:
+    assert spans_machines(environment) == expected

@@ -124,6 +124,31 @@ def test_one_class_and_five(tmp_path, few, monkeypatch, place, top_1, top_5):
     assert errors["top-5 classes, boxes, dense"].value == top_5
 
 
+def test_hosts_compare_networks_data_and_scales(tmp_path, few, monkeypatch):
+    save_run(tmp_path / "classes", CLASSES)
+    save_run(tmp_path / "boxes", boxes("scr"))
+    save_run(tmp_path / "other" / "boxes", boxes("scr"), seed=1)
+    facts = []
+
+    class Stop(Exception):
+        pass
+
+    def agree(compared):
+        facts.append(compared)
+        raise Stop
+
+    monkeypatch.setattr(run.distributed, "agree", agree)
+    for folder, scales in ((".", (64,)), ("other", (96,))):
+        with pytest.raises(Stop):
+            run.run_localization(
+                [tmp_path / folder / "boxes"], tmp_path / "classes", scales
+            )
+    one, two = facts
+    assert one.keys() == two.keys() and "sample" in one and "data_dir" not in one
+    differing = {name for name in one if str(one[name]) != str(two[name])}
+    assert differing == {"network of boxes", "Q"}
+
+
 @pytest.mark.parametrize(
     ("where", "what", "match"),
     [

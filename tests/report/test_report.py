@@ -115,6 +115,7 @@ def workdir(
 ) -> Path:
     """A run that was trained and evaluated, with names that are not HTML."""
     folder = tmp_path / "a <run> & more"
+    folder.mkdir()
     claim(folder, config)
     lines = [
         {"step": i, "epoch": i, "train_loss": 1.0, "train_top1_error": 0.5}
@@ -322,6 +323,7 @@ def test_the_papers_tables_stand_beside_runs_on_imagenet_alone(
 
 
 def test_a_run_without_an_evaluation_says_so(tmp_path: Path, config: Config) -> None:
+    (tmp_path / "new").mkdir()
     claim(tmp_path / "new", config)
     text = report.make_report([report.read_run(tmp_path / "new", "new")])
     texts = Page(text).texts

@@ -159,6 +159,7 @@ class RunLaboratory(FakeLaboratory):
         data = DataConfig(dataset="folder", crop=32, scale_min=32, scale_max=32)
         config = Config(model=model, data=data)
         workdir = self.new_folder() / "run"
+        workdir.mkdir()
         claim(workdir, config)
         # Zeros, for nothing has to be compiled to make them.
         state = jax.tree.map(

@@ -129,6 +129,7 @@ def test_the_best_weights_are_taken_and_the_rest_are_random(
     tiny_config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, config = tiny_config("vgg11"), tiny_config("vgg13")
+    (tmp_path / "vgg11").mkdir()
     claim(tmp_path / "vgg11", source)
     mesh = make_mesh()
     init = build_program(source, mesh).init
@@ -207,6 +208,7 @@ def test_a_run_is_skipped_if_it_finished_with_the_same_settings(
         return [folder.name for _, folder in unfinished_runs(curriculum, tmp_path)]
 
     first = tmp_path / "vgg11"
+    first.mkdir()
     claim(first, curriculum.runs["vgg11"])
     assert left() == ["vgg11", "vgg13", "vgg13_fine"]
     mark_finished(first, True)
@@ -221,6 +223,7 @@ def test_a_run_that_left_its_classes_to_the_data_is_skipped_too(
     tiny_config: Any, tmp_path: Path
 ) -> None:
     stored, run = tiny_config(), tiny_config()
+    (tmp_path / "vgg11").mkdir()
     claim(tmp_path / "vgg11", stored)
     mark_finished(tmp_path / "vgg11", True)
     run.model.num_classes = None

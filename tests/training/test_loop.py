@@ -44,7 +44,7 @@ from vgg_jax.training.workdir.facts import (
     is_finished,
     read_config,
 )
-from vgg_jax.training.workdir.lock import WorkdirHeld, WorkdirLost
+from vgg_jax.training.workdir.lock import WorkdirHeld, WorkdirLock, WorkdirLost
 
 
 @pytest.fixture
@@ -93,6 +93,14 @@ def test_a_missing_test_part_is_told_before_training(
     assert capsys.readouterr().err == ""
 
 
+def begin(config: Config, workdir: Path) -> Trainer:
+    """A run that has its folder and takes no step."""
+    trainer = Trainer(config, workdir)
+    with WorkdirLock(workdir):
+        trainer.claim_workdir()
+    return trainer
+
+
 def test_a_run_does_not_go_on_with_other_data(
     shapes: Path, tiny_config: Any, tmp_path: Path
 ) -> None:
@@ -103,25 +111,25 @@ def test_a_run_does_not_go_on_with_other_data(
     config.data.color_shift, config.data.color_pca = 0.1, "computed"
     axes = computed_path(config.data)
     axes.write_text(json.dumps({"axes": [[30.0]]}))
-    Trainer(config, run)
+    begin(config, run)
     axes.write_text(json.dumps({"axes": [[31.0]]}))
-    Trainer(config, run)  # nothing is trained yet
+    begin(config, run)  # nothing is trained yet
     (run / "checkpoints" / "5").mkdir(parents=True)
     (run / "checkpoints" / "5" / METADATA).touch()
-    Trainer(config, run)
+    begin(config, run)
     axes.write_text(json.dumps({"axes": [[30.0]]}))
     with pytest.raises(WorkdirMismatch, match=r"shift: \[\[31.0\]\] there, \[\[30.0"):
-        Trainer(config, run)
+        begin(config, run)
     axes.write_text(json.dumps({"axes": [[31.0]]}))
     bars = pictures / "train" / "bar"
     for i in range(30):
         shutil.copy(bars / "0.png", bars / f"another{i}.png")
     with pytest.raises(WorkdirMismatch) as error:
-        Trainer(config, run)
+        begin(config, run)
     assert "images to train on: " in str(error.value)
     assert "images to validate with: " in str(error.value)
     (run / "data.json").unlink()
-    Trainer(config, run)
+    begin(config, run)
 
 
 @dataclasses.dataclass
@@ -376,6 +384,26 @@ def test_a_second_training_in_a_workdir_is_refused(
     assert not (tmp_path / "lock").exists()
 
 
+def test_of_two_that_begin_at_once_the_folder_is_one_run_s(
+    linear_training: Config, tmp_path: Path
+) -> None:
+    """Both have seen an empty folder; what it says of the data is the first one's."""
+    first, second = (
+        Trainer(linear_training, tmp_path),
+        Trainer(linear_training, tmp_path),
+    )
+    second.facts |= {"images to train on": 3}
+    assert first.run() is None
+    with pytest.raises(WorkdirMismatch, match=r"images to train on: .* there, 3 now"):
+        second.run()
+    third = dataclasses.replace(linear_training, batch_size=4)
+    second.config = third
+    second.facts = first.facts
+    with pytest.raises(WorkdirMismatch, match=r"batch_size: .* there, 4 now"):
+        second.run()
+    assert read_config(tmp_path) == first.config
+
+
 def test_a_workdir_that_vanishes_stops_the_run_and_is_not_made_anew(
     linear_training: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -454,13 +482,13 @@ def test_the_number_of_classes_can_be_left_to_the_data(
         if regression is not None:
             config.localization = LocalizationConfig(regression=regression)
             config.optimizer.metric = "box_error"
-        trainer = Trainer(config, workdir)
+        trainer = begin(config, workdir)
         layer = trainer.program.state.params["fc8"]
         assert layer["bias"].shape == (outputs,)
         assert read_config(workdir).model.num_classes == outputs
-        Trainer(config, workdir)  # goes on
+        begin(config, workdir)  # goes on
         config.model.num_classes = outputs
-        Trainer(config, workdir)
+        begin(config, workdir)
         config.model.num_classes = outputs + 1
         with pytest.raises(ValueError, match="num_classes"):
             Trainer(config, workdir)
@@ -472,6 +500,7 @@ def test_the_number_of_classes_can_be_left_to_the_data(
 def test_what_needs_no_data_is_refused_before_they_are_opened(
     tiny_config: Any, tmp_path: Path
 ) -> None:
+    (tmp_path / "run").mkdir()
     claim(tmp_path / "run", tiny_config())
     config = tiny_config()
     config.data.data_dir = str(tmp_path / "nowhere")

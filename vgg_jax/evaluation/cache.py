@@ -68,6 +68,11 @@ def data_inputs(config: DataConfig, split: str, source: Source) -> Inputs:
     }
 
 
+def shared(inputs: Inputs) -> Inputs:
+    """Returns what several hosts must have alike; each may keep images elsewhere."""
+    return {name: value for name, value in inputs.items() if name != "data_dir"}
+
+
 def all_inputs(network: Inputs, data: Inputs, config: Config, one_pass: Pass) -> Inputs:
     """Returns all that the posteriors of one pass depend on, but for rounding."""
     return {

@@ -301,9 +301,7 @@ def _evaluate_rows(
     """Yields the predictions of each row; a pass that several rows share runs once."""
     network = cache.network_inputs(candidate.model, candidate.trained.step)
     data = cache.data_inputs(candidate.config.data, "test", source)
-    own = {"data_dir"}  # hosts may keep the same images in different places
-    facts = {name: value for name, value in data.items() if name not in own}
-    distributed.agree(network | facts | {"rows": rows})
+    distributed.agree(network | cache.shared(data) | {"rows": rows})
     done: dict[protocols.Pass, Predictions] = {}
     for protocol, scales in rows:
         passes = protocols.passes_of(protocol, scales)

@@ -86,6 +86,15 @@ def image_digest(image: bytes) -> bytes:
     return hashlib.blake2b(image, digest_size=16).digest()
 
 
+def _missing_on_any(is_kept: Sequence[bool]) -> np.ndarray:
+    """Returns the numbers of the images that some host has not kept.
+
+    A host that left out what another one computes would let that one wait for ever.
+    """
+    missing = [i for i, kept in enumerate(is_kept) if not kept]
+    return np.array(sorted(set().union(*distributed.gather(missing))), int)
+
+
 def collect_activations(
     model: ConvNet,
     source: Source,
@@ -141,9 +150,7 @@ def collect_activations(
         for scale in scales:
             path = workdir / "descriptors" / f"{layer}_q{scale}.npz"
             collection = Collection(path, inputs)
-            missing = np.array(
-                [i for i, digest in enumerate(digests) if digest not in collection], int
-            )
+            missing = _missing_on_any([digest in collection for digest in digests])
             bar.update(len(source) - len(missing))
             for start in range(0, len(missing), SAVE_EVERY):
                 numbers = missing[start : start + SAVE_EVERY]

@@ -17,9 +17,10 @@ import numpy as np
 from etils.epath import Path
 
 from vgg_jax import cli, distributed
-from vgg_jax.config import Config
+from vgg_jax.config import Config, shared_settings
 from vgg_jax.data.folder import open_folder
 from vgg_jax.data.mirror import local_data
+from vgg_jax.evaluation.cache import data_inputs, network_inputs, shared
 from vgg_jax.evaluation.predictions import wilson
 from vgg_jax.features.collection import collect_activations
 from vgg_jax.features.descriptors import AGGREGATES, combine_scales, validate_request
@@ -60,7 +61,8 @@ def run_svm(request: Request) -> dict[str, Any]:
     Raises:
         FileNotFoundError: there is no run, or there are no pictures.
         ImportError: scikit-learn is not installed.
-        ValueError: settings do not fit the network or the pictures.
+        ValueError: settings do not fit the network or the pictures, or hosts do not
+            agree.
     """
     try:
         from sklearn.metrics import balanced_accuracy_score, classification_report
@@ -79,6 +81,15 @@ def run_svm(request: Request) -> dict[str, Any]:
         split: open_folder(data_dir, split, request.validation_fraction)
         for split in SPLITS
     }
+    distributed.agree(
+        network_inputs(model, step)
+        | shared_settings(config)
+        | {"Q": scales, "layer": request.layer, "aggregate": request.aggregate}
+        | {
+            f"images of {split}": shared(data_inputs(config.data, split, source))
+            for split, source in sources.items()
+        }
+    )
     examples = {}  # descriptors and labels of each split
     for split, source in sources.items():
         activations, labels = collect_activations(

@@ -33,6 +33,8 @@ class Launcher:
         package: the package that JAX needs for that, if it needs one.
         is_one_per_device: it may start several processes on a host, each with a device
             that JAX finds out.
+        is_one_per_machine: it starts one process on each machine, or in each pod, whose
+            loopback is its own as well.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Launcher:
     asked_by_jax: str | None = None
     package: str | None = None
     is_one_per_device: bool = False
+    is_one_per_machine: bool = False
 
 
 LAUNCHERS = (
@@ -70,6 +73,7 @@ LAUNCHERS = (
         index="SKYPILOT_NODE_RANK",
         count="SKYPILOT_NUM_NODES",
         hosts="SKYPILOT_NODE_IPS",
+        is_one_per_machine=True,
     ),
     Launcher(
         "Kubernetes",
@@ -77,6 +81,7 @@ LAUNCHERS = (
         index="JOB_COMPLETION_INDEX",
         asked_by_jax="KUBERNETES_SERVICE_HOST",
         package="kubernetes",
+        is_one_per_machine=True,
     ),
 )
 
@@ -147,6 +152,22 @@ def refuse_lonely(environment: Mapping[str, str] = os.environ) -> None:
             f"{launcher.name} started this process as number {index} "
             f"({launcher.index}), and it met no other; {_how_to_mend(COORDINATOR)}"
         )
+
+
+def spans_machines(environment: Mapping[str, str] = os.environ) -> bool:
+    """Returns whether a launcher is known to have started this run on several machines.
+
+    It is asked of a process that is one of several.
+    """
+    launcher = find_launcher(environment)
+    if launcher is None:
+        return False
+    if launcher.is_one_per_machine and not environment.get(INDEX):
+        return True  # with a number of their own they may be several in one pod
+    tasks = environment.get("OMPI_COMM_WORLD_SIZE", "1")
+    return int(environment.get("SLURM_NNODES", "1")) > 1 or int(
+        environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", tasks)
+    ) < int(tasks)
 
 
 def _told_by(launcher: Launcher, environment: Mapping[str, str]) -> dict[str, str]:

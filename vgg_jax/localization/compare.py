@@ -9,11 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from vgg_jax import boxes, distributed
-from vgg_jax.config import Config
+from vgg_jax.config import Config, shared_settings
 from vgg_jax.console import short_names
 from vgg_jax.data.sources import Source, open_source
 from vgg_jax.data.transforms import decode
 from vgg_jax.evaluation import protocols
+from vgg_jax.evaluation.cache import data_inputs, network_inputs, shared
 from vgg_jax.evaluation.predictions import Rate, top_k_error
 from vgg_jax.files import resolve, write_json
 from vgg_jax.localization import localize
@@ -24,7 +25,6 @@ from vgg_jax.localization.localize import (
     right_boxes,
     select_boxes,
 )
-from vgg_jax.models import ConvNet
 from vgg_jax.report.figures import INK, RIGHT, WRONG, save_figure
 from vgg_jax.training.workdir.checkpoint import restore_model
 
@@ -49,10 +49,11 @@ def run_localization(
 
     Raises:
         FileNotFoundError: a workdir has no run or no checkpoint.
-        ValueError: the networks do not fit one another, or one is given twice.
+        ValueError: the networks do not fit one another, one is given twice, or hosts
+            do not agree.
     """
-    localizers, configs = zip(*map(_restore, workdirs), strict=True)
-    classifier, classifier_config = _restore(classifier_dir)
+    localizers, configs, steps = zip(*map(restore_model, workdirs), strict=True)
+    classifier, classifier_config, classifier_step = restore_model(classifier_dir)
     config = configs[0]
     _validate_configs(
         dict(zip(workdirs, configs, strict=True)), classifier_dir, classifier_config
@@ -61,6 +62,20 @@ def run_localization(
     scales = tuple(scales) or tuple(config.evaluation.scales)
     source = open_source(config.data, "test")
     names = short_names([resolve(workdir) for workdir in workdirs])
+    distributed.agree(
+        {
+            f"network of {name}": network_inputs(model, step) | shared_settings(own)
+            for name, model, step, own in zip(
+                [*names, "classifier_workdir"],
+                [*localizers, classifier],
+                [*steps, classifier_step],
+                [*configs, classifier_config],
+                strict=True,
+            )
+        }
+        | shared(data_inputs(config.data, "test", source))
+        | {"Q": scales}
+    )
     together = " + ".join(names)
 
     errors: dict[str, Rate] = {}
@@ -132,11 +147,6 @@ def format_errors(errors: Mapping[str, Rate], scales: Sequence[int]) -> str:
             "+-: half of the 95% interval (Wilson)",
         ]
     )
-
-
-def _restore(workdir: Path) -> tuple[ConvNet, Config]:
-    model, config, _ = restore_model(workdir)
-    return model, config
 
 
 def _validate_configs(

@@ -144,25 +144,26 @@ class Trainer:
         self.kept_validation: KeptMaps | None = None
         self.device_set: DeviceSet | None = None
         self.stall_detector = StallDetector(config, self.timetable.steps_per_epoch)
-        self._claim_workdir()
+        self.facts = self._agree_on_data()
 
     def run(self) -> signal.Signals | None:
         """Runs the loop until the end or a signal, which it returns as `train` does."""
-        with (
-            WorkdirLock(self.workdir) as lock,
-            Checkpoints(self.workdir, self.metric, read_only=False) as checkpoints,
-            Interrupt() as interrupt,
-            _naming_last_checkpoint(checkpoints),
-        ):
-            state, plateau = self._start(checkpoints)
-            step = int(state.step)
-            if not self._is_at_end(step, plateau):
-                if self.program.first_row:
-                    self._keep_maps(state)
-                else:
-                    self._keep_images()
-            self._compile_together()
-            return self._loop(state, plateau, checkpoints, interrupt, lock)
+        with WorkdirLock(self.workdir) as lock:
+            self.claim_workdir()
+            with (
+                Checkpoints(self.workdir, self.metric, read_only=False) as checkpoints,
+                Interrupt() as interrupt,
+                _naming_last_checkpoint(checkpoints),
+            ):
+                state, plateau = self._start(checkpoints)
+                step = int(state.step)
+                if not self._is_at_end(step, plateau):
+                    if self.program.first_row:
+                        self._keep_maps(state)
+                    else:
+                        self._keep_images()
+                self._compile_together()
+                return self._loop(state, plateau, checkpoints, interrupt, lock)
 
     def _loop(
         self,
@@ -240,8 +241,8 @@ class Trainer:
             self._conclude(checkpoints, step, stopped)
         return stopped
 
-    def _claim_workdir(self) -> None:
-        """Makes the folder this run's, unless it holds a run on other data."""
+    def _agree_on_data(self) -> dict[str, Any]:
+        """Returns the facts of the data, which are the same on all hosts."""
         try:
             open_source(self.config.data, "test")
         except (OSError, ValueError) as error:
@@ -263,6 +264,15 @@ class Trainer:
                 "images": sample_digest(self.training),
             }
         )
+        return facts
+
+    def claim_workdir(self) -> None:
+        """Makes the folder this run's, for one that holds its lock.
+
+        Raises:
+            WorkdirMismatch: it holds a run on other data or with other settings.
+        """
+        facts = self.facts
         if saved_steps(self.workdir):
             check_class_names(self.workdir, self.training.class_names)
             facts = check_data_facts(self.workdir, facts)

@@ -20,7 +20,7 @@ from vgg_jax.config import (
 from vgg_jax.files import read_json, validate_writable, write_json
 from vgg_jax.training.program import has_batch_norm
 from vgg_jax.training.schedule import schedule_for
-from vgg_jax.training.workdir.lock import WorkdirLock, refuse_held
+from vgg_jax.training.workdir.lock import refuse_held
 
 CONFIG = "config.json"
 CLASS_NAMES = "class_names.json"
@@ -110,20 +110,18 @@ def with_stored_choices(config: Config, stored: Config) -> Config:
 
 
 def claim(workdir: Path, config: Config) -> None:
-    """Makes the folder this configuration's; the first host writes.
+    """Makes a folder this configuration's; the first host writes.
+
+    The caller holds the folder's `WorkdirLock`, so that nobody else does the same.
 
     Raises:
-        WorkdirHeld: another training writes into it; the message names the process.
         WorkdirMismatch: it holds a run with other settings; the message lists them.
         ValueError: its config.json is damaged.
-        OSError: the folder cannot be made or written to.
+        OSError: the folder cannot be written to.
     """
-    refuse_other_run(workdir, config)
-    workdir.mkdir(parents=True, exist_ok=True)
+    _refuse_other_settings(workdir, config)
     if distributed.is_first():
-        with WorkdirLock(workdir):
-            _refuse_other_settings(workdir, config)  # of one that began just now
-            write_json(workdir / CONFIG, to_dict(config))
+        write_json(workdir / CONFIG, to_dict(config))
 
 
 def read_config(workdir: Path) -> Config:

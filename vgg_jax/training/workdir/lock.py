@@ -11,13 +11,16 @@ from typing import TextIO
 from etils.epath import Path
 
 from vgg_jax.buckets import Lease
-from vgg_jax.distributed import is_first, warn
+from vgg_jax.distributed import gather, is_first, several, warn
 from vgg_jax.files import is_in_bucket
 
 LOCK = "lock"  # the file that says which process trains in a workdir
 
 # A start that only looks at a lock holds it for a moment, which an owner waits out.
 ATTEMPTS, SECONDS_BETWEEN = 5, 0.05
+
+# For so long a file server may hide from a host what another one has written.
+SECONDS_UNTIL_SEEN = 90
 
 
 class WorkdirHeld(RuntimeError):
@@ -36,7 +39,7 @@ class WorkdirLock:
     In a bucket it is a `buckets.Lease`.
 
     Args:
-        workdir: the folder, which is there.
+        workdir: the folder, which is made if it is not there.
     """
 
     def __init__(self, workdir: Path):
@@ -50,8 +53,21 @@ class WorkdirLock:
 
         Raises:
             WorkdirHeld: another training has it; the message names the process.
-            OSError: the folder is not there or cannot be written to.
+            ValueError: other hosts have another folder under the same name.
+            OSError: the folder cannot be made or written to.
         """
+        try:
+            self._take()
+            _validate_shared(self._path)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _take(self) -> None:
+        """Takes the lock if this is the first host."""
+        if is_first():
+            self._workdir.mkdir(parents=True, exist_ok=True)
         if is_first() and is_in_bucket(self._workdir):
             lease = Lease(self._path)
             if owner := lease.acquire():
@@ -63,7 +79,6 @@ class WorkdirLock:
             self._file.truncate(0)
             self._file.write(json.dumps(process) + "\n")
             self._file.flush()
-        return self
 
     def __exit__(self, *_: object) -> None:
         if self._lease is not None:
@@ -107,6 +122,30 @@ def refuse_held(workdir: Path) -> None:
         _acquire(workdir).close()
     elif owner := Lease(workdir / LOCK).owner():
         raise _held(owner, workdir)
+
+
+def _validate_shared(path: Path) -> None:
+    """Checks that all hosts see the lock that the first one has just written.
+
+    Raises:
+        ValueError: some do not, so that each would write into a folder of its own.
+    """
+    if not several():
+        return
+    written = gather(path.read_text() if is_first() else None)[0]
+    deadline = time.monotonic() + SECONDS_UNTIL_SEEN
+    while not (is_seen := path.exists() and path.read_text() == written):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(10 * SECONDS_BETWEEN)
+    blind = [str(host) for host, sees in enumerate(gather(is_seen)) if not sees]
+    if blind:
+        raise ValueError(
+            f"expected one folder {path.parent} that all hosts share; what host 0 "
+            f"wrote there did not come to host {', '.join(blind)} within "
+            f"{SECONDS_UNTIL_SEEN} s. Give a --workdir on a shared disk, or in a "
+            "bucket (gs://BUCKET/RUN)"
+        )
 
 
 def _acquire(workdir: Path) -> TextIO:
