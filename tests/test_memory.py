@@ -4,13 +4,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from vgg_jax import memory
 from vgg_jax.config import Config, DataConfig, VGGConfig
+from vgg_jax.distributed import batch_sharding, make_mesh, replicated
 from vgg_jax.memory import (
     OutOfMemory,
     evaluation_advice,
     naming_settings,
     training_advice,
+    validate_state_fits,
 )
+from vgg_jax.training.program import build_program
 
 
 @jax.jit
@@ -60,3 +64,25 @@ def test_advice_is_of_what_can_be_smaller_yet() -> None:
     ]
     [smaller_images] = evaluation_advice(config(), 1)
     assert smaller_images.startswith("evaluation.scales")
+
+
+def test_a_network_larger_than_the_machine_is_refused_before_it_is_made() -> None:
+    mesh = make_mesh()
+    wide = config()
+    wide.model.width = 100
+    state = build_program(wide, mesh).state
+    with pytest.raises(OutOfMemory, match=r"need [\d,]+\.\d GiB, and a cpu has [\d,]+"):
+        validate_state_fits(state)
+
+
+def test_every_device_has_its_part_of_a_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh = make_mesh()
+    shared = jax.ShapeDtypeStruct(
+        (mesh.size, 100), jnp.float32, sharding=batch_sharding(mesh)
+    )
+    whole = jax.ShapeDtypeStruct((100,), jnp.bfloat16, sharding=replicated(mesh))
+    monkeypatch.setattr(memory, "_device_memory", lambda: 600)
+    validate_state_fits({"fc6": shared, "fc8": whole})
+    monkeypatch.setattr(memory, "_device_memory", lambda: 599)
+    with pytest.raises(OutOfMemory):
+        validate_state_fits({"fc6": shared, "fc8": whole})

@@ -1,15 +1,54 @@
 """Says which settings make a program smaller, where a device has too little memory."""
 
 import contextlib
+import math
+import os
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 
 from vgg_jax.config import Config
 
+GIB = 2**30  # bytes
+
 
 class OutOfMemory(RuntimeError):
     """A program needs more memory than its device has."""
+
+
+def validate_state_fits(state: Any) -> None:
+    """Checks that a device can hold its part of a run's state, before it is made.
+
+    Without it a processor would first fill all of the machine's memory.
+
+    Args:
+        state: a tree of abstract arrays with shardings, on devices of this process.
+
+    Raises:
+        OutOfMemory: it cannot; the message has both sizes in GiB.
+    """
+    needed = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(state)
+    )
+    there = _device_memory()
+    if needed > there:
+        raise OutOfMemory(
+            f"the weights and what the optimizer keeps beside them need "
+            f"{needed / GIB:,.1f} GiB, and a {_device_kind()} has {there / GIB:,.1f}; "
+            "make model.width or model.fc_features smaller"
+        )
+
+
+def _device_memory() -> int:
+    """Returns how many bytes a device of this process has for itself."""
+    devices = jax.local_devices()
+    stats = devices[0].memory_stats()
+    if stats is not None and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return machine // len(devices)
 
 
 def training_advice(config: Config, devices: int) -> Iterator[str]:

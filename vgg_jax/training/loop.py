@@ -25,7 +25,11 @@ from vgg_jax.distributed import make_mesh, shard_batch, warn
 from vgg_jax.files import parse_path
 from vgg_jax.inference.passes import View, over_source
 from vgg_jax.interrupt import Interrupt, StopRequested
-from vgg_jax.memory import naming_settings, training_advice
+from vgg_jax.memory import (
+    naming_settings,
+    training_advice,
+    validate_state_fits,
+)
 from vgg_jax.training.diagnosis import StallDetector, diagnosis
 from vgg_jax.training.init_from import prepare_start, take_weights
 from vgg_jax.training.kept_maps import KeptMaps
@@ -129,6 +133,7 @@ class Trainer:
         self.settled = with_choices_for(self.mesh, config)
         config = dataclasses.replace(config, model=self.settled.model)
         self.program = build_program(config, self.mesh)
+        validate_state_fits(self.program.state)
         self.training, self.validation = open_training(config.data)
         self.config = with_num_classes(config, len(self.training.class_names))
         self.task = task_for(config)
