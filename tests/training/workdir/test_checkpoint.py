@@ -257,6 +257,22 @@ def test_whatever_byte_changes_no_other_state_is_restored(
         assert (step == 1) == ("2 is damaged" in capsys.readouterr().err)
 
 
+def test_reads_of_a_damaged_checkpoint_leave_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_two(tmp_path)
+    listed = tmp_path / "checkpoints/2/params/array_metadatas/process_0"
+    listed.write_bytes(listed.read_bytes() + b"x" * 100)
+    lost: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lost.append)
+    with Checkpoints(tmp_path, METRIC, read_only=True) as checkpoints:
+        restored = checkpoints.restore_newest(abstract(jax.devices()[:1]))
+    assert restored is not None and int(restored[0].step) == 1
+    gc.collect()
+    assert not lost
+    assert sys.unraisablehook == lost.append
+
+
 def test_without_an_intact_checkpoint_nothing_is_restored(tmp_path: Path) -> None:
     save_two(tmp_path)
     change_a_bit(tmp_path, 2)

@@ -1,7 +1,6 @@
 """This module saves and restores the training state, the latest and the best."""
 
 import contextlib
-import copy
 import dataclasses
 import itertools
 import json
@@ -11,7 +10,6 @@ from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
-import tensorstore
 from etils.epath import Path
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
@@ -31,30 +29,12 @@ from vgg_jax.models import ConvNet
 from vgg_jax.training.program import abstract_model
 from vgg_jax.training.schedule import Plateau
 from vgg_jax.training.steps import TrainState, split
+from vgg_jax.training.workdir import orbax_repairs
 from vgg_jax.training.workdir.digest import digests, leaves_by_name
 from vgg_jax.training.workdir.facts import read_config
 from vgg_jax.training.workdir.weights_folder import read_facts, restore_weights
 
-# Two calls of TensorStore leave what they answer in memory for good, and Orbax makes
-# them at every save: for its counters, 35 kB that only Orbax's log has a use for, and
-# once an array, with the same answer for all, for the description of a store.
-tensorstore.experimental_collect_matching_metrics = lambda *_: []
-_describe = tensorstore.KvStore.Spec.to_json
-_descriptions: dict[str, Any] = {}  # of the last stores, by what `repr` says of them
-
-
-def _describe_once(spec: Any, include_defaults: bool = False) -> Any:
-    """Returns what `KvStore.Spec.to_json` does, which it asks once for equal stores."""
-    key = f"{spec!r} {include_defaults}"
-    description = _descriptions.get(key)
-    if description is None:
-        if len(_descriptions) == 16:
-            _descriptions.clear()
-        description = _descriptions[key] = _describe(spec, include_defaults)
-    return copy.deepcopy(description)
-
-
-tensorstore.KvStore.Spec.to_json = _describe_once  # type: ignore[method-assign, assignment]
+orbax_repairs.apply()
 
 METADATA = "_CHECKPOINT_METADATA"
 INDICATOR = "orbax.checkpoint"  # an empty file that every checkpoint has
@@ -413,18 +393,8 @@ class Checkpoints:
         try:
             with context:
                 loaded = ocp.load_checkpointables(path, wanted)
-        except Exception as error:  # Orbax hides the reason behind a "no entry" error
-            cause = error.__cause__ or error
-            if refusal := buckets.explain(cause):
-                raise ValueError(f"cannot read checkpoint {path}: {refusal}") from error
-            # TensorStore goes on with its whole specification.
-            words = " ".join(str(cause).partition("[tensorstore_spec")[0].split())
-            reason = f"{type(cause).__name__}: {words}"
-            if any(word in reason for word in _UNREACHABLE):
-                raise ValueError(f"cannot read checkpoint {path}: {reason}") from error
-            raise DamagedCheckpoint(
-                f"checkpoint {path} is damaged: it cannot be read ({reason})"
-            ) from error
+        except Exception as error:
+            raise _explain(error, path) from error
         # What a checkpoint's own list of arrays lacks is left as it was asked for.
         for name, leaf in leaves_by_name(loaded).items():
             if not isinstance(leaf, jax.Array):
@@ -462,6 +432,21 @@ class Checkpoints:
                 f"checkpoint: {last}. {remedy}; the same command then goes on from "
                 "there"
             ) from error
+
+
+def _explain(error: Exception, path: Path) -> ValueError:
+    """Makes the error to raise where Orbax could not load a checkpoint."""
+    cause = error.__cause__ or error  # Orbax hides it behind a "no entry" error
+    if refusal := buckets.explain(cause):
+        return ValueError(f"cannot read checkpoint {path}: {refusal}")
+    # TensorStore goes on with its whole specification.
+    words = " ".join(str(cause).partition("[tensorstore_spec")[0].split())
+    reason = f"{type(cause).__name__}: {words}"
+    if any(word in reason for word in _UNREACHABLE):
+        return ValueError(f"cannot read checkpoint {path}: {reason}")
+    return DamagedCheckpoint(
+        f"checkpoint {path} is damaged: it cannot be read ({reason})"
+    )
 
 
 def _checkpointables(state: TrainState) -> dict[str, Any]:
