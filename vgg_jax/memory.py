@@ -37,16 +37,18 @@ def validate_state_fits(state: Any) -> None:
         raise OutOfMemory(
             f"the weights and what the optimizer keeps beside them need "
             f"{needed / GIB:,.1f} GiB, and a {_device_kind()} has {there / GIB:,.1f}; "
-            "make model.width or model.fc_features smaller"
+            "make model.width smaller, or model.fc_features where there are such layers"
         )
 
 
-def _device_memory() -> int:
-    """Returns how many bytes a device of this process has for itself."""
+def _device_memory() -> float:
+    """Returns how many bytes a device of this process has for itself, if it tells."""
     devices = jax.local_devices()
     stats = devices[0].memory_stats()
     if stats is not None and "bytes_limit" in stats:
         return stats["bytes_limit"]
+    if devices[0].platform != "cpu":
+        return math.inf
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return machine // len(devices)
 

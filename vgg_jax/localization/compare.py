@@ -64,9 +64,9 @@ def run_localization(
     names = short_names([resolve(workdir) for workdir in workdirs])
     distributed.agree(
         {
-            f"network of {name}": network_inputs(model, step) | shared_settings(own)
+            name: network_inputs(model, step) | shared_settings(own)
             for name, model, step, own in zip(
-                [*names, "classifier_workdir"],
+                [*(f"network of {name}" for name in names), "classifier"],
                 [*localizers, classifier],
                 [*steps, classifier_step],
                 [*configs, classifier_config],

@@ -1,13 +1,16 @@
 """Checkpoints: what comes back, and what a disk that refuses one leaves behind."""
 
+import asyncio
 import dataclasses
 import gc
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import chex
@@ -17,6 +20,7 @@ import numpy as np
 import optax
 import pytest
 from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint._src import asyncio_utils
 
 from tests.disk import file_sizes_up_to
 from vgg_jax.config import OptimizerConfig
@@ -271,6 +275,43 @@ def test_reads_of_a_damaged_checkpoint_leave_no_traceback(
     gc.collect()
     assert not lost
     assert sys.unraisablehook == lost.append
+
+
+@pytest.mark.parametrize("is_in_loop", [False, True])
+def test_what_failed_work_of_orbax_has_begun_comes_to_its_end(is_in_loop: bool) -> None:
+    ended = []
+
+    async def read() -> None:
+        await asyncio.sleep(0.1)
+        ended.append(True)
+
+    async def work() -> None:
+        ended.append(asyncio.ensure_future(read()))
+        await asyncio.sleep(0)
+        raise ValueError("damaged")
+
+    async def outer() -> None:  # as a handler of Orbax calls another's
+        asyncio_utils.run_sync(work())
+
+    with pytest.raises(ValueError, match="damaged"):
+        asyncio_utils.run_sync(outer() if is_in_loop else work())
+    assert ended[1:] == [True]
+
+
+@pytest.mark.parametrize("is_in_loop", [False, True])
+def test_a_signal_waits_for_no_read_of_orbax(is_in_loop: bool) -> None:
+    async def outer() -> None:
+        asyncio_utils.run_sync(asyncio.sleep(30))
+
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    begun = time.monotonic()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(KeyboardInterrupt):
+            asyncio_utils.run_sync(outer() if is_in_loop else asyncio.sleep(30))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - begun < 10
 
 
 def test_without_an_intact_checkpoint_nothing_is_restored(tmp_path: Path) -> None:

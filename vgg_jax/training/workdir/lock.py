@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import time
+import uuid
 from typing import TextIO
 
 from etils.epath import Path
@@ -15,6 +16,7 @@ from vgg_jax.distributed import gather, is_first, several, warn
 from vgg_jax.files import is_in_bucket
 
 LOCK = "lock"  # the file that says which process trains in a workdir
+TOKEN = "hosts"  # a file that is there while several hosts look whether they share it
 
 # A start that only looks at a lock holds it for a moment, which an owner waits out.
 ATTEMPTS, SECONDS_BETWEEN = 5, 0.05
@@ -58,7 +60,7 @@ class WorkdirLock:
         """
         try:
             self._take()
-            _validate_shared(self._path)
+            _validate_shared(self._workdir)
         except BaseException:
             self.__exit__()
             raise
@@ -124,28 +126,41 @@ def refuse_held(workdir: Path) -> None:
         raise _held(owner, workdir)
 
 
-def _validate_shared(path: Path) -> None:
-    """Checks that all hosts see the lock that the first one has just written.
+def _validate_shared(workdir: Path) -> None:
+    """Checks that all hosts see what the first one writes into a folder.
+
+    That is a file of its own, for some file servers refuse to read one that is locked.
 
     Raises:
         ValueError: some do not, so that each would write into a folder of its own.
     """
     if not several():
         return
-    written = gather(path.read_text() if is_first() else None)[0]
+    path = workdir / TOKEN
+    token = gather(uuid.uuid4().hex)[0]
+    if is_first():
+        path.write_text(token)
     deadline = time.monotonic() + SECONDS_UNTIL_SEEN
-    while not (is_seen := path.exists() and path.read_text() == written):
-        if time.monotonic() > deadline:
-            break
+    while not (is_seen := _holds(path, token)) and time.monotonic() < deadline:
         time.sleep(10 * SECONDS_BETWEEN)
     blind = [str(host) for host, sees in enumerate(gather(is_seen)) if not sees]
+    if is_first():
+        path.unlink(missing_ok=True)
     if blind:
         raise ValueError(
-            f"expected one folder {path.parent} that all hosts share; what host 0 "
-            f"wrote there did not come to host {', '.join(blind)} within "
+            f"expected one folder {workdir} that all hosts share; what host 0 wrote "
+            f"there did not come to host {', '.join(blind)} within "
             f"{SECONDS_UNTIL_SEEN} s. Give a --workdir on a shared disk, or in a "
             "bucket (gs://BUCKET/RUN)"
         )
+
+
+def _holds(path: Path, text: str) -> bool:
+    """Returns whether this host can read a text in a file."""
+    try:
+        return path.read_text() == text
+    except OSError:
+        return False
 
 
 def _acquire(workdir: Path) -> TextIO:

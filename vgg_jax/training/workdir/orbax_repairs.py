@@ -2,7 +2,6 @@
 
 import asyncio
 import copy
-import warnings
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -28,9 +27,6 @@ def apply() -> None:
     spec.to_json = _describe_once
     asyncio_utils._run_sync_via_new_loop = _run_to_its_end
     asyncio_utils._run_event_loop = _run_until_stopped
-    warnings.filterwarnings(
-        "ignore", r"coroutine '(PyTreeHandler|Store)\..*' was never awaited"
-    )
 
 
 def _describe_once(spec: Any, include_defaults: bool = False) -> Any:
@@ -51,8 +47,8 @@ def _run_to_its_end(work: Coroutine[Any, Any, T]) -> T:
         asyncio.set_event_loop(loop)
         return loop.run_until_complete(work)
     finally:
-        _close(loop)
         asyncio.set_event_loop(None)
+        _close(loop)
 
 
 def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
@@ -67,7 +63,17 @@ def _close(loop: asyncio.AbstractEventLoop) -> None:
     """Closes an event loop when all that was begun in it has ended.
 
     Nothing is canceled: a read of TensorStore reports that to a loop which is closed.
+    Where the work itself has not ended, a signal came, which waits for nothing.
     """
-    while begun := asyncio.all_tasks(loop):
-        loop.run_until_complete(asyncio.gather(*begun, return_exceptions=True))
-    loop.close()
+    try:
+        while begun := asyncio.all_tasks(loop):
+            if any(_is_work(task) for task in begun):
+                break
+            loop.run_until_complete(asyncio.gather(*begun, return_exceptions=True))
+    finally:
+        loop.close()
+
+
+def _is_work(task: asyncio.Task[Any]) -> bool:
+    """Returns whether a task is what `asyncio_utils.run_sync` was given."""
+    return getattr(task.get_coro(), "__name__", "") == "_coro_with_registration"
