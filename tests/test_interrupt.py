@@ -99,3 +99,44 @@ def test_a_main_thread_that_does_not_end_is_ended() -> None:
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 128 + signal.SIGTERM
     assert errors == "stopped\n"
+
+
+def test_a_request_is_kept_though_nobody_reads_what_it_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def write(*_: object) -> int:
+        raise BrokenPipeError
+
+    with Interrupt() as interrupt:
+        interrupt.postpone()
+        monkeypatch.setattr(os, "write", write)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupt.requested() is signal.SIGTERM
+
+
+def test_it_is_ended_though_nobody_reads_what_it_says() -> None:
+    """As where the terminal or the reader of a pipe is gone."""
+    code = (
+        "import time; from vgg_jax import interrupt\n"
+        "interrupt.GRACE_SECONDS = 0.2\n"
+        "with interrupt.Interrupt(ends_process=True):\n"
+        "    words = ['busy']\n"
+        "    while True:\n"
+        "        try:\n"
+        "            while words:\n"
+        "                print(words.pop(), flush=True)\n"
+        "            time.sleep(60)\n"
+        "        except KeyboardInterrupt:\n"
+        "            pass\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"busy\n"
+    process.stdout.close()
+    process.send_signal(signal.SIGTERM)
+    try:
+        assert process.wait(timeout=20) == 128 + signal.SIGTERM
+    finally:
+        process.kill()

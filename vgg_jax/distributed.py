@@ -30,6 +30,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vgg_jax.hosts import heartbeat
+from vgg_jax.hosts.ending import end_process
 from vgg_jax.hosts.launcher import (
     COORDINATOR,
     find_place,
@@ -387,11 +388,9 @@ def abandon(code: int) -> None:
     The others would wait in the middle of a step, and a clean exit would wait for them.
     """
     if several():
-        sys.stdout.flush()
-        sys.stderr.flush()
         if _watch is not None:
             _watch.leave()
-        os._exit(code)
+        end_process(code)
 
 
 def _is_tpu_vm() -> bool:

@@ -1,5 +1,6 @@
 """This module takes Ctrl-C and SIGTERM: at once, or as a request to stop soon."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ from types import FrameType, TracebackType
 from typing import Any, ClassVar
 
 from vgg_jax import distributed
+from vgg_jax.hosts.ending import end_process
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -112,8 +114,10 @@ class Interrupt:
         outer._caught += 1
         if self._may_wait and (number == signal.SIGTERM or self.signal is None):
             self.signal = self.signal or signal.Signals(number)
-            if distributed.is_first():  # `print` cannot be called within itself
-                os.write(2, b"\nstopping after this step; Ctrl-C stops at once\n")
+            if distributed.is_first():
+                # `print` cannot be called within itself, and nobody may read it.
+                with contextlib.suppress(OSError):
+                    os.write(2, b"\nstopping after this step; Ctrl-C stops at once\n")
         elif not outer._stops:  # else it is tidying up, and the watch ends that
             outer._stops = True
             raise KeyboardInterrupt(signal.Signals(number))
@@ -160,5 +164,4 @@ class Interrupt:
                     continue
                 has_ended = self._ended.wait(GRACE_SECONDS)
                 if not has_ended and (self._stops or self._caught < signals):
-                    os.write(2, b"stopped\n")
-                    os._exit(STOPPED + number[0])
+                    end_process(STOPPED + number[0], "stopped")

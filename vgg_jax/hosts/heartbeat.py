@@ -11,12 +11,13 @@ import itertools
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from typing import Any, NoReturn
 
 import jax
+
+from vgg_jax.hosts.ending import end_process
 
 # The exit code that asks a scheduler to start the same command again (EX_TEMPFAIL).
 RETRY = 75
@@ -47,9 +48,7 @@ def end(host: int | str, message: str) -> NoReturn:
     if not _word.acquire(blocking=False):
         time.sleep(1)
         os._exit(RETRY)
-    sys.stdout.flush()
-    os.write(2, f"host {host}: error: {message}\n".encode())
-    os._exit(RETRY)
+    end_process(RETRY, f"host {host}: error: {message}")
 
 
 class Heartbeat:
