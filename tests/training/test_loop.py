@@ -497,6 +497,16 @@ def test_the_number_of_classes_can_be_left_to_the_data(
         assert not (tmp_path / "new").exists()
 
 
+def test_a_network_larger_than_the_machine_is_refused(
+    tiny_config: Any, tmp_path: Path
+) -> None:
+    config = tiny_config()
+    config.model.width = 100
+    with pytest.raises(OutOfMemory, match=r"make model\.width smaller"):
+        Trainer(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_needs_no_data_is_refused_before_they_are_opened(
     tiny_config: Any, tmp_path: Path
 ) -> None:
