@@ -28,8 +28,9 @@ from vgg_jax.data.pipeline import (
     train_order,
 )
 from vgg_jax.distributed import batch_sharding, replicated
+from vgg_jax.memory import GIB
 
-LARGEST = 2**30  # bytes on each device, of a set that goes there unasked
+LARGEST = GIB  # bytes on each device, of a set that goes there unasked
 # An image's bytes are padded to a multiple of this. The lanes of a TPU are so many; of
 # other lengths all images would be copied before each batch.
 TILE = 128
@@ -202,7 +203,7 @@ def _put(source: Source, config: DataConfig, mesh: Mesh, channels: int) -> Devic
     except MemoryError as error:
         raise NotForDevices(
             f"data.on_device=True: {len(source):,} images at {len(scales)} scales take "
-            f"{size / 2**30:,.1f} GiB, which this machine has not; use "
+            f"{size / GIB:,.1f} GiB, which this machine has not; use "
             "--config.data.on_device=false, or fewer scales"
         ) from error
     images = rows[..., : math.prod(whole)].reshape(*rows.shape[:2], *whole)

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from vgg_jax.console import format_columns
+from vgg_jax.memory import GIB
 from vgg_jax.tools.hlo import Costs
 
 
@@ -38,7 +39,7 @@ class Chip:
 # does two such products a cycle; so its clock (70%).
 CHIPS = {
     "v4": Chip(
-        hbm_bytes=32 * 2**30,
+        hbm_bytes=32 * GIB,
         hbm_bandwidth=1.2e12,
         peak_flops=275e12,
         clock=1.05e9,
@@ -46,21 +47,21 @@ CHIPS = {
         options={"chip_config_name": "megacore"},
     ),
     "v5e": Chip(
-        hbm_bytes=16 * 2**30,
+        hbm_bytes=16 * GIB,
         hbm_bandwidth=819e9,
         peak_flops=197e12,
         clock=1.5e9,
         link_bandwidth=400e9,
     ),
     "v5p": Chip(
-        hbm_bytes=95 * 2**30,
+        hbm_bytes=95 * GIB,
         hbm_bandwidth=2765e9,
         peak_flops=459e12,
         clock=1.75e9,
         link_bandwidth=1200e9,
     ),
     "v6e": Chip(
-        hbm_bytes=32 * 2**30,
+        hbm_bytes=32 * GIB,
         hbm_bandwidth=1638e9,
         peak_flops=918e12,
         clock=1.75e9,
@@ -70,7 +71,6 @@ CHIPS = {
 
 
 COSTLIEST = 10
-_GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -325,7 +325,7 @@ def _communicated(report: Report) -> int:
 
 
 def _gib(count: float) -> str:
-    return f"{count / _GIB:.3f} GiB"
+    return f"{count / GIB:.3f} GiB"
 
 
 def _shortened(result: str, limit: int = 44) -> str:
