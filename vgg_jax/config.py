@@ -353,10 +353,11 @@ class DataConfig(Section):
         resumable=True,
         own=True,
     )
-    num_threads: int = setting(
-        4,
+    num_threads: int | None = setting(
+        None,
         "threads of each process that decodes, each with a batch read ahead; 0 reads "
-        "nothing ahead",
+        "nothing ahead; None takes one for small images, else as many as there are "
+        "cores, at most 16",
         low=0,
         high=MAX_THREADS,
         resumable=True,

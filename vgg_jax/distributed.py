@@ -421,7 +421,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns the sharding that shares an array's rows out over a mesh's devices."""
-    return NamedSharding(mesh, P(DATA))
+    return NamedSharding(mesh, P(mesh.axis_names))
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:

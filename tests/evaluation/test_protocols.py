@@ -14,14 +14,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vgg_jax.config import Config
-from vgg_jax.data.transforms import rescale
+from vgg_jax.compilation import onednn_options
+from vgg_jax.config import Config, DataConfig, VGGConfig
+from vgg_jax.data.transforms import grid_5x5, rescale
 from vgg_jax.distributed import make_mesh
 from vgg_jax.evaluation.predictions import Predictions
 from vgg_jax.evaluation.protocols import default_scales, evaluate, validate_protocol
 from vgg_jax.inference import passes
 from vgg_jax.inference.forward import Network, apply
-from vgg_jax.models import ConvNet
+from vgg_jax.inference.passes import View
+from vgg_jax.models import ConvNet, create_model
+from vgg_jax.preprocessing import IMAGENET
 
 # Portrait, landscape, square; 11 pictures are not a multiple of any batch here.
 SHAPES = [(40, 56), (56, 40), (48, 48)] * 3 + [(40, 56)] * 2
@@ -193,6 +196,54 @@ def test_larger_images_are_fewer_at_once(
     assert given[:6] == [squares, squares, wide, widest, widest, wide]
     assert set(given[6:]) == {(1, 64, 64), (1, 64, 96), (1, 64, 192)}
     assert apply._cache_size() == len(set(given)) == 6  # programs
+
+
+def test_a_long_pass_is_computed_by_onednn_on_cpu(
+    model: ConvNet,
+    config: Config,
+    make_source: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = make_source(SHAPES)
+    mesh = make_mesh(jax.devices()[:1])
+    given: set[tuple[Any, ...]] = set()
+    run = Network.run
+
+    def spy(self: Network, *args: Any) -> Any:
+        given.add(self.options)
+        return run(self, *args)
+
+    monkeypatch.setattr(Network, "run", spy)
+    found = []
+    for options, longest in (((), 2**43), (tuple(onednn_options().items()), 1)):
+        monkeypatch.setattr(passes, "LONG_PASS", longest)
+        found.append(
+            evaluate(model, source, config, protocol="dense", scales=(48,), mesh=mesh)
+        )
+        assert given == {options}
+        given.clear()
+    np.testing.assert_allclose(found[1].posteriors, found[0].posteriors, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("images", "view", "is_long"),
+    [
+        (50_000, View(256), True),
+        (100, View(256), False),
+        (100, View(256, grid_5x5), True),  # 25 crops of each
+    ],
+)
+def test_a_pass_is_long_by_its_multiply_adds(
+    images: int, view: View, is_long: bool
+) -> None:
+    # VGG-16: 15.5 billion for a crop of 224 x 224, a third more for 256 x 256.
+    model = nnx.eval_shape(lambda: create_model("vgg16", rngs=nnx.Rngs(0)))
+    network = Network.from_model(model, IMAGENET)
+    config = Config(
+        model=VGGConfig(name="vgg16"), data=DataConfig(dataset="folder", crop=224)
+    )
+    source: Any = range(images)
+    assert passes._takes_long(network, source, config, view) == is_long
 
 
 def test_an_image_is_read_once_for_its_crops(

@@ -139,6 +139,16 @@ def test_devices_parts_and_shards_give_the_same_losses() -> None:
     np.testing.assert_allclose(losses(4, **changes), expected(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_groups_of_devices_give_the_same_losses(accumulate_steps: int) -> None:
+    narrow = {"fc_features": 128}
+    changes = narrow | {"shard_fc": True, "accumulate_steps": accumulate_steps}
+    state = build_program(config(**changes), make_mesh()).state
+    sharding = state.params["fc6"]["kernel"].sharding
+    assert dict(sharding.mesh.shape) == {"groups": 2, "members": 4}
+    np.testing.assert_allclose(losses(8, **changes), losses(1, **narrow), rtol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulate_steps", [1, 2])
 @pytest.mark.parametrize("shard_fc", [False, True])
@@ -203,8 +213,8 @@ def test_parameters_and_momentum_of_sharded_layers_lie_together() -> None:
     ("model", "expected"),
     [
         (
-            VGGConfig(name="vgg11", num_classes=10, width=0.1, fc_kernel=1),
-            "fc6 of a width that 8",
+            VGGConfig(name="vgg11", num_classes=10, fc_features=51, fc_kernel=1),
+            "fc6 and fc7 of widths that some of 8",
         ),
         (NiNConfig(name="nin_cifar", num_classes=10), "nin_cifar with this head"),
         (
@@ -226,7 +236,7 @@ LEFT_TO_DEVICES = {"shard_fc": None, "dtype": None}
     [
         ("tpu", 8, {}, "bfloat16", True),
         ("tpu", 1, {}, "bfloat16", False),
-        ("tpu", 8, {"width": 0.1}, "bfloat16", False),  # fc6 has 410 units
+        ("tpu", 8, {"fc_features": 40}, "bfloat16", False),
         ("tpu", 8, {"head": "global_pool"}, "bfloat16", False),
         ("tpu", 8, {"dtype": "float32", "shard_fc": False}, "float32", False),
         ("cpu", 8, {}, "float32", False),

@@ -85,7 +85,7 @@ def start(
 
 
 def forward(graphdef: Any, **options: Any) -> Forward:
-    place = placement(make_mesh(), shard_fc=False)
+    place = placement(make_mesh())
     settings = {
         "normalization": Normalization(MEAN, STD),
         "place": place,

@@ -22,6 +22,7 @@ from vgg_jax.data.base import Source
 from vgg_jax.data.collate import Decoder, RawBatch, stack
 from vgg_jax.data.pipeline import (
     Batch,
+    decoding_threads,
     read_ahead,
     report_corrupt,
     train_draws,
@@ -97,8 +98,7 @@ class DeviceSet:
         order = train_order(len(self.labels), seed, batch_size // process_count)
         mine = order.map_with_index(draw)[process_index::process_count][start_step:]
         # More than one thread would be slower: they draw in Python, one at a time.
-        options = dataclasses.replace(self.config, num_workers=0, num_threads=1)
-        return read_ahead(mine, options)
+        return read_ahead(mine, threads=1)
 
     def cut(self, draws: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Makes the batch of `train_batches` from its draws, which lie on the mesh."""
@@ -227,7 +227,7 @@ def _put(source: Source, config: DataConfig, mesh: Mesh, channels: int) -> Devic
         return stack(decoded, len(decoded), (*shape, channels))
 
     def chunks() -> Generator[RawBatch]:
-        with ThreadPoolExecutor(max(1, config.num_threads)) as threads:
+        with ThreadPoolExecutor(max(1, decoding_threads(decoder, config))) as threads:
             yield from threads.map(fill, range(0, len(source), CHUNK))
 
     labels_and_weights = report_corrupt(chunks(), config, ("label", "weight"))

@@ -45,6 +45,10 @@ EVAL_KEYS = (*TRAIN_KEYS, "index")
 MOMENTS_KEYS = ("count", "first", "second")
 MOMENTS_CHUNK = 64  # images to a sum
 WHOLE_CHUNK = 8  # whole images that a thread decodes one after another
+# Of images of fewer pixels one thread decodes the most: several wait for Python's lock
+# for longer than they decode.
+SMALL = 48 * 48
+MOST_THREADS = 16  # unasked; each keeps batches in memory
 
 # Requests to stop, which a process that decodes leaves to the one it works for.
 SIGNALS_OF_PARENT = (signal.SIGINT, signal.SIGTERM)
@@ -91,8 +95,9 @@ def train_batches(
         raise ValueError(f"seed must be in [0, 2**32), found {seed}")
     if start_step < 0:
         raise ValueError(f"start_step cannot be negative, found {start_step}")
+    decoder = Decoder(source, channels, config.max_pixels)
     crops = TrainCrops(
-        Decoder(source, channels, config.max_pixels),
+        decoder,
         train_draws(config, seed),
         config.crop,
         config.exact_shrinking,
@@ -102,7 +107,7 @@ def train_batches(
     keys = [*TRAIN_KEYS]
     keys += ["shift"] * (config.color_shift > 0) + ["offset"] * (config.pad > 0)
     keys += ["box"] * with_boxes
-    return report_corrupt(read_ahead(mine, config), config, keys=keys)
+    return report_corrupt(read_decoded(mine, decoder, config), config, keys=keys)
 
 
 def train_draws(config: DataConfig, seed: int) -> TrainDraws:
@@ -167,21 +172,15 @@ def eval_batches(
             f"image; found crop {crop}, scale {scale}"
         )
     padded = -(-len(source) // batch_size) * batch_size
+    decoder = Decoder(source, channels, config.max_pixels)
     batches = (
         grain.MapDataset.range(padded)
         .batch(batch_size // process_count)
-        .map(
-            Crops(
-                Decoder(source, channels, config.max_pixels),
-                scale=scale,
-                crop=crop,
-                layout=layout,
-            )
-        )
+        .map(Crops(decoder, scale=scale, crop=crop, layout=layout))
     )
     mine = batches[process_index::process_count]
     keys = (*EVAL_KEYS, *(["box"] * with_boxes))
-    return report_corrupt(read_ahead(mine, config), config, keys=keys)
+    return report_corrupt(read_decoded(mine, decoder, config), config, keys=keys)
 
 
 def whole_image_batches(
@@ -224,12 +223,11 @@ def whole_image_batches(
     if scale < 1:
         raise ValueError(f"expected a scale of at least 1 pixel, found {scale}")
     examples = grain.MapDataset.range(len(source))[process_index::process_count]
-    chunks = examples.batch(WHOLE_CHUNK).map(
-        WholeImages(Decoder(source, channels, config.max_pixels), scale)
-    )
+    decoder = Decoder(source, channels, config.max_pixels)
+    chunks = examples.batch(WHOLE_CHUNK).map(WholeImages(decoder, scale))
     # An image that could not be decoded counts as a square.
     batches = _by_bucket(
-        read_ahead(chunks, config), bucket, rows, (scale, scale, channels)
+        read_decoded(chunks, decoder, config), bucket, rows, (scale, scale, channels)
     )
     keys = (*EVAL_KEYS, "size", *(["box"] * with_boxes))
     return report_corrupt(batches, config, keys=keys)
@@ -245,9 +243,11 @@ def moment_batches(
         CorruptImage: while iterating, unless `config.on_corrupt_image` is "skip".
     """
     _validate_arguments(source, config, channels, 1, 0, 1)
-    sums = Moments(Decoder(source, channels, config.max_pixels), config.scale_min)
+    decoder = Decoder(source, channels, config.max_pixels)
+    sums = Moments(decoder, config.scale_min)
     chunks = grain.MapDataset.source(numbers).batch(MOMENTS_CHUNK).map(sums)
-    return report_corrupt(read_ahead(chunks, config), config, keys=MOMENTS_KEYS)
+    ahead: Generator[RawBatch] = read_decoded(chunks, decoder, config)
+    return report_corrupt(ahead, config, keys=MOMENTS_KEYS)
 
 
 def _by_bucket(
@@ -284,24 +284,54 @@ def _by_bucket(
             yield stack_padded(images, count, (*padded, channels))
 
 
-def read_ahead(dataset: grain.MapDataset[T], config: DataConfig) -> Generator[T]:
+def read_decoded(
+    dataset: grain.MapDataset[T], decoder: Decoder, config: DataConfig
+) -> Generator[T]:
+    """Reads ahead what a decoder makes, by the processes and threads of `config`."""
+    threads = decoding_threads(decoder, config)
+    return read_ahead(dataset, threads=threads, processes=config.num_workers)
+
+
+def decoding_threads(decoder: Decoder, config: DataConfig) -> int:
+    """Returns `config.num_threads`, or if it is None how many threads are the fastest.
+
+    The first image stands for all.
+    """
+    if config.num_threads is not None:
+        return config.num_threads
+    image = decoder(0, None).image
+    if image is not None and image.shape[0] * image.shape[1] < SMALL:
+        return 1
+    return min(max(1, _cores() // max(1, config.num_workers)), MOST_THREADS)
+
+
+def _cores() -> int:
+    """Returns how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS
+
+
+def read_ahead(
+    dataset: grain.MapDataset[T], *, threads: int, processes: int = 0
+) -> Generator[T]:
     """Reads ahead in threads, or in worker processes with threads each."""
     options = grain.ReadOptions(
-        num_threads=config.num_threads,
+        num_threads=threads,
         # Counts batches; Grain's default of 500 would fill the memory.
-        prefetch_buffer_size=max(2, config.num_threads),
+        prefetch_buffer_size=max(2, threads),
     )
     elements = dataset.to_iter_dataset(options)
-    if config.num_workers:
+    if processes:
         if not flags.FLAGS.is_parsed():
             # Workers are told Grain's flags, which outside absl.app nobody parses.
             flags.FLAGS.mark_as_parsed()
         elements = elements.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=config.num_workers),
+            grain.MultiprocessingOptions(num_workers=processes),
             worker_init_fn=_serve_parent,
         )
     with contextlib.closing(iter(elements)) as iterator:
-        with _signals_blocked() if config.num_workers else contextlib.nullcontext():
+        with _signals_blocked() if processes else contextlib.nullcontext():
             first = list(itertools.islice(iterator, 1))
         yield from first
         del first

@@ -24,6 +24,7 @@ from vgg_jax.preprocessing import Preprocessing
 Images = np.ndarray | jax.Array
 # Further arrays that a head takes, one row an image.
 Extras = Mapping[str, Any]
+CompilerOptions = tuple[tuple[str, bool | str], ...]  # hashable
 
 # Where the soft-max stands relative to the spatial mean, which the paper leaves open.
 AVERAGINGS = ("score_map", "posteriors")
@@ -206,9 +207,10 @@ class Pooled(MapHead):
         return maps.mean(axis=(1, 2), where=is_inside)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("graphdef", "normalization", "head", "devices")
-)
+_STATIC = ("graphdef", "normalization", "head", "devices")
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
 def apply(
     variables: tuple[Any, ...],
     images: jax.Array,
@@ -240,6 +242,15 @@ def apply(
     return head(model, normalization(images), sizes, extras)
 
 
+@functools.cache
+def _apply_with(options: CompilerOptions) -> Any:
+    """Returns `apply`, compiled with these options."""
+    if not options:
+        return apply
+    jit = functools.partial(jax.jit, static_argnames=_STATIC)
+    return jit(apply.__wrapped__, compiler_options=dict(options))  # type: ignore[attr-defined]
+
+
 @functools.partial(jax.jit, static_argnames=("head", "layers"))
 def reduce_map(
     maps: jax.Array,
@@ -261,12 +272,14 @@ class Network:
         graphdef, variables: the model, as `nnx.split` gives it.
         normalization: what is done to pixels 0-255 first.
         layers: the model's rows.
+        options: names and values of options for the compiler.
     """
 
     graphdef: nnx.GraphDef
     variables: tuple[Any, ...]
     normalization: Preprocessing
     layers: tuple[Layer, ...]
+    options: CompilerOptions = ()
 
     @classmethod
     def from_model(cls, model: ConvNet, normalization: Preprocessing) -> "Network":
@@ -289,6 +302,12 @@ class Network:
         """The number of channels of the network's images."""
         return self.normalization.channels
 
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The type that the network computes in."""
+        model: ConvNet = nnx.merge(self.graphdef, *self.variables)
+        return model.dtype
+
     def place(self, mesh: Mesh) -> "Network":
         """Returns the network with its variables on every device of a mesh.
 
@@ -309,7 +328,7 @@ class Network:
     ) -> Any:
         """Runs the network on images as far as the head goes, see `apply`."""
         arrays: Any = (self.variables, images, sizes, extras or {})
-        return apply(*arrays, **self._static(head, images))
+        return _apply_with(self.options)(*arrays, **self._static(head, images))
 
     def lower(
         self,
@@ -320,7 +339,8 @@ class Network:
     ) -> jax.stages.Lowered:
         """Lowers the program of `run` for arrays of these shapes; compiles nothing."""
         arguments = (self.variables, images, sizes, extras or {})
-        return apply.lower(*arguments, **self._static(head, images))
+        program = _apply_with(self.options)
+        return program.lower(*arguments, **self._static(head, images))
 
     def _static(
         self, head: Head, images: Images | jax.ShapeDtypeStruct

@@ -15,6 +15,7 @@ from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from vgg_jax.compilation import onednn_options
 from vgg_jax.config import Config
 from vgg_jax.data.pipeline import Batch, eval_batches, whole_image_batches
 from vgg_jax.data.sources import Source
@@ -29,9 +30,14 @@ from vgg_jax.inference.dense import (
 from vgg_jax.inference.forward import Head, MapHead, Network
 from vgg_jax.inference.tiling import run_tiled
 from vgg_jax.memory import evaluation_advice, naming_settings
+from vgg_jax.models.measure import summary
 
 # The arrays of a batch that describe its examples.
 DESCRIPTIONS = ("label", "weight", "box")
+
+# Multiply-adds of a pass, some minutes of two cores: from here on oneDNN's convolutions
+# make good that their programs are compiled at each start.
+LONG_PASS = 2**43
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +157,8 @@ def example_rows(
             "differ between hosts; leave mesh out"
         )
     network = network.place(mesh)
+    if _takes_long(network, source, config, view):
+        network = _for_long(network, mesh)
     shapes = padded_shapes(config.evaluation.bucket_ratios, view.scale)
     previous, given = None, 0
     batches = view_batches(source, config, view, network.channels, mesh, with_boxes)
@@ -189,6 +197,22 @@ def example_rows(
             previous = batch, outputs
         if previous is not None:
             yield _rows_of_examples(*previous, bar)
+
+
+def _takes_long(network: Network, source: Source, config: Config, view: View) -> bool:
+    """Returns whether this host's share of a source is as much work as `LONG_PASS`."""
+    side = view.scale if view.layout is None else config.data.crop
+    image = summary(network.layers, side, in_channels=network.channels)
+    images = view.crops * len(source) / jax.process_count()
+    return image.multiply_adds * images >= LONG_PASS
+
+
+def _for_long(network: Network, mesh: Mesh) -> Network:
+    """Returns a network that is faster once it is compiled, at each start anew."""
+    if mesh.devices.flat[0].platform != "cpu":
+        return network
+    options = onednn_options(network.dtype.name)
+    return dataclasses.replace(network, options=tuple(options.items()))
 
 
 def images_at_once(config: Config, view: View, devices: int, shape: Shape) -> int:

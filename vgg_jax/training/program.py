@@ -21,7 +21,12 @@ from vgg_jax.training.kept_maps import rows_at_rest
 from vgg_jax.training.objectives import task_for
 from vgg_jax.training.optimizer import make_optimizer, trained_layers
 from vgg_jax.training.schedule import schedule_for
-from vgg_jax.training.sharding import FC_PARAMETERS, placement, state_shardings
+from vgg_jax.training.sharding import (
+    FC_PARAMETERS,
+    in_groups,
+    placement,
+    state_shardings,
+)
 from vgg_jax.training.steps import (
     Forward,
     TrainState,
@@ -79,14 +84,18 @@ def build_program(config: Config, mesh: Mesh) -> Program:
     create = functools.partial(create_model, **dataclasses.asdict(config.model))
     model = abstract_model(config)
     check_size(model.layers, config.data.crop, config.data.crop)
-    if shard_fc and not FC_PARAMETERS.keys() <= {layer.name for layer in model.layers}:
+    params = split(model)[1]
+    if shard_fc and not FC_PARAMETERS.keys() <= params.keys():
         raise ValueError(
             f"shard_fc is for networks with {', '.join(FC_PARAMETERS)}, which "
             f"{config.model.name} with this head has not; set it to False"
         )
+    if shard_fc and mesh.size > 1:
+        images = config.batch_size // (mesh.size * config.accumulate_steps)
+        mesh = in_groups(mesh, params, images)
     optimizer = make_optimizer(config.optimizer)
     first_row = 0
-    trained = trained_layers(config.optimizer, list(split(model)[1]))
+    trained = trained_layers(config.optimizer, list(params))
     if config.optimizer.keep_maps:
         first_row = rows_at_rest(model.layers, trained)
     init = functools.partial(
@@ -97,11 +106,11 @@ def build_program(config: Config, mesh: Mesh) -> Program:
     )
     key = _abstract(jax.eval_shape(jax.random.key, 0), replicated(mesh))
     shapes = jax.eval_shape(init, key)
-    shardings = state_shardings(mesh, shapes, shard_fc=shard_fc)
+    shardings = state_shardings(mesh, shapes)
     forward = Forward(
         graphdef=split(model)[0],
         normalization=preprocessing_of(config.data),
-        place=placement(mesh, shard_fc=shard_fc),
+        place=placement(mesh),
         devices=mesh.size,
         remat=config.remat,
         trained_layers=trained,
@@ -165,7 +174,7 @@ def _can_shard_fc(config: Config, mesh: Mesh) -> bool:
     if not FC_PARAMETERS.keys() <= params.keys():
         return False
     try:
-        state_shardings(mesh, params, shard_fc=True)
+        in_groups(mesh, params, images=1)
     except ValueError:
         return False
     return True
