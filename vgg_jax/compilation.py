@@ -54,6 +54,17 @@ def cache_compilations() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+def single_run_options(platform: str) -> dict[str, int]:
+    """Returns options for the compiler of a program that runs once.
+
+    On CPU, LLVM then leaves out what takes longer than it can save.
+
+    Args:
+        platform: "cpu", "gpu" or "tpu".
+    """
+    return {"xla_backend_optimization_level": 1} if platform == "cpu" else {}
+
+
 def onednn_options(
     dtype: str = "float32",
     version: str = jaxlib.__version__,

@@ -5,7 +5,6 @@ import dataclasses
 import platform
 import signal
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -44,7 +43,6 @@ from vgg_jax.training.objectives import ExampleMetrics, task_for, with_num_class
 from vgg_jax.training.optimizer import set_learning_rate
 from vgg_jax.training.pretrained import Pretrained, weights_path
 from vgg_jax.training.program import (
-    Program,
     build_program,
     platform_of,
     validate_settings,
@@ -165,7 +163,11 @@ class Trainer:
                 state, plateau = self._start(checkpoints)
                 step = int(state.step)
                 if not self._is_at_end(step, plateau):
-                    self._prepare(state)
+                    if self.program.first_row:
+                        self._keep_maps(state)
+                    else:
+                        self._keep_images()
+                self._compile_together()
                 return self._loop(state, plateau, checkpoints, interrupt, lock)
 
     def _loop(
@@ -322,23 +324,6 @@ class Trainer:
             mark_finished(self.workdir, False)
         return state, plateau
 
-    def _prepare(self, state: TrainState) -> None:
-        """Compiles the training step, and keeps the images meanwhile if that is wanted.
-
-        All of several hosts have compiled it before one of them runs it. One that finds
-        the program in its cache would be first by minutes, and on CPU the hosts wait
-        for one another for 30 seconds only.
-        """
-        with ThreadPoolExecutor(1) as compiler:
-            compiled = compiler.submit(self._compile)
-            if self.program.first_row:
-                self._keep_maps(state)
-            else:
-                self._keep_images()
-            self.program = compiled.result()
-        if distributed.several():
-            distributed.wait_for_all()
-
     def _keep_maps(self, state: TrainState) -> None:
         """Computes what the layers that rest make of all images, and keeps it."""
         network = self.program.network(state)
@@ -400,11 +385,16 @@ class Trainer:
             )
         self.by_onednn = bool(self.config.onednn and options)
 
-    def _compile(self) -> Program:
-        """Compiles the training step before it is first called."""
-        with naming_settings("a training step", self._advice()):
+    def _compile_together(self) -> None:
+        """Has all of several hosts compile the step before one of them runs it.
+
+        One that finds the program in its cache would be first by minutes, and on CPU
+        the hosts wait for one another for 30 seconds only.
+        """
+        if distributed.several():
             step = self.program.train_step.lower(*self.program.arguments).compile()
-        return dataclasses.replace(self.program, train_step=step)
+            self.program = dataclasses.replace(self.program, train_step=step)
+            distributed.wait_for_all()
 
     def _is_at_end(self, step: int, plateau: Plateau) -> bool:
         return step >= self.timetable.total_steps or plateau.finished

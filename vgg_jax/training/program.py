@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from vgg_jax.compilation import single_run_options
 from vgg_jax.config import Config, known_num_classes, validate
 from vgg_jax.data.zca import preprocessing_of
 from vgg_jax.distributed import batch_sharding, replicated
@@ -134,7 +135,11 @@ def build_program(config: Config, mesh: Mesh) -> Program:
         )
 
     return Program(
-        init=jax.jit(init, out_shardings=shardings),
+        init=jax.jit(
+            init,
+            out_shardings=shardings,
+            compiler_options=single_run_options(platform_of(mesh)),
+        ),
         train_step=jit_step(),
         jit_train_step=jit_step,
         network=network,
