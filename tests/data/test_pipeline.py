@@ -25,6 +25,7 @@ from vgg_jax.data.collate import (
 from vgg_jax.data.color import load_axes
 from vgg_jax.data.pipeline import (
     Batch,
+    decoding_threads,
     eval_batches,
     train_batches,
     whole_image_batches,
@@ -316,6 +317,34 @@ def test_the_seed_changes_the_order_and_the_crops():
 
 def test_the_stream_does_not_depend_on_threads():
     config = dataclasses.replace(CONFIG, num_threads=0)
+    chex.assert_trees_all_equal(take(train(config=config), 9), take(train(), 9))
+
+
+@pytest.mark.parametrize(
+    ("source", "cores", "processes", "threads"),
+    [
+        (SQUARES, 8, 0, 1),  # 20 x 20: several would wait for Python's lock
+        (Pictures([(48, 47)]), 8, 0, 1),
+        (Pictures([(48, 48)]), 8, 0, 8),
+        (Pictures([(48, 48)]), 8, 3, 2),  # of each process
+        (Pictures([(48, 48)]), 2, 3, 1),
+        (Pictures([(48, 48)]), 100, 0, 16),
+        (Torn([(20, 20), (48, 48)]), 4, 0, 1),
+    ],
+)
+def test_threads_are_as_many_as_decode_the_most(
+    source, cores, processes, threads, monkeypatch
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    decoder = Decoder(source, 3, CONFIG.max_pixels)
+    config = dataclasses.replace(CONFIG, num_threads=None, num_workers=processes)
+    assert decoding_threads(decoder, config) == threads
+    config = dataclasses.replace(config, num_threads=5)
+    assert decoding_threads(decoder, config) == 5
+
+
+def test_threads_are_chosen_where_nobody_says_how_many():
+    config = dataclasses.replace(CONFIG, num_threads=None)
     chex.assert_trees_all_equal(take(train(config=config), 9), take(train(), 9))
 
 
