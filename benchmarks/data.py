@@ -29,6 +29,7 @@ SECONDS = 2.0  # how long each measurement takes
 SHORT_SIDE, CROP, BATCH = 256, 224, 64
 SIZES = ((500, 375), (1600, 1200))  # of the pictures, width and height
 READERS = ((0, 1), (0, 2), (0, 4), (2, 1))  # processes, and threads of each
+SIDES = (28, 32, 48, 64, 96, 128)  # of small pictures, in pixels
 
 
 class Encoded:
@@ -124,6 +125,18 @@ def image_rates(files: list[bytes]) -> None:
     )
 
 
+def train_rate(files: list[bytes], config: DataConfig) -> float:
+    """Returns how many crops a second `train_batches` makes of encoded pictures."""
+    batches = train_batches(
+        Encoded(files), config, channels=3, batch_size=BATCH, seed=0, start_step=0
+    )
+    for _ in range(8):  # what was read ahead
+        next(batches)
+    rate = measure_rate(lambda i: next(batches), BATCH)
+    batches.close()
+    return rate
+
+
 def pipeline_rates(files: list[bytes]) -> None:
     """Prints the rates of `train_batches` by threads and processes, on all cores."""
     for workers, threads in READERS:
@@ -133,14 +146,26 @@ def pipeline_rates(files: list[bytes]) -> None:
             num_workers=workers,
             num_threads=threads,
         )
-        batches = train_batches(
-            Encoded(files), config, channels=3, batch_size=BATCH, seed=0, start_step=0
+        print_rate(
+            f"train_batches, {workers} processes, {threads} threads each",
+            train_rate(files, config),
         )
-        for _ in range(8):  # what was read ahead
-            next(batches)
-        value = measure_rate(lambda i, batches=batches: next(batches), BATCH)  # type: ignore[misc]
-        print_rate(f"train_batches, {workers} processes, {threads} threads each", value)
-        batches.close()
+
+
+def thread_rates() -> None:
+    """Prints the rates of `train_batches` of small pictures by threads."""
+    for side in SIDES:
+        files = make_jpegs(side, side)
+        for threads in (1, 2, 4):
+            config = DataConfig(
+                dataset="folder",
+                crop=side,
+                scale_min=side,
+                scale_max=side,
+                num_threads=threads,
+            )
+            rate = train_rate(files, config)
+            print_rate(f"train_batches, {side}x{side}, {threads} threads", rate)
 
 
 def small_set_rates() -> None:
@@ -236,6 +261,7 @@ def main() -> None:
         print(f"{width}x{height}, {size:.0f} kB")
         image_rates(files)
     pipeline_rates(make_jpegs(*SIZES[0]))
+    thread_rates()
     print("batches of 28x28 images in memory, crop 32, S from 32 to 34, 1 thread")
     small_set_rates()
     print(f"normalization, {jax.default_backend()}")

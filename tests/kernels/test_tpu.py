@@ -104,6 +104,67 @@ def test_values_and_gradients_are_those_of_single_images(
         assert 0 < max(collectives(text)) <= 4 * most  # gradients of kernels, no maps
 
 
+NORMALIZED = (
+    STAGE[0],
+    BatchNorm("bn_a"),
+    *STAGE[1:3],
+    BatchNorm("bn_b"),
+    *STAGE[3:],
+    Conv("c", 9, 3, padding=1),
+    BatchNorm("bn_c"),
+    Relu("relu_c"),
+    FullyConnected("fc", 3, 3),
+)
+
+
+@pytest.mark.parametrize("counted", [None, 0, 5, 16])
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_normalization_takes_the_statistics_of_all_images(
+    monkeypatch: pytest.MonkeyPatch, as_on_tpu: None, train: bool, counted: int | None
+) -> None:
+    """`counted` of 16 images, on 8 devices, enter the statistics; None is no mask."""
+    monkeypatch.setattr(tpu, "LANES", 16)
+    graphdef, params = network(NORMALIZED)
+    params = jax.tree.map_with_path(
+        lambda path, a: 1 + jnp.abs(a) if "var" in str(path) else a, params
+    )
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(16, 11, 11, 3)), jnp.float32)
+    mask = None
+    if counted is not None:  # not the same number of first and of second images
+        mask = jnp.asarray(np.random.default_rng(2).permutation(16) < counted)
+
+    def run(devices: int | None, params: Any, x: jax.Array) -> Any:
+        model = nnx.merge(graphdef, params)
+        model.devices = devices
+        y = model.run(x, model.layers, train=train, counted=mask)
+        return y, nnx.state(model, nnx.BatchStat)
+
+    def with_gradients(devices: int | None) -> Any:
+        step = functools.partial(run, devices)
+        y, vjp, statistics = jax.vjp(step, params, x, has_aux=True)
+        return (
+            y,
+            statistics,
+            vjp(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)),
+        )
+
+    model = nnx.merge(graphdef, params)
+    model.devices = 8
+    order = [row.name for row in model._paired(model.layers, x, None, ())]
+    assert order[-1] == "c" and {"bn_a", "bn_b"} < set(order)
+    found, expected = (jax.jit(with_gradients, static_argnums=0)(n) for n in (8, None))
+    for got, want in zip(
+        jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+    ):
+        largest = float(jnp.abs(want).max())
+        assert np.isfinite(largest)
+        np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * max(largest, 1.0))
+    moved = jax.tree.map(
+        lambda a, b: bool((a != b).any()), found[1], nnx.state(model, nnx.BatchStat)
+    )
+    assert all(jax.tree.leaves(moved)) == (train and counted != 0)
+
+
 def test_a_device_pairs_its_own_images() -> None:
     images = jnp.arange(12.0).reshape(12, 1, 1, 1)
     pairs = tpu.pair(images, 3)
@@ -174,10 +235,9 @@ def test_dense_scores_of_images_of_several_sizes(as_on_tpu: None) -> None:
     np.testing.assert_allclose(model.score_map(x, sizes=sizes), expected, atol=1e-4)
 
 
-def test_layers_that_mix_images_or_channels_have_none() -> None:
+def test_layers_that_mix_channels_have_none() -> None:
     lrn = LocalResponseNorm("norm", 5, 1e-4, 0.75, 2.0)
     assert paired(*STAGE[:2], lrn, *STAGE[2:]) == []
-    assert paired(STAGE[0], BatchNorm("bn"), *STAGE[1:]) == []
 
 
 @pytest.mark.usefixtures("small_vgg")  # the network of `config`

@@ -4,7 +4,8 @@ A TPU keeps an array's channels in 128 lanes, in memory as in its matrix units. 
 64 channels fills half of them, and the other half is stored, moved and multiplied all
 the same. Two images side by side fill all: their map has the channels of one and then
 those of the other, and a convolution of it a kernel of two blocks. What does not mix
-channels, such as ReLU and pooling, stays what it is. A value that is not finite reaches
+channels, such as ReLU and pooling, stays what it is, but that batch normalization adds
+up both halves. A value that is not finite reaches
 the other image of its pair, as zero times it is no number.
 """
 
@@ -42,10 +43,14 @@ def unpair(x: jax.Array, devices: int) -> jax.Array:
     return images.reshape(-1, *images.shape[2:])
 
 
-def pair_sizes(sizes: jax.Array, devices: int) -> tuple[jax.Array, jax.Array]:
-    """Returns the sizes of the first and of the second images, [N / 2, 2] each."""
-    both = sizes.reshape(devices, 2, -1, 2)
-    return both[:, 0].reshape(-1, 2), both[:, 1].reshape(-1, 2)
+def pair_rows(rows: jax.Array, devices: int) -> tuple[jax.Array, jax.Array]:
+    """Parts what there is of each image: [N, ...] -> two of [N / 2, ...].
+
+    They are those of the first and of the second images of the pairs.
+    """
+    both = rows.reshape(devices, 2, -1, *rows.shape[1:])
+    first, second = (both[:, i].reshape(-1, *rows.shape[1:]) for i in (0, 1))
+    return first, second
 
 
 def pair_kernel(kernel: jax.Array) -> jax.Array:
@@ -57,5 +62,5 @@ def pair_kernel(kernel: jax.Array) -> jax.Array:
 
 
 def pair_bias(bias: jax.Array) -> jax.Array:
-    """Makes the bias for pairs: [O] -> [2 O]."""
+    """Makes the bias for pairs, or what else there is of channels: [O] -> [2 O]."""
     return jnp.concatenate([bias, bias])

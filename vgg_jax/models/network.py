@@ -1,5 +1,6 @@
 """This module has the convolutional network that runs rows of layers."""
 
+import functools
 import math
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
@@ -112,6 +113,19 @@ class Conv(nnx.Conv):
         return x + (tpu.pair_bias(bias) if pairs else bias)
 
 
+class Moments(NamedTuple):
+    """The mean and the variance of some cells, [C], and their number, float32."""
+
+    mean: jax.Array
+    var: jax.Array
+    cells: jax.Array
+
+
+# What counts of a map: bool that broadcasts to [N, h, w, 1], or None for all. Of images
+# side by side it is that of the first ones and that of the second ones.
+Masks = tuple[jax.Array | None, ...]
+
+
 class BatchNorm(nnx.BatchNorm):
     """`nnx.BatchNorm` with the running variance of torchvision.
 
@@ -136,23 +150,58 @@ class BatchNorm(nnx.BatchNorm):
             mask: the cells that count, [N, h, w, 1] or a shape that broadcasts to it;
                 None counts all.
         """
+        if self.is_running(use_running_average) or 0 in x.shape:
+            return self.normalize(x)
+        moments = self.moments(x, (mask,))
+        self.move(moments)
+        return self.normalize(x, moments)
+
+    def is_running(self, use_running_average: bool | None) -> bool:
+        """Returns whether the running statistics are used; None is as it is set."""
         if use_running_average is None:
-            use_running_average = self.use_running_average
-        if use_running_average or 0 in x.shape:
-            return super().__call__(x, use_running_average=True)
-        mean, var = self.mean[...], self.var[...]
-        count: Any = math.prod(x.shape[:-1])
-        if mask is not None:
-            mask = jnp.broadcast_to(mask, (*x.shape[:-1], 1))
-            count = jnp.sum(mask)
-            mask |= count == 0  # the mean of no cells would not be a number
-        y = super().__call__(x, use_running_average=False, mask=mask)
-        moved = self.var[...] - self.momentum * var
-        self.var[...] += moved / jnp.maximum(count - 1, 1)
-        if mask is not None:
-            self.mean[...] = jnp.where(count > 0, self.mean[...], mean)
-            self.var[...] = jnp.where(count > 0, self.var[...], var)
-        return y
+            return bool(self.use_running_average)
+        return use_running_average
+
+    def moments(self, x: jax.Array, masks: Masks = (None,)) -> Moments:
+        """Computes the statistics of a batch [N, h, w, C].
+
+        With two masks the batch is of images side by side, [N / 2, h, w, 2 C].
+        """
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        cells = divisor = jnp.float32(len(masks) * math.prod(x.shape[:-1]))
+        where = None
+        counted = [mask for mask in masks if mask is not None]
+        if counted:
+            counted = [jnp.broadcast_to(m, (*x.shape[:-1], 1)) for m in counted]
+            cells = jnp.sum(jnp.stack(counted), dtype=jnp.float32)
+            # The mean of no cells would not be a number.
+            where = _lanes([mask | (cells == 0) for mask in counted], x.shape[-1])
+            divisor = jnp.where(cells == 0, divisor, cells)
+        mean, square = (
+            a.sum((0, 1, 2), where=where).reshape(len(masks), -1).sum(0) / divisor
+            for a in (x, jnp.square(x))
+        )
+        return Moments(mean, jnp.maximum(square - jnp.square(mean), 0), cells)
+
+    def normalize(
+        self, x: jax.Array, moments: Moments | None = None, *, pairs: bool = False
+    ) -> jax.Array:
+        """Normalizes by statistics of a batch, or else by the running ones."""
+        mean, var = (self.mean[...], self.var[...]) if moments is None else moments[:2]
+        assert self.scale is not None and self.bias is not None
+        factor = lax.rsqrt(var + self.epsilon) * self.scale[...]
+        bias = self.bias[...]
+        if pairs:
+            mean, factor, bias = map(tpu.pair_bias, (mean, factor, bias))
+        return ((x - mean) * factor + bias).astype(self.dtype or x.dtype)
+
+    def move(self, moments: Moments) -> None:
+        """Moves the running statistics towards those of a batch."""
+        mean, var, cells = jax.tree.map(lax.stop_gradient, moments)
+        var = var * (1 + 1 / jnp.maximum(cells - 1, 1))
+        for running, value in ((self.mean, mean), (self.var, var)):
+            moved = self.momentum * running[...] + (1 - self.momentum) * value
+            running[...] = jnp.where(cells > 0, moved, running[...])
 
 
 def _counted_cells(
@@ -169,13 +218,18 @@ def _counted_cells(
     return images if cells is None else images & cells
 
 
-def _fill_outside(x: jax.Array, sizes: tuple[jax.Array, ...]) -> jax.Array:
-    """Sets to 0 what is outside of an image, or of each of two side by side."""
-    first, *others = [rows.inside(x.shape, own) for own in sizes]
-    mask = first
+def _lanes(masks: Sequence[jax.Array], channels: int) -> jax.Array:
+    """Makes one mask of that of single images, or of those of images side by side."""
+    first, *others = masks
     for second in others:
-        is_first = jnp.arange(x.shape[-1]) < x.shape[-1] // 2
-        mask = jnp.where(is_first, first, second)
+        is_first = jnp.arange(channels) < channels // 2
+        first = jnp.where(is_first, first, second)
+    return first
+
+
+def _fill_outside(x: jax.Array, sizes: Sequence[jax.Array]) -> jax.Array:
+    """Sets to 0 what is outside of an image, or of each of two side by side."""
+    mask = _lanes([rows.inside(x.shape, own) for own in sizes], x.shape[-1])
     return jnp.where(mask, x, jnp.zeros((), x.dtype))
 
 
@@ -471,7 +525,7 @@ class ConvNet(nnx.Module):
             wanted = [layer.name for layer in layers] if names is None else names
         order = rows.in_running_order(layers, wanted)
         if paired := self._paired(order, x, sizes, wanted):
-            x = self._run_pairs(x, paired, sizes)
+            x = self._run_pairs(x, paired, sizes, train, counted)
             sizes = None if sizes is None else rows.output_sizes(paired, sizes)
             order = order[len(paired) :]
         for layer in order:
@@ -529,7 +583,7 @@ class ConvNet(nnx.Module):
         channels, paired = x.shape[-1], []
         for layer in order:
             match layer:
-                case rows.Conv() | rows.Bias() | rows.Relu():
+                case rows.Conv() | rows.Bias() | rows.BatchNorm() | rows.Relu():
                     is_simple = True
                 case rows.MaxPool():
                     is_simple = sizes is None or not layer.ceil_mode
@@ -543,39 +597,79 @@ class ConvNet(nnx.Module):
         return tuple(paired) if convolutions > 1 else ()
 
     def _run_pairs(
-        self, x: jax.Array, layers: tuple[rows.Layer, ...], sizes: jax.Array | None
+        self,
+        x: jax.Array,
+        layers: tuple[rows.Layer, ...],
+        sizes: jax.Array | None,
+        train: bool | None,
+        counted: jax.Array | None,
     ) -> jax.Array:
         """Runs rows: on TPU of two images side by side, elsewhere of each by itself."""
         devices = self.devices or 1
+        is_running = None if train is None else not train
+        found = [layer.name for layer in layers if isinstance(layer, rows.BatchNorm)]
+        found = [
+            name for name in found if not getattr(self, name).is_running(is_running)
+        ]
 
         def run(
-            x: jax.Array, sizes: tuple[jax.Array, ...] | None, *, pairs: bool
-        ) -> jax.Array:
+            x: jax.Array,
+            sizes: tuple[jax.Array, ...] | None,
+            counted: tuple[jax.Array, ...] | None,
+            *,
+            pairs: bool,
+        ) -> tuple[jax.Array, dict[str, Moments]]:
+            """Returns the map and the statistics of the batch in `found` layers."""
+            batch: dict[str, Moments] = {}
+            nothing = (None, None) if pairs else (None,)
             for layer in layers:
+                module: Any = getattr(self, layer.name, None)
                 with jax.named_scope(layer.name):
                     match layer:
                         case rows.Conv():
                             if sizes is not None and layer.padding:
                                 x = _fill_outside(x, sizes)
-                            x = getattr(self, layer.name).multiply(x, pairs=pairs)
+                            x = module.multiply(x, pairs=pairs)
                         case rows.Bias():
-                            x = getattr(self, layer.name).add_bias(x, pairs=pairs)
+                            x = module.add_bias(x, pairs=pairs)
+                        case rows.BatchNorm(name):
+                            if name in found:
+                                cells = map(
+                                    functools.partial(_counted_cells, x.shape),
+                                    sizes or nothing,
+                                    counted or nothing,
+                                )
+                                batch[name] = module.moments(x, tuple(cells))
+                            x = module.normalize(x, batch.get(name), pairs=pairs)
                         case rows.Relu():
                             x = rows.relu(x)
                         case rows.MaxPool():
                             x = rows.max_pool(x, layer)
                 if sizes is not None:
                     sizes = tuple(map(layer.output_size, sizes))
-            return x
+            return x, batch
 
-        def run_pairs(x: jax.Array, sizes: jax.Array | None) -> jax.Array:
-            of_pairs = None if sizes is None else tpu.pair_sizes(sizes, devices)
-            return tpu.unpair(run(tpu.pair(x, devices), of_pairs, pairs=True), devices)
+        def run_pairs(
+            x: jax.Array, *of_images: jax.Array | None
+        ) -> tuple[jax.Array, dict[str, Moments]]:
+            sizes, counted = (
+                None if of is None else tpu.pair_rows(of, devices) for of in of_images
+            )
+            x, batch = run(tpu.pair(x, devices), sizes, counted, pairs=True)
+            return tpu.unpair(x, devices), batch
 
-        def run_singles(x: jax.Array, sizes: jax.Array | None) -> jax.Array:
-            return run(x, None if sizes is None else (sizes,), pairs=False)
+        def run_singles(
+            x: jax.Array, sizes: jax.Array | None, counted: jax.Array | None
+        ) -> tuple[jax.Array, dict[str, Moments]]:
+            of_images = (None if of is None else (of,) for of in (sizes, counted))
+            return run(x, *of_images, pairs=False)
 
-        return lax.platform_dependent(x, sizes, tpu=run_pairs, default=run_singles)
+        x, batch = lax.platform_dependent(
+            x, sizes, counted, tpu=run_pairs, default=run_singles
+        )
+        for name in found:
+            getattr(self, name).move(batch[name])
+        return x
 
     def _drop(
         self,
