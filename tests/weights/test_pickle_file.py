@@ -61,7 +61,10 @@ def test_a_dictionary_with_names_of_pytorch(
     [
         ({"a": np.array([None])}, "expected arrays of numbers, got the type 'O8'"),
         ({"a": np.zeros(2, "f4,f4")}, "got the type 'V8'"),
-        ({"a": pathlib.PurePosixPath("b")}, "'pathlib.PurePosixPath'"),
+        (
+            {"a": pathlib.PurePosixPath("b")},
+            f"'{pathlib.PurePosixPath.__module__}.PurePosixPath'",
+        ),
         ({"a": 1}, "got no arrays"),
         ([np.zeros(3)], "got no arrays"),
         (
