@@ -9,7 +9,8 @@ is 32 times that of configs/fashion_mnist_vgg.py, which is what biases and batch
 normalization learn at, after a linear warm-up; kernels take steps of LARS, at the
 height of the rate 0.02 of their length: more than VGG-16's, for there are few steps.
 
-Not run to the end; no setting was tuned.
+Not run to the end; no setting was tuned. In 6 epochs of a narrower network it has a
+validation error of 13.0%, where small batches have 8.0% (docs/training.md).
 """
 
 import configs.fashion_mnist_vgg
