@@ -73,7 +73,7 @@ def onednn_options(
     """Returns the options by which XLA has oneDNN compute convolutions on CPU.
 
     They are for `jax.jit(step, compiler_options=onednn_options())` in a program for
-    CPU, which takes the convolutions, the gradients of their inputs and the larger
+    CPU, of training or not, which takes the convolutions, the gradients of their inputs and the larger
     matrix products from oneDNN, with results that differ in rounding. JAX cannot keep
     such a program between processes: each start compiles it again, and the warning that
     says so for every program is switched off here.

@@ -571,15 +571,15 @@ class Config(Section):
     )
     shard_fc: bool | None = setting(
         False,
-        "each device has a part of fc6, fc7 and fc8; None does so on TPU, where the "
-        "chips can share them evenly",
+        "groups of devices share fc6, fc7 and fc8; None does so on TPU, where some "
+        "number of the chips can share them evenly",
         resumable=True,
     )
     onednn: bool | None = setting(
         None,
         "oneDNN computes the convolutions of training on CPU, where jaxlib has it: "
         "faster steps, but each start compiles them again; None does so for runs of "
-        "64,000 images and more",
+        "64,000 images and more; False leaves it out of long evaluations, too",
         resumable=True,
     )
     num_epochs: float = setting(

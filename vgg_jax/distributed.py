@@ -39,7 +39,7 @@ from vgg_jax.hosts.launcher import (
 )
 from vgg_jax.hosts.stop_vote import StopVote
 
-DATA = "data"  # the mesh's axis
+DATA = "data"  # the mesh's axis, but where `training.sharding` parts it in two
 
 # The environment variable that says for how many seconds the hosts wait for one another
 # at the start, and its default. It stands beside `COORDINATOR` in the environment, for
@@ -405,9 +405,9 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     The devices are in the order of their hosts, so that a host has neighboring rows of
     each batch, and an image's place in it does not depend on how the machine is wired.
     Unlike `jax.make_mesh` this searches no topology and so refuses none, neither GPUs
-    of several nodes nor one chip of each host of a TPU slice. Nothing is slower for it:
-    every collective is over all devices, whose rings XLA lays along the links by itself
-    (docs/tpu_check.md).
+    of several nodes nor one chip of each host of a TPU slice. Nothing is slower for it
+    where a collective is over all devices, whose rings XLA lays along the links by
+    itself (docs/tpu_check.md). `vgg_jax.training.sharding` makes groups of neighbors.
     """
     devices = jax.devices() if devices is None else devices
     in_order = sorted(devices, key=lambda device: (device.process_index, device.id))

@@ -295,11 +295,13 @@ def read_decoded(
 def decoding_threads(decoder: Decoder, config: DataConfig) -> int:
     """Returns `config.num_threads`, or if it is None how many threads are the fastest.
 
-    The first image stands for all.
+    The first image stands for all; of the first ten, the first that can be decoded.
     """
     if config.num_threads is not None:
         return config.num_threads
-    image = decoder(0, None).image
+    side = math.isqrt(SMALL)  # a large JPEG is not decoded whole
+    first = (decoder(i, side).image for i in range(min(10, len(decoder.source))))
+    image = next((image for image in first if image is not None), None)
     if image is not None and image.shape[0] * image.shape[1] < SMALL:
         return 1
     return min(max(1, _cores() // max(1, config.num_workers)), MOST_THREADS)
@@ -315,7 +317,13 @@ def _cores() -> int:
 def read_ahead(
     dataset: grain.MapDataset[T], *, threads: int, processes: int = 0
 ) -> Generator[T]:
-    """Reads ahead in threads, or in worker processes with threads each."""
+    """Reads ahead in threads, or in worker processes with threads each.
+
+    Args:
+        dataset: what is read.
+        threads: of each process; 0 reads nothing ahead.
+        processes: how many workers there are; 0 reads in this process.
+    """
     options = grain.ReadOptions(
         num_threads=threads,
         # Counts batches; Grain's default of 500 would fill the memory.

@@ -1,7 +1,8 @@
 """Runs the forward pass outside of training: from pixels to what a head gives.
 
-`apply` is the only compiled function that does it. Validation, every protocol, tiles,
-heat maps, descriptors and localization differ in the head that they hand it.
+`apply` is the only function that does it, whatever the options that it is compiled with.
+Validation, every protocol, tiles, heat maps, descriptors and localization differ in the
+head that they hand it.
 """
 
 import dataclasses

@@ -30,13 +30,14 @@ from vgg_jax.inference.dense import (
 from vgg_jax.inference.forward import Head, MapHead, Network
 from vgg_jax.inference.tiling import run_tiled
 from vgg_jax.memory import evaluation_advice, naming_settings
+from vgg_jax.models.layers import smallest_size
 from vgg_jax.models.measure import summary
 
 # The arrays of a batch that describe its examples.
 DESCRIPTIONS = ("label", "weight", "box")
 
-# Multiply-adds of a pass, some minutes of two cores: from here on oneDNN's convolutions
-# make good that their programs are compiled at each start.
+# Multiply-adds for each shape of images, some minutes of two cores: from here on oneDNN's
+# convolutions make good that a shape's program is compiled at each start.
 LONG_PASS = 2**43
 
 
@@ -157,8 +158,9 @@ def example_rows(
             "differ between hosts; leave mesh out"
         )
     network = network.place(mesh)
-    if _takes_long(network, source, config, view):
-        network = _for_long(network, mesh)
+    if _takes_long(network, head, source, config, view, mesh):
+        options = onednn_options(network.dtype.name)
+        network = dataclasses.replace(network, options=tuple(options.items()))
     shapes = padded_shapes(config.evaluation.bucket_ratios, view.scale)
     previous, given = None, 0
     batches = view_batches(source, config, view, network.channels, mesh, with_boxes)
@@ -199,20 +201,28 @@ def example_rows(
             yield _rows_of_examples(*previous, bar)
 
 
-def _takes_long(network: Network, source: Source, config: Config, view: View) -> bool:
-    """Returns whether this host's share of a source is as much work as `LONG_PASS`."""
-    side = view.scale if view.layout is None else config.data.crop
-    image = summary(network.layers, side, in_channels=network.channels)
+def _takes_long(
+    network: Network,
+    head: Head,
+    source: Source,
+    config: Config,
+    view: View,
+    mesh: Mesh,
+) -> bool:
+    """Returns whether a pass on CPU is so much work that compiling for it pays."""
+    if mesh.devices.flat[0].platform != "cpu" or config.onednn is False:
+        return False
+    layers, side, programs = network.layers, config.data.crop, 1
+    if isinstance(head, MapHead):
+        layers = head.layers(layers)
+    if view.layout is None:
+        side = view.scale
+        programs = len(padded_shapes(config.evaluation.bucket_ratios, side))
+    if side < smallest_size(layers):
+        return False  # the pass will say so
+    image = summary(layers, side, in_channels=network.channels)
     images = view.crops * len(source) / jax.process_count()
-    return image.multiply_adds * images >= LONG_PASS
-
-
-def _for_long(network: Network, mesh: Mesh) -> Network:
-    """Returns a network that is faster once it is compiled, at each start anew."""
-    if mesh.devices.flat[0].platform != "cpu":
-        return network
-    options = onednn_options(network.dtype.name)
-    return dataclasses.replace(network, options=tuple(options.items()))
+    return image.multiply_adds * images >= LONG_PASS * programs
 
 
 def images_at_once(config: Config, view: View, devices: int, shape: Shape) -> int:

@@ -4,9 +4,9 @@ A TPU keeps an array's channels in 128 lanes, in memory as in its matrix units. 
 64 channels fills half of them, and the other half is stored, moved and multiplied all
 the same. Two images side by side fill all: their map has the channels of one and then
 those of the other, and a convolution of it a kernel of two blocks. What does not mix
-channels, such as ReLU and pooling, stays what it is, but that batch normalization adds
-up both halves. A value that is not finite reaches
-the other image of its pair, as zero times it is no number.
+channels, such as ReLU and pooling, stays as it is; batch normalization adds up the
+statistics of both halves. A value that is not finite reaches the other image of its
+pair, as zero times it is no number.
 """
 
 import jax

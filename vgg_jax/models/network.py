@@ -131,7 +131,8 @@ class BatchNorm(nnx.BatchNorm):
 
     A batch of n cells is normalized by its variance over n; the running variance moves
     towards its estimate for all images, which is over n - 1. A batch without cells that
-    count moves nothing.
+    count moves nothing. Of Flax's options it has momentum, epsilon, dtype and
+    use_running_average; it normalizes over all axes but the last, with scale and bias.
     """
 
     def __call__(
@@ -178,7 +179,8 @@ class BatchNorm(nnx.BatchNorm):
             where = _lanes([mask | (cells == 0) for mask in counted], x.shape[-1])
             divisor = jnp.where(cells == 0, divisor, cells)
         mean, square = (
-            a.sum((0, 1, 2), where=where).reshape(len(masks), -1).sum(0) / divisor
+            a.sum(range(a.ndim - 1), where=where).reshape(len(masks), -1).sum(0)
+            / divisor
             for a in (x, jnp.square(x))
         )
         return Moments(mean, jnp.maximum(square - jnp.square(mean), 0), cells)

@@ -91,6 +91,11 @@ def build_program(config: Config, mesh: Mesh) -> Program:
             f"shard_fc is for networks with {', '.join(FC_PARAMETERS)}, which "
             f"{config.model.name} with this head has not; set it to False"
         )
+    if shard_fc and config.optimizer.keep_maps:
+        raise ValueError(
+            "optimizer.keep_maps=True keeps the maps of whole layers; expected "
+            "shard_fc of False or None with it, got True"
+        )
     if shard_fc and mesh.size > 1:
         images = config.batch_size // (mesh.size * config.accumulate_steps)
         mesh = in_groups(mesh, params, images)
@@ -163,8 +168,9 @@ def with_choices_for(mesh: Mesh, config: Config) -> Config:
     if model.dtype is None:
         model = dataclasses.replace(model, dtype=default_dtype(platform))
     config = dataclasses.replace(config, model=model)
-    if shard_fc is None:
+    if shard_fc is None:  # the maps that `keep_maps` keeps lie whole on their devices
         shard_fc = platform == "tpu" and mesh.size > 1 and _can_shard_fc(config, mesh)
+        shard_fc = shard_fc and not config.optimizer.keep_maps
     return dataclasses.replace(config, shard_fc=shard_fc)
 
 
