@@ -73,10 +73,10 @@ def onednn_options(
     """Returns the options by which XLA has oneDNN compute convolutions on CPU.
 
     They are for `jax.jit(step, compiler_options=onednn_options())` in a program for
-    CPU, of training or not, which takes the convolutions, the gradients of their inputs and the larger
-    matrix products from oneDNN, with results that differ in rounding. JAX cannot keep
-    such a program between processes: each start compiles it again, and the warning that
-    says so for every program is switched off here.
+    CPU, of training or not, which takes the convolutions, the gradients of their inputs
+    and the larger matrix products from oneDNN, with results that differ in rounding.
+    JAX cannot keep such a program between processes: each start compiles it again, and
+    the warning that says so for every program is switched off here.
 
     Args:
         dtype: the type that the network computes in; bfloat16 gets slower by it.

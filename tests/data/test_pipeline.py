@@ -67,6 +67,14 @@ class Torn(Pictures):
         return example
 
 
+class Corrupt(Pictures):
+    """The first picture cannot be decoded."""
+
+    def __getitem__(self, index: int) -> dict:
+        example = super().__getitem__(index)
+        return example | ({"image": b"torn"} if index == 0 else {})
+
+
 class Signals(Pictures):
     """A label tells whether the process that decodes leaves signals alone."""
 
@@ -330,6 +338,8 @@ def test_the_stream_does_not_depend_on_threads():
         (Pictures([(48, 48)]), 2, 3, 1),
         (Pictures([(48, 48)]), 100, 0, 16),
         (Torn([(20, 20), (48, 48)]), 4, 0, 1),
+        (Corrupt([(20, 20)] * 4), 4, 0, 1),  # the first cannot be decoded
+        (Corrupt([(20, 20)]), 4, 0, 4),
     ],
 )
 def test_threads_are_as_many_as_decode_the_most(

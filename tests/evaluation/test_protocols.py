@@ -16,12 +16,12 @@ from flax import nnx
 
 from vgg_jax.compilation import onednn_options
 from vgg_jax.config import Config, DataConfig, VGGConfig
-from vgg_jax.data.transforms import grid_5x5, rescale
+from vgg_jax.data.transforms import center, grid_5x5, rescale
 from vgg_jax.distributed import make_mesh
 from vgg_jax.evaluation.predictions import Predictions
 from vgg_jax.evaluation.protocols import default_scales, evaluate, validate_protocol
 from vgg_jax.inference import passes
-from vgg_jax.inference.forward import Network, apply
+from vgg_jax.inference.forward import Network, Pooled, Posteriors, apply
 from vgg_jax.inference.passes import View
 from vgg_jax.models import ConvNet, create_model
 from vgg_jax.preprocessing import IMAGENET
@@ -215,8 +215,13 @@ def test_a_long_pass_is_computed_by_onednn_on_cpu(
 
     monkeypatch.setattr(Network, "run", spy)
     found = []
-    for options, longest in (((), 2**43), (tuple(onednn_options().items()), 1)):
+    for options, longest, onednn in (
+        ((), 2**43, None),
+        (tuple(onednn_options().items()), 1, None),
+        ((), 1, False),
+    ):
         monkeypatch.setattr(passes, "LONG_PASS", longest)
+        config.onednn = onednn
         found.append(
             evaluate(model, source, config, protocol="dense", scales=(48,), mesh=mesh)
         )
@@ -226,15 +231,20 @@ def test_a_long_pass_is_computed_by_onednn_on_cpu(
 
 
 @pytest.mark.parametrize(
-    ("images", "view", "is_long"),
+    ("images", "view", "head", "is_long"),
     [
-        (50_000, View(256), True),
-        (100, View(256), False),
-        (100, View(256, grid_5x5), True),  # 25 crops of each
+        (50_000, View(256), Posteriors(), True),
+        (500, View(256), Posteriors(), False),  # a program for each of several shapes
+        (600, View(256, center), Posteriors(), True),
+        (100, View(256, center), Posteriors(), False),
+        (100, View(256, grid_5x5), Posteriors(), True),  # 25 crops of each
+        (600, View(256, center), Pooled(layer="relu1_1"), False),
+        (50_000, View(100), Pooled(layer="relu1_1"), False),
+        (50_000, View(100), Posteriors(), False),  # too small: the pass will say so
     ],
 )
 def test_a_pass_is_long_by_its_multiply_adds(
-    images: int, view: View, is_long: bool
+    images: int, view: View, head: Any, is_long: bool
 ) -> None:
     # VGG-16: 15.5 billion for a crop of 224 x 224, a third more for 256 x 256.
     model = nnx.eval_shape(lambda: create_model("vgg16", rngs=nnx.Rngs(0)))
@@ -243,7 +253,24 @@ def test_a_pass_is_long_by_its_multiply_adds(
         model=VGGConfig(name="vgg16"), data=DataConfig(dataset="folder", crop=224)
     )
     source: Any = range(images)
-    assert passes._takes_long(network, source, config, view) == is_long
+    mesh = make_mesh(jax.devices()[:1])
+    assert passes._takes_long(network, head, source, config, view, mesh) == is_long
+
+
+def test_a_part_of_the_network_takes_images_too_small_for_the_whole(
+    config: Config, make_source: Callable
+) -> None:
+    whole = create_model("vgg11", num_classes=3, width=0.125, fc_kernel=1, rngs=0)
+    network = Network.from_model(whole, IMAGENET)
+    found = passes.over_source(
+        network,
+        Pooled(layer="relu2_1"),
+        make_source([(24, 30)] * 4),
+        config,
+        View(16),
+        mesh=make_mesh(jax.devices()[:1]),
+    )
+    assert found["output"].shape == (4, 16)
 
 
 def test_an_image_is_read_once_for_its_crops(

@@ -228,6 +228,18 @@ def test_layers_that_cannot_be_sharded_are_named(model: Any, expected: str) -> N
         build_program(config(model=model, shard_fc=True), make_mesh())
 
 
+def test_layers_that_rest_and_keep_their_maps_are_not_shared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept = config(shard_fc=True)
+    kept.optimizer.trained_layers, kept.optimizer.keep_maps = ("fc8",), True
+    with pytest.raises(ValueError, match="shard_fc of False or None with it, got True"):
+        build_program(kept, make_mesh())
+    monkeypatch.setattr(programs, "platform_of", lambda mesh: "tpu")
+    kept.shard_fc = None
+    assert with_choices_for(make_mesh(), kept).shard_fc is False
+
+
 LEFT_TO_DEVICES = {"shard_fc": None, "dtype": None}
 
 

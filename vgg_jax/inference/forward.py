@@ -1,6 +1,6 @@
 """Runs the forward pass outside of training: from pixels to what a head gives.
 
-`apply` is the only function that does it, whatever the options that it is compiled with.
+`apply` is the only function that does it, whatever the options of its compiler.
 Validation, every protocol, tiles, heat maps, descriptors and localization differ in the
 head that they hand it.
 """

@@ -36,8 +36,8 @@ from vgg_jax.models.measure import summary
 # The arrays of a batch that describe its examples.
 DESCRIPTIONS = ("label", "weight", "box")
 
-# Multiply-adds for each shape of images, some minutes of two cores: from here on oneDNN's
-# convolutions make good that a shape's program is compiled at each start.
+# Multiply-adds for each shape of images, two minutes of two cores: from here on the
+# convolutions of oneDNN make good that a program is compiled at each start.
 LONG_PASS = 2**43
 
 
