@@ -174,7 +174,7 @@ class BatchNorm(nnx.BatchNorm):
         counted = [mask for mask in masks if mask is not None]
         if counted:
             counted = [jnp.broadcast_to(m, (*x.shape[:-1], 1)) for m in counted]
-            cells = jnp.sum(jnp.stack(counted), dtype=jnp.float32)
+            cells = jnp.sum(jnp.stack(counted), dtype=jnp.int32).astype(jnp.float32)
             # The mean of no cells would not be a number.
             where = _lanes([mask | (cells == 0) for mask in counted], x.shape[-1])
             divisor = jnp.where(cells == 0, divisor, cells)
