@@ -609,9 +609,11 @@ class ConvNet(nnx.Module):
         """Runs rows: on TPU of two images side by side, elsewhere of each by itself."""
         devices = self.devices or 1
         is_running = None if train is None else not train
-        found = [layer.name for layer in layers if isinstance(layer, rows.BatchNorm)]
         found = [
-            name for name in found if not getattr(self, name).is_running(is_running)
+            layer.name
+            for layer in layers
+            if isinstance(layer, rows.BatchNorm)
+            and not getattr(self, layer.name).is_running(is_running)
         ]
 
         def run(
