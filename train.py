@@ -35,7 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(values: argparse.Namespace) -> int:
     """Trains; returns 0, or 128 and the number of the signal that stopped it."""
     distributed.join()
-    from vgg_jax.report.figures import draw_curves
     from vgg_jax.training.init_from import unfinished_runs
     from vgg_jax.training.loop import train
     from vgg_jax.training.workdir.facts import refuse_other_run
@@ -45,6 +44,8 @@ def run(values: argparse.Namespace) -> int:
     for config, workdir in unfinished_runs(values.config, values.workdir):
         stopped = train(config, workdir, profile_steps=values.profile)
         if distributed.is_first():
+            from vgg_jax.report.figures import draw_curves
+
             draw_curves(workdir / "metrics.jsonl", workdir / "curves.png")
         if stopped is not None:
             return cli.STOPPED + stopped

@@ -16,7 +16,7 @@ import dataclasses
 import io
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from vgg_jax.config import (
 )
 from vgg_jax.distributed import shard_batch
 from vgg_jax.interrupt import Interrupt
+from vgg_jax.training.compiled import CompiledStep
 from vgg_jax.training.loop import Trainer
 from vgg_jax.training.optimizer import set_learning_rate
 from vgg_jax.training.steps import Batch, TrainState
@@ -98,10 +99,10 @@ class IdleTrainer(Trainer):
             ),
         )
 
-    def _batches(self, step: int) -> Iterator[Mapping[str, np.ndarray]]:
+    def _batches(self, step: int) -> Generator[Batch]:
         while True:
             self.moments.append(now())
-            yield self.images
+            yield shard_batch(self.mesh, self.images)
 
     def _validate(
         self, state: TrainState, step: int, interrupt: Interrupt
@@ -139,9 +140,11 @@ def part_seconds(trainer: IdleTrainer) -> dict[str, Moment]:
     key = jax.random.key(1)
     batch = shard_batch(trainer.mesh, trainer.images)
 
+    train_step = CompiledStep(trainer.program, options={}, first_steps=0)
+
     def call_step() -> None:
         nonlocal state
-        state, _ = trainer.program.train_step(state, batch, key)
+        state, _ = train_step(0, state, batch, key)
 
     parts: dict[str, Callable[[], Any]] = {
         "putting the batch on the devices": lambda: shard_batch(

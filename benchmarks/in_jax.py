@@ -97,8 +97,6 @@ class _Run:
         self._is_waited_for = is_waited_for
         self._mesh = make_mesh()
         self._program = build_program(config, self._mesh)
-        if is_waited_for:  # as a run of `train.py` that is longer than `LONG_RUN`
-            self._program = self._program.with_options(onednn_options())
 
     def count_parameters(self) -> int:
         """Returns the number of the network's parameters."""
@@ -121,13 +119,16 @@ class _Run:
     def _train(self, program: Program) -> Steps:
         give = self._batches(random_batch(program))
         state, key = program.init(jax.random.key(0)), jax.random.key(1)
+        step = program.train_step
+        if self._is_waited_for:  # as a run of `train.py` that is longer than `LONG_RUN`
+            step = step.lower(*program.arguments).compile(onednn_options())
 
         def take(count: int) -> None:
             nonlocal state
             advice = training_advice(self._config, self._mesh.size)
             with naming_settings("a training step", advice):
                 for _ in range(count):
-                    state, sums = program.train_step(state, give(), key)
+                    state, sums = step(state, give(), key)
                     if self._is_waited_for:
                         jax.block_until_ready(sums)
                 jax.block_until_ready((state, sums))

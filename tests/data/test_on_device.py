@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import itertools
+import threading
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +18,7 @@ from jax.sharding import Mesh
 from vgg_jax.config import DataConfig
 from vgg_jax.data import on_device
 from vgg_jax.data.base import CorruptImage
-from vgg_jax.data.on_device import NotForDevices, put_on_devices
+from vgg_jax.data.on_device import Coming, NotForDevices, put_on_devices
 from vgg_jax.data.pipeline import Batch, train_batches
 from vgg_jax.distributed import batch_sharding, make_mesh, shard_batch
 
@@ -101,6 +103,52 @@ def test_rows_of_all_processes_are_the_global_batch() -> None:
         for name, values in rows.items():
             joined = np.concatenate([half[name] for half in halves])
             np.testing.assert_array_equal(joined, values)
+
+
+def test_a_set_comes_while_the_host_goes_on() -> None:
+    source = Noise(*[(16, 16)] * 9)
+    config = dataclasses.replace(RESIZED, on_device=True)
+    may_begin = threading.Event()
+
+    def put(cancelled: threading.Event) -> Any:
+        may_begin.wait(60)
+        return put_on_devices(
+            source, config, make_mesh(), channels=3, cancelled=cancelled
+        )
+
+    with Coming(put) as coming:
+        assert not coming.is_there()
+        may_begin.set()
+        device_set = coming.result()
+        assert coming.is_there() and device_set is not None
+    whole = put_on_devices(source, config, make_mesh(), channels=3)
+    assert whole is not None
+    np.testing.assert_array_equal(device_set.images, whole.images)
+
+
+def test_a_set_that_is_not_wanted_any_longer_is_given_up() -> None:
+    decoded = []
+
+    class Counting(Noise):
+        def __getitem__(self, index: int) -> Any:
+            decoded.append(index)
+            return super().__getitem__(index)
+
+    source = Counting(*[(16, 16)] * 9)
+    config = dataclasses.replace(RESIZED, on_device=True)
+    left = threading.Event()
+
+    def put(cancelled: threading.Event) -> Any:
+        assert left.wait(60) and cancelled.wait(60)
+        return put_on_devices(
+            source, config, make_mesh(), channels=3, cancelled=cancelled
+        )
+
+    with Coming(put) as coming:
+        left.set()
+    with pytest.raises(CancelledError):
+        coming.result()
+    assert decoded == [0]  # whose shape says whether the set can go there
 
 
 def test_a_damaged_image_weighs_nothing_or_is_an_error() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,9 +21,11 @@ from jax.sharding import Mesh
 
 from vgg_jax import training
 from vgg_jax.config import Config, LocalizationConfig
+from vgg_jax.data.base import CorruptImage
 from vgg_jax.data.color import computed_path
+from vgg_jax.data.on_device import put_on_devices
 from vgg_jax.data.sources import open_training
-from vgg_jax.distributed import make_mesh, replicated
+from vgg_jax.distributed import batch_sharding, make_mesh, replicated
 from vgg_jax.inference.passes import over_source
 from vgg_jax.memory import OutOfMemory
 from vgg_jax.models.layers import FullyConnected, Layer
@@ -33,7 +36,6 @@ from vgg_jax.training.metrics import (
     TrainingDiverged,
     summarize_training,
 )
-from vgg_jax.training.objectives import CLASSIFICATION
 from vgg_jax.training.optimizer import learning_rate, make_optimizer
 from vgg_jax.training.program import Program
 from vgg_jax.training.schedule import Plateau
@@ -176,14 +178,16 @@ def linear_program(config: Config, mesh: Mesh) -> Program:
     state = jax.eval_shape(init, jax.random.key(0))
     shardings = jax.tree.map(lambda _: replicated(mesh), state)
 
-    def jit_step(options: Any = None) -> Any:
-        loss = CLASSIFICATION.objective
-        return jit_train_step(forward, optimizer, 1, shardings, loss, options)  # type: ignore
-
+    size = config.batch_size
+    fields = {
+        "image": ((size, 32, 32, 1), jnp.uint8),
+        "label": ((size,), jnp.int32),
+        "weight": ((size,), jnp.float32),
+    }
+    key = jax.eval_shape(jax.random.key, 0)
     return Program(
         init=jax.jit(init, out_shardings=shardings),
-        train_step=jit_step(),
-        jit_train_step=jit_step,
+        train_step=jit_train_step(forward, optimizer, 1, shardings),  # type: ignore
         network=lambda state: LinearNetwork(forward, state.params),  # type: ignore
         state=jax.tree.map(
             lambda a, sharding: jax.ShapeDtypeStruct(
@@ -192,8 +196,11 @@ def linear_program(config: Config, mesh: Mesh) -> Program:
             state,
             shardings,
         ),
-        batch={},
-        key=jax.ShapeDtypeStruct((), jax.random.key(0).dtype),
+        batch={
+            name: jax.ShapeDtypeStruct(*shape, sharding=batch_sharding(mesh))
+            for name, shape in fields.items()
+        },
+        key=jax.ShapeDtypeStruct((), key.dtype, sharding=replicated(mesh)),
     )
 
 
@@ -247,7 +254,6 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
         assert saved_steps(tmp_path / "stopped") == [9]
     assert train(config, tmp_path / "stopped") is None
     assert saved_steps(tmp_path / "stopped") == saved_steps(tmp_path / "whole")
-    assert program.train_step._cache_size() == 1  # the rate changes without a recompile
 
     ends, errors = [], []
     for name in ("whole", "stopped"):
@@ -299,6 +305,67 @@ def test_crops_cut_on_the_devices_train_to_the_same_bits(
     chex.assert_trees_all_equal(*(state for state, _ in ends))
 
 
+@pytest.mark.parametrize("corrupt", ["raise", "skip"])
+def test_images_that_come_to_the_devices_meanwhile_change_no_bit(
+    linear_training: Config,
+    corrupt: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = linear_training
+    config.data.scale_max, config.data.on_corrupt_image = 40, corrupt
+    assert train(config, tmp_path / "host") is None
+    assert "kept the images" not in capsys.readouterr().out
+    may_begin, is_done = threading.Event(), threading.Event()
+    if corrupt == "skip":
+        may_begin.set()  # training waits for them
+
+    def put_later(*arguments: Any, **keywords: Any) -> Any:
+        assert may_begin.wait(60)
+        try:
+            return put_on_devices(*arguments, **keywords)
+        finally:
+            is_done.set()
+
+    def come() -> None:
+        may_begin.set()
+        assert is_done.wait(60)
+
+    monkeypatch.setattr(loop, "LONG_RUN", 1)
+    monkeypatch.setattr(loop, "put_on_devices", put_later)
+    at_step_5(come, monkeypatch)
+    config.onednn = False
+    assert train(config, tmp_path / "device") is None
+    lines = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+    place = lines.index(["kept", "the"])
+    assert (["step", "5/"] in [[a, b[:2]] for a, b in lines[:place]]) == (
+        corrupt == "raise"
+    )
+    ends = []
+    for name in ("host", "device"):
+        with Checkpoints(
+            tmp_path / name, "validation_top1_error", read_only=True
+        ) as checkpoints:
+            latest = checkpoints.latest_step
+            assert latest is not None and latest > 10
+            state = loop.build_program(config, make_mesh()).state
+            ends.append(jax.device_get(checkpoints.restore(state, latest)[0]))
+    chex.assert_trees_all_equal(*ends)
+
+
+def test_a_set_that_cannot_be_decoded_ends_the_run_where_it_is_found(
+    linear_training: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*arguments: Any, **keywords: Any) -> None:
+        raise CorruptImage("picture 7 is torn")
+
+    monkeypatch.setattr(loop, "LONG_RUN", 1)
+    monkeypatch.setattr(loop, "put_on_devices", damaged)
+    with pytest.raises(CorruptImage, match="picture 7"):
+        train(linear_training, tmp_path)
+
+
 def test_crops_with_boxes_are_not_cut_on_the_devices(
     tiny_config: Any, tmp_path: Path
 ) -> None:
@@ -334,25 +401,21 @@ def test_a_long_run_has_its_convolutions_computed_by_onednn(
     is_used: bool,
 ) -> None:
     monkeypatch.setattr(loop, "LONG_RUN", 20 * linear_training.batch_size)
+    monkeypatch.setattr(loop, "FIRST_IMAGES", 18.5 * linear_training.batch_size)
     options = {"xla_cpu_enable_fast_math": False}
     monkeypatch.setattr(loop, "onednn_options", lambda dtype: options)
-    given = []
-
-    def jit_train_step(options: Any) -> None:
-        given.append(options)
-
-    program = loop.build_program(linear_training, make_mesh())
-    program = dataclasses.replace(program, jit_train_step=jit_train_step)
-    monkeypatch.setattr(loop, "build_program", lambda config, mesh: program)
     config = dataclasses.replace(linear_training, onednn=wanted)
     examples = len(open_training(config.data)[0])
     config.num_epochs = (steps - 0.5) * config.batch_size / examples
     trainer = Trainer(config, tmp_path / "run")
     assert trainer.timetable.total_steps == steps
-    assert given == [options] * is_used
+    # The 19 steps of the run that has so few are all taken before.
+    assert trainer.compiler_options == (options if is_used and steps == 20 else {})
+    assert trainer.first_steps == 19
     with Checkpoints(trainer.workdir, "validation_loss", read_only=True) as checkpoints:
         trainer._start(checkpoints)
-    assert ("convolutions by oneDNN" in capsys.readouterr().out) == is_used
+    said = "convolutions by oneDNN" in capsys.readouterr().out
+    assert said == bool(trainer.compiler_options)
 
 
 def at_step_5(action: Callable[[], object], patch: pytest.MonkeyPatch) -> None:
@@ -559,6 +622,12 @@ class WatchedStep:
     change: Callable[[int, Any], Any] = lambda step, sums: sums
     sums: list[dict[str, jax.Array]] = dataclasses.field(default_factory=list)
     waited: list[list[int]] = dataclasses.field(default_factory=list)
+
+    def lower(self, *arguments: Any) -> "WatchedStep":
+        return self
+
+    def compile(self, options: Any) -> "WatchedStep":
+        return self
 
     def __call__(self, *arguments: Any) -> tuple[TrainState, dict[str, WatchedSum]]:
         state, sums = self.step(*arguments)

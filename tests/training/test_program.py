@@ -307,7 +307,7 @@ def test_remat_keeps_the_input_of_each_stage_for_the_gradient() -> None:
         )
         return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(residuals))
 
-    assert kept(remat=True) < 0.5 * kept()
+    assert kept(remat=True) < 0.6 * kept()
 
 
 def test_bfloat16_is_of_the_computation_alone() -> None:

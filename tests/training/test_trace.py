@@ -51,6 +51,16 @@ def test_the_steps_after_the_first_are_traced(
         assert b"conv1_1" in profile.read_bytes()
 
 
+def test_steps_that_do_not_count_are_not_traced(tmp_path: Path) -> None:
+    x = jnp.ones((8, 8))
+    with Trace(parse_path(tmp_path), 1) as trace:
+        for number in range(2 * STEPS_BEFORE + 2):
+            with trace.step(number, counts=number >= STEPS_BEFORE):
+                y = step(x)
+            trace.add(y)
+    assert traced_steps(tmp_path) == [str(2 * STEPS_BEFORE)]
+
+
 def test_a_bucket_is_refused() -> None:
     with pytest.raises(ValueError, match="expected a workdir on a disk"):
         Trace(parse_path("gs://runs/a/profile"), 1)

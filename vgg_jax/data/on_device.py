@@ -5,11 +5,13 @@ numbers in the place of pixels; the crops are the same to the bit. Images that t
 enlarges are on the devices at each of its scales, as the host rescales them.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Generator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -137,6 +139,31 @@ def _cut(
     return jax.lax.with_sharding_constraint(crops, sharding)
 
 
+class Coming(contextlib.AbstractContextManager["Coming"]):
+    """A set that a thread puts on the devices while `with` lasts.
+
+    Args:
+        put: makes the set, until the event that it is given is set.
+    """
+
+    def __init__(self, put: Callable[[threading.Event], DeviceSet | None]):
+        self._left = threading.Event()
+        self._thread = ThreadPoolExecutor(1)
+        self._set = self._thread.submit(put, self._left)
+
+    def is_there(self) -> bool:
+        """Returns whether `result` need not wait."""
+        return self._set.done()
+
+    def result(self) -> DeviceSet | None:
+        """Waits for what `put` gives, or raises."""
+        return self._set.result()
+
+    def __exit__(self, *error: object) -> None:
+        self._left.set()
+        self._thread.shutdown()
+
+
 def put_on_devices(
     source: Source,
     config: DataConfig,
@@ -144,6 +171,7 @@ def put_on_devices(
     *,
     channels: int,
     on_cpu: bool = False,
+    cancelled: threading.Event | None = None,
 ) -> DeviceSet | None:
     """Puts a training set on all devices of a mesh, if `config.on_device` wants it.
 
@@ -154,6 +182,7 @@ def put_on_devices(
         channels: the number of channels of the network's images.
         on_cpu: whether an `on_device` of None wants it on CPU, too, where decoding the
             set first pays in long runs only.
+        cancelled: an event after which the set is not wanted any longer.
 
     Returns:
         The set; None where it stays on the host.
@@ -162,6 +191,7 @@ def put_on_devices(
         NotForDevices: `config.on_device` is True, and the images differ in shape, are
             to shrink, or do not fit into the memory.
         CorruptImage: unless `config.on_corrupt_image` is "skip".
+        CancelledError: the event was set.
     """
     is_cpu = mesh.devices.flat[0].platform == "cpu"
     is_wanted = config.on_device
@@ -170,18 +200,25 @@ def put_on_devices(
     if not is_wanted:
         return None
     try:
-        return _put(source, config, mesh, channels)
+        return _put(source, config, mesh, channels, cancelled or threading.Event())
     except NotForDevices:
         if config.on_device:
             raise
         return None
 
 
-def _put(source: Source, config: DataConfig, mesh: Mesh, channels: int) -> DeviceSet:
+def _put(
+    source: Source,
+    config: DataConfig,
+    mesh: Mesh,
+    channels: int,
+    cancelled: threading.Event,
+) -> DeviceSet:
     """Puts a training set on the devices.
 
     Raises:
         NotForDevices: see `put_on_devices`; or it is large, and nobody asked for it.
+        CancelledError: the event was set.
     """
     decoder = Decoder(source, channels, config.max_pixels)
     shape = _first_shape(decoder)
@@ -210,6 +247,8 @@ def _put(source: Source, config: DataConfig, mesh: Mesh, channels: int) -> Devic
 
     def fill(start: int) -> RawBatch:
         """Decodes a chunk of examples into `images`, and gives its labels."""
+        if cancelled.is_set():
+            raise CancelledError
         numbers = range(start, min(start + CHUNK, len(source)))
         decoded = [decoder(index, None) for index in numbers]
         for row in decoded:

@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import math
 import platform
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +19,7 @@ from vgg_jax.config import Config, shared_settings
 from vgg_jax.data import transforms
 from vgg_jax.data.base import sample_digest
 from vgg_jax.data.color import load_axes
-from vgg_jax.data.on_device import DeviceSet, put_on_devices
+from vgg_jax.data.on_device import Coming, DeviceSet, put_on_devices
 from vgg_jax.data.pipeline import train_batches
 from vgg_jax.data.sources import open_source, open_training
 from vgg_jax.data.zca import whitening_digest
@@ -30,6 +32,7 @@ from vgg_jax.memory import (
     training_advice,
     validate_state_fits,
 )
+from vgg_jax.training.compiled import FIRST_IMAGES, CompiledStep
 from vgg_jax.training.diagnosis import StallDetector, diagnosis
 from vgg_jax.training.init_from import prepare_start, take_weights
 from vgg_jax.training.kept_maps import KeptMaps
@@ -165,9 +168,8 @@ class Trainer:
                 if not self._is_at_end(step, plateau):
                     if self.program.first_row:
                         self._keep_maps(state)
-                    else:
-                        self._keep_images()
-                self._compile_together()
+                    elif self._keeps_at_once():
+                        self._use_kept(self._keep_images())
                 return self._loop(state, plateau, checkpoints, interrupt, lock)
 
     def _loop(
@@ -185,6 +187,9 @@ class Trainer:
             naming_settings("a training step", self._advice()),
             RunLog(self.workdir, timetable, self.task.errors, start) as log,
             contextlib.closing(self._batches(start)) as batches,
+            CompiledStep(
+                self.program, self.compiler_options, self.first_steps
+            ) as train_step,
             self.trace as trace,
         ):
             step, stopped = start, None
@@ -215,15 +220,11 @@ class Trainer:
                 stopped = validate_and_save()
             while stopped is None and not self._is_at_end(step, plateau):
                 rate = learning_rate_at(step, timetable, plateau, self.config.optimizer)
-                with trace.step(step):
-                    batch = shard_batch(self.mesh, log.next_batch(batches))
-                    if self.device_set is not None:
-                        batch = self.device_set.cut(batch)
+                with trace.step(step, counts=not train_step.is_early(step)):
+                    batch = log.next_batch(batches)
                     opt_state = set_learning_rate(state.opt_state, rate)
                     state = dataclasses.replace(state, opt_state=opt_state)
-                    state, sums = self.program.train_step(
-                        state, batch, self._dropout_key
-                    )
+                    state, sums = train_step(step, state, batch, self._dropout_key)
                 step += 1
                 interrupt.postpone()  # from here on there is a step to save
                 log.add(step, sums)
@@ -317,7 +318,7 @@ class Trainer:
             + f" to {self.timetable.total_steps:,}; computes in "
             f"{self.settled.model.dtype}"
             + (", fc6 to fc8 shared out" if self.settled.shard_fc else "")
-            + (", convolutions by oneDNN" if self.by_onednn else ""),
+            + (", convolutions by oneDNN" if self.compiler_options else ""),
             flush=True,
         )
         if not self._is_at_end(step, plateau):
@@ -347,20 +348,38 @@ class Trainer:
             flush=True,
         )
 
-    def _keep_images(self) -> None:
+    def _keeps_at_once(self) -> bool:
+        """Returns whether training waits for the images that the devices keep.
+
+        It does on several hosts, of which none may train on other batches' programs
+        than the others; where corrupt images are left out, each of which is to be named
+        once; and where `data.on_device` was asked for, which may fail.
+        """
+        data = self.config.data
+        is_asked = data.on_device is not None or data.on_corrupt_image == "skip"
+        return is_asked or distributed.several()
+
+    def _keep_images(
+        self, cancelled: threading.Event | None = None
+    ) -> DeviceSet | None:
         """Puts the training images on the devices, if that is for them."""
         if self.task.with_boxes:
-            return
+            return None
         with naming_settings("the training set", ["data.on_device=False"]):
-            self.device_set = put_on_devices(
+            return put_on_devices(
                 self.training,
                 self.config.data,
                 self.mesh,
                 channels=self.config.model.in_channels,
                 on_cpu=self.is_long,
+                cancelled=cancelled,
             )
-        if self.device_set is not None:
-            size = self.device_set.images.nbytes / 2**20
+
+    def _use_kept(self, device_set: DeviceSet | None) -> None:
+        """Takes crops from images on the devices from now on, if there are any."""
+        self.device_set = device_set
+        if device_set is not None:
+            size = device_set.images.nbytes / 2**20
             print(f"kept the images on the devices: {size:,.0f} MiB", flush=True)
 
     def _advice(self) -> Iterator[str]:
@@ -371,30 +390,21 @@ class Trainer:
 
     def _choose_compiler(self) -> None:
         """Has oneDNN compute the step's convolutions where that is wanted and there."""
+        self.first_steps = math.ceil(FIRST_IMAGES / self.config.batch_size)
         device, dtype = platform_of(self.mesh), str(self.settled.model.dtype)
         options = onednn_options(dtype) if device == "cpu" else {}
         if self.config.onednn is None:  # kept, so that a run that grows stays as it was
             is_wanted = self.is_long and bool(options)
             self.config = dataclasses.replace(self.config, onednn=is_wanted)
+        self.compiler_options: Mapping[str, bool | str] = {}
         if self.config.onednn and options:
-            self.program = self.program.with_options(options)
+            if self.timetable.total_steps > self.first_steps:
+                self.compiler_options = options
         elif self.config.onednn:
             warn(
                 f"onednn=True: this jaxlib has none for {dtype} on {device} "
                 f"({platform.machine()}); XLA's own convolutions are used"
             )
-        self.by_onednn = bool(self.config.onednn and options)
-
-    def _compile_together(self) -> None:
-        """Has all of several hosts compile the step before one of them runs it.
-
-        One that finds the program in its cache would be first by minutes, and on CPU
-        the hosts wait for one another for 30 seconds only.
-        """
-        if distributed.several():
-            step = self.program.train_step.lower(*self.program.arguments).compile()
-            self.program = dataclasses.replace(self.program, train_step=step)
-            distributed.wait_for_all()
 
     def _is_at_end(self, step: int, plateau: Plateau) -> bool:
         return step >= self.timetable.total_steps or plateau.finished
@@ -455,29 +465,51 @@ class Trainer:
         sums = {name: rows[name].sum(dtype=np.float64) for name in names}
         return summarize_validation(sums, step)
 
-    def _batches(self, step: int) -> Any:
-        """Gives the training batches that follow the first `step`, without end.
+    def _batches(self, step: int) -> Generator[Batch]:
+        """Gives the training batches after the first `step`, on the devices, endless.
 
-        Where the images are on the devices, these are what is drawn for the batches.
+        The host reads images until they are kept on the devices, if they come to be.
         """
         place: dict[str, Any] = {
             "batch_size": self.config.batch_size,
             "seed": self.config.seed,
-            "start_step": step,
             "process_index": jax.process_index(),
             "process_count": jax.process_count(),
         }
         if self.kept is not None:
-            return self.kept.train_batches(**place)
-        if self.device_set is not None:
-            return self.device_set.train_draws(**place)
-        return train_batches(
-            self.training,
-            self.config.data,
-            channels=self.config.model.in_channels,
-            with_boxes=self.task.with_boxes,
-            **place,
-        )
+            for maps in self.kept.train_batches(start_step=step, **place):
+                yield shard_batch(self.mesh, maps)
+        if self.device_set is None:
+            for batch in self._read(start_step=step, **place):
+                yield batch
+                step += 1
+        assert self.device_set is not None  # for which alone the host stops reading
+        draws = self.device_set.train_draws(start_step=step, **place)
+        with contextlib.closing(draws):
+            for rows in draws:
+                yield self.device_set.cut(shard_batch(self.mesh, rows))
+
+    def _read(self, **place: Any) -> Generator[Batch]:
+        """Gives batches that the host reads, until the images are on the devices."""
+        with contextlib.ExitStack() as stack:
+            batches = train_batches(
+                self.training,
+                self.config.data,
+                channels=self.config.model.in_channels,
+                with_boxes=self.task.with_boxes,
+                **place,
+            )
+            stack.enter_context(contextlib.closing(batches))
+            coming: Coming | None = None
+            for batch in batches:
+                yield shard_batch(self.mesh, batch)
+                if coming is None and not self._keeps_at_once():
+                    # Not before the first step, which is what people wait for.
+                    coming = stack.enter_context(Coming(self._keep_images))
+                if coming is not None and coming.is_there():
+                    self._use_kept(coming.result())
+                    if self.device_set is not None:
+                        return
 
     def _conclude(
         self, checkpoints: Checkpoints, step: int, stopped: signal.Signals | None

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,7 +47,6 @@ class Program:
     Args:
         init: key -> the state before the first step.
         train_step: (state, batch, key) -> (state, sums); takes the state's memory.
-        jit_train_step: options for the compiler -> the training step so compiled.
         network: state -> the network as it is evaluated.
         first_row: the number of rows that rest and have made a batch's maps; 0 where
             a batch has images.
@@ -56,7 +55,6 @@ class Program:
 
     init: Callable[[jax.Array], TrainState]
     train_step: Any  # jitted: it has `lower`
-    jit_train_step: Callable[[Mapping[str, bool | str]], Any]
     network: Callable[[TrainState], Network]
     first_row: int = 0
     state: TrainState
@@ -67,10 +65,6 @@ class Program:
     def arguments(self) -> tuple[Any, ...]:
         """The abstract arguments of `train_step`."""
         return self.state, self.batch, self.key
-
-    def with_options(self, options: Mapping[str, bool | str]) -> "Program":
-        """Returns the program whose training step is compiled with these options."""
-        return dataclasses.replace(self, train_step=self.jit_train_step(options))
 
 
 def build_program(config: Config, mesh: Mesh) -> Program:
@@ -117,18 +111,10 @@ def build_program(config: Config, mesh: Mesh) -> Program:
         graphdef=split(model)[0],
         normalization=preprocessing_of(config.data),
         place=placement(mesh),
-        devices=mesh.size,
+        devices=mesh.size if platform_of(mesh) == "tpu" else None,
         remat=config.remat,
         trained_layers=trained,
         first_row=first_row,
-    )
-    jit_step = functools.partial(
-        jit_train_step,
-        forward,
-        optimizer,
-        config.accumulate_steps,
-        shardings,
-        task_for(config).objective,
     )
 
     def network(state: TrainState) -> Network:
@@ -145,8 +131,13 @@ def build_program(config: Config, mesh: Mesh) -> Program:
             out_shardings=shardings,
             compiler_options=single_run_options(platform_of(mesh)),
         ),
-        train_step=jit_step(),
-        jit_train_step=jit_step,
+        train_step=jit_train_step(
+            forward,
+            optimizer,
+            config.accumulate_steps,
+            shardings,
+            task_for(config).objective,
+        ),
         network=network,
         first_row=first_row,
         state=jax.tree.map(_abstract, shapes, shardings),

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -93,7 +93,8 @@ class Forward:
         graphdef: the network's static part, see `split`.
         normalization: what is done to pixels before the network sees them.
         place: puts each layer's input where its weights are, see `sharding.placement`.
-        devices: how many devices share a batch.
+        devices: how many TPUs share a batch; None for other devices, which need not
+            know, and trace the faster without.
         remat: whether only the input of each stage is kept, and what is between is
             computed again for the gradient.
         trained_layers: the names of the layers that are trained; () trains all. Batch
@@ -106,7 +107,7 @@ class Forward:
     graphdef: nnx.GraphDef
     normalization: Preprocessing
     place: Placement
-    devices: int
+    devices: int | None
     remat: bool
     trained_layers: tuple[str, ...] = ()
     first_row: int = 0
@@ -264,7 +265,6 @@ def jit_train_step(
     accumulate_steps: int,
     state_shardings: TrainState,
     objective: Objective = CLASSIFICATION.objective,
-    compiler_options: Mapping[str, bool | str] | None = None,
 ) -> Callable[..., tuple[TrainState, Sums]]:
     """Compiles the training step; it reuses the memory of its state."""
     step = functools.partial(
@@ -274,9 +274,4 @@ def jit_train_step(
         accumulate_steps=accumulate_steps,
         objective=objective,
     )
-    return jax.jit(
-        step,
-        donate_argnums=0,
-        out_shardings=(state_shardings, None),
-        compiler_options=dict(compiler_options or {}),
-    )
+    return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))

@@ -33,7 +33,8 @@ class Trace:
             )
         self._folder = folder
         self._first, self._end = STEPS_BEFORE, STEPS_BEFORE + steps
-        self._done = 0
+        self._done = 0  # of the steps that count
+        self._counts = True  # whether the last one does
         self._is_on = False
 
     def __enter__(self) -> "Trace":
@@ -43,9 +44,15 @@ class Trace:
         self._stop()
 
     @contextlib.contextmanager
-    def step(self, number: int) -> Iterator[None]:
-        """Marks what is done within as the step of this number."""
-        if self._done == self._first < self._end:
+    def step(self, number: int, *, counts: bool = True) -> Iterator[None]:
+        """Marks what is done within as the step of this number.
+
+        Args:
+            number: the steps of the run before it.
+            counts: whether it is a step as those that follow, and can be traced.
+        """
+        self._counts = counts
+        if counts and self._done == self._first < self._end:
             jax.profiler.start_trace(os.fspath(self._folder))
             self._is_on = True
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
@@ -53,7 +60,7 @@ class Trace:
 
     def add(self, results: Any) -> None:
         """Counts a step; after the last traced one, waits for its results and ends."""
-        self._done += 1
+        self._done += self._counts
         if self._done == self._end and self._is_on:
             jax.block_until_ready(results)
             self._stop()
