@@ -387,9 +387,9 @@ def test_large_batches_beside_small_ones(
     names, _, *rows = map(cells, capsys.readouterr().out.splitlines())
     assert names[:2] == ["recipe", "batch"] and names[-1] == "validation error"
     assert [(row[0], row[1], row[-1]) for row in rows] == [
-        ("SGD", "128", "12.50%"),
-        ("LARS", "4,096", "25.00%"),
-        ("SGD, scaled", "4,096", "37.50%"),
+        ("SGD", "32", "12.50%"),
+        ("LARS", "1,024", "25.00%"),
+        ("SGD, scaled", "1,024", "37.50%"),
     ]
     small, lars, scaled = trained
     for config in trained:

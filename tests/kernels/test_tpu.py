@@ -23,6 +23,7 @@ from vgg_jax.models.layers import (
     Relu,
 )
 from vgg_jax.models.network import ConvNet
+from vgg_jax.training import program as program_file
 from vgg_jax.training.program import build_program
 
 # Side 11: odd, so that a window is partial. With 16 lanes conv "c" fills them.
@@ -242,9 +243,13 @@ def test_layers_that_mix_channels_have_none() -> None:
 
 
 @pytest.mark.usefixtures("small_vgg")  # the network of `config`
-def test_the_program_for_tpu_has_pairs_and_that_for_cpu_has_not() -> None:
+def test_the_program_for_tpu_has_pairs_and_that_for_cpu_has_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def lowered(platform: str, **changes: Any) -> str:
-        program = build_program(config(**changes), make_mesh())
+        monkeypatch.setattr(program_file, "platform_of", lambda mesh: platform)
+        settings = config(**changes, dtype="float32", shard_fc=False)
+        program = build_program(settings, make_mesh())
         traced = program.train_step.trace(*program.arguments)
         return traced.lower(lowering_platforms=(platform,)).as_text()
 

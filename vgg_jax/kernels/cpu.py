@@ -6,6 +6,7 @@ lowered for CPU do the forms below replace it, chosen by shape alone:
 
 - the gradient of a max pool compares instead of scattering;
 - the weight gradient of a convolution is matrix products (`_gram`);
+- a 3x3 convolution of many channels is Winograd's, and so are its gradients;
 - so is a 1x1 convolution, or one on a map of at most 4 pixels or of the kernel's size
   (`_dense`);
 - one from and to few channels, on a small map, is a sum of shifted images (`_taps`).
@@ -24,15 +25,21 @@ from jax.custom_derivatives import SymbolicZero
 from jax.export import is_symbolic_dim
 from jax.sharding import AxisType
 
+from vgg_jax.kernels import winograd
 from vgg_jax.kernels.trilinear import derivative
 
 Index = TypeVar("Index", int, np.ndarray)
-Pads = tuple[tuple[int, int], tuple[int, int]]  # rows (top, bottom), columns
+Pads = winograd.Pads
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _SPECS = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 
 _CACHE = 6 * 2**20  # bytes of copies that `_gram` makes at a time, to read them again
+
+# From so many weights a pixel of the kernel on, Winograd's form of a convolution, and
+# that of the kernel's gradient, is the faster one; and from so many products of a
+# pixel and a weight on it saves more than it takes longer to compile.
+_WINOGRAD, _WINOGRAD_GRADIENT, _WINOGRAD_WORK = 128 * 256, 64 * 128, 2**28
 
 # The platforms on which the gradient of a max pool compares. `benchmarks/gpu.py` adds
 # "cuda" and "rocm" to measure both forms; nobody has on a GPU so far.
@@ -105,6 +112,33 @@ class _Geometry:
         numbers = _area(self.kernel) * channels
         return numbers <= 27 and channels * features <= 96 and _area(self.size) <= 4096
 
+    def suits_winograd(self, images: int, weights: int, least: int) -> bool:
+        """Returns whether Winograd's form can take it, and takes less time.
+
+        It does where there is so much to multiply that neither its sums matter, nor
+        that it takes longer to compile.
+
+        Args:
+            images: how many there are.
+            weights: the number of pairs of a channel of input and one of output.
+            least: the least of them for which it pays.
+        """
+        return (
+            (self.kernel, self.strides) == ((3, 3), (1, 1))
+            and min(self.output) >= 4
+            and weights >= least
+            and images * _area(self.output) * weights >= _WINOGRAD_WORK
+        )
+
+    @property
+    def transposed(self) -> "_Geometry":
+        """The convolution that leads from this one's output to its input, stride 1."""
+        rows, columns = (
+            (k - 1 - pads[0], k - 1 - pads[1])
+            for k, pads in zip(self.kernel, self.padding, strict=True)
+        )
+        return _Geometry(self.output, self.kernel, (1, 1), (rows, columns))
+
     @property
     def is_dense(self) -> bool:
         """Whether a matrix product computes the convolution well.
@@ -150,9 +184,17 @@ class _Geometry:
         plain = transposed(_plain)
         if self.is_dense:
             return _on_cpu(transposed(_dense), plain, kernel, g)
-        if _is_wide(g.dtype):
+        if not _is_wide(g.dtype):
+            return _on_cpu(lambda kernel, g: plain(kernel, _apart(g)), plain, kernel, g)
+        back = self.transposed
+        if not back.suits_winograd(len(g), _area(kernel.shape[2:]), _WINOGRAD):
             return plain(kernel, g)
-        return _on_cpu(lambda kernel, g: plain(kernel, _apart(g)), plain, kernel, g)
+
+        def fast(kernel: jax.Array, g: jax.Array) -> jax.Array:
+            turned = lax.rev(kernel, (0, 1)).swapaxes(2, 3)
+            return winograd.convolve(g, turned, back.padding)
+
+        return _on_cpu(fast, plain, kernel, g)
 
     def _kernel_gradient(self, x: jax.Array, g: jax.Array) -> jax.Array:
         shape = self.shape(1, x.shape, g.shape)
@@ -169,7 +211,7 @@ class _Geometry:
         return _on_cpu(fast, transposed(_plain), x, g)
 
 
-def _area(sides: tuple[int, int]) -> int:
+def _area(sides: Sequence[int]) -> int:
     return sides[0] * sides[1]
 
 
@@ -260,7 +302,9 @@ def _conv(
     elif geometry.strides == (1, 1) and geometry.has_few(*kernel.shape[2:]):
         form = _taps
     if form is _plain and _is_wide(x.dtype):
-        return plain(x, kernel)
+        if not geometry.suits_winograd(len(x), _area(kernel.shape[2:]), _WINOGRAD):
+            return plain(x, kernel)
+        form = _winograd
 
     def fast(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return form(_apart(x).astype(dtype), kernel.astype(dtype), geometry)
@@ -322,6 +366,10 @@ def _apart(x: jax.Array) -> jax.Array:
     return x if _is_wide(x.dtype) else lax.optimization_barrier(x)
 
 
+def _winograd(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
+    return winograd.convolve(x, kernel, geometry.padding)
+
+
 def _taps(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
     """Convolves at stride 1 by summing shifted images, each times a kernel pixel."""
     x = _pad(x, *geometry.padding)
@@ -369,6 +417,11 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Arr
         return _strided(x, g, geometry)
     if x.shape[-1] <= 3:
         return _blocks(x, g, geometry)
+    weights = x.shape[-1] * g.shape[-1]
+    if _is_wide(x.dtype) and geometry.suits_winograd(
+        len(x), weights, _WINOGRAD_GRADIENT
+    ):
+        return winograd.kernel_gradient(x, g, geometry.padding)
     return _gram(x, g, geometry)
 
 
