@@ -55,8 +55,8 @@ def lowered(
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes Winograd's form for every 3x3 convolution."""
-    for name in ("_WINOGRAD", "_WINOGRAD_GRADIENT", "_WINOGRAD_WORK"):
-        monkeypatch.setattr(cpu, name, 0)
+    for name in ("", "_GRADIENT", "_ONCE", "_OFTEN"):
+        monkeypatch.setattr(cpu, f"_WINOGRAD{name}", 0)
 
 
 @pytest.mark.parametrize(("size", "padding"), SHAPES)
@@ -162,8 +162,11 @@ def test_a_batch_that_devices_share_stays_shared() -> None:
         (4, 112, 128, 128, (False, False, True)),
         (4, 56, 128, 256, (True, True, True)),
         (4, 28, 512, 512, (True, True, True)),
-        (4, 14, 512, 512, (False, False, False)),
-        (16, 14, 512, 512, (True, True, True)),
+        (4, 14, 512, 512, (True, True, True)),
+        (1, 28, 512, 512, (False, False, False)),  # one image alone
+        (1, 64, 256, 256, (True, True, True)),  # and a large one
+        (128, 4, 128, 128, (False, False, True)),
+        (127, 4, 128, 128, (False, False, False)),
         (4096, 3, 512, 512, (False, False, False)),
     ],
 )

@@ -38,8 +38,10 @@ _CACHE = 6 * 2**20  # bytes of copies that `_gram` makes at a time, to read them
 
 # From so many weights a pixel of the kernel on, Winograd's form of a convolution, and
 # that of the kernel's gradient, is the faster one; and from so many products of a
-# pixel and a weight on it saves more than it takes longer to compile.
-_WINOGRAD, _WINOGRAD_GRADIENT, _WINOGRAD_WORK = 128 * 256, 64 * 128, 2**28
+# pixel and a weight on it saves time that counts beside that of compiling it, in a
+# program that a single image goes through once and in one of batches.
+_WINOGRAD, _WINOGRAD_GRADIENT = 128 * 256, 64 * 128
+_WINOGRAD_ONCE, _WINOGRAD_OFTEN = 2**28, 2**25
 
 # The platforms on which the gradient of a max pool compares. `benchmarks/gpu.py` adds
 # "cuda" and "rocm" to measure both forms; nobody has on a GPU so far.
@@ -115,19 +117,20 @@ class _Geometry:
     def suits_winograd(self, images: int, weights: int, least: int) -> bool:
         """Returns whether Winograd's form can take it, and takes less time.
 
-        It does where there is so much to multiply that neither its sums matter, nor
-        that it takes longer to compile.
+        It does where there is so much to multiply that neither its sums matter nor that
+        it takes longer to compile.
 
         Args:
             images: how many there are.
             weights: the number of pairs of a channel of input and one of output.
             least: the least of them for which it pays.
         """
+        work = images * _area(self.output) * weights
         return (
             (self.kernel, self.strides) == ((3, 3), (1, 1))
             and min(self.output) >= 4
             and weights >= least
-            and images * _area(self.output) * weights >= _WINOGRAD_WORK
+            and work >= (_WINOGRAD_OFTEN if images >= 4 else _WINOGRAD_ONCE)
         )
 
     @property
