@@ -577,10 +577,10 @@ class Config(Section):
     )
     onednn: bool | None = setting(
         None,
-        "oneDNN computes the convolutions of training on CPU, where jaxlib has it, "
-        "from image 12,800 of a run on: faster steps, but each start compiles them "
-        "again, during the first; None does so for runs of 64,000 images and more; "
-        "False leaves it out of long evaluations, too",
+        "oneDNN computes the convolutions of training on CPU, where jaxlib has it, but "
+        "for a run's first seconds: faster steps, but each start compiles them again, "
+        "in those seconds; None does so for runs of 64,000 images and more; False "
+        "leaves it out of long evaluations, too",
         resumable=True,
     )
     num_epochs: float = setting(

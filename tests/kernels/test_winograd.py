@@ -55,7 +55,7 @@ def lowered(
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes Winograd's form for every 3x3 convolution."""
-    for name in ("", "_GRADIENT", "_ONCE", "_OFTEN"):
+    for name in ("", "_GRADIENT", "_IMAGES", "_WORK"):
         monkeypatch.setattr(cpu, f"_WINOGRAD{name}", 0)
 
 
@@ -103,6 +103,42 @@ def test_the_layer_and_its_gradients_equal_lax(
     test_cpu.assert_same_conv(
         normal(0, 3, *size, 4), normal(1, 3, 3, 4, 5), stride=1, padding=padding
     )
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize(
+    ("strides", "padding"),
+    [
+        ((1, 1), ((1, 0), (2, 1))),
+        ((1, 1), ((0, 2), (0, 1))),
+        ((2, 2), ((1, 1), (1, 1))),
+        ((1, 2), ((1, 1), (1, 1))),
+        ((2, 1), ((0, 0), (1, 0))),
+    ],
+)
+def test_every_stride_and_padding_has_the_gradients_of_lax(
+    strides: tuple[int, int], padding: Pads
+) -> None:
+    x, kernel = normal(0, 3, 9, 10, 4), normal(1, 3, 3, 4, 5)
+    options = {"window_strides": strides, "padding": padding}
+    options["dimension_numbers"] = test_cpu.DIMENSIONS
+    found, expected = (
+        test_cpu.value_and_gradients(conv, x, kernel, **options)
+        for conv in (cpu.conv_general_dilated, lax.conv_general_dilated)
+    )
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_wide_layer_of_stride_2_keeps_the_plain_form() -> None:
+    def gradients(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, ...]:
+        return jax.grad(
+            lambda *args: cpu.conv(*args, stride=2, padding=1).sum(), argnums=(0, 1)
+        )(x, kernel)
+
+    shapes = ((8, 28, 28, 256), (3, 3, 256, 256))
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    found = jax.eval_shape(gradients, *arguments)
+    assert tuple(array.shape for array in found) == shapes
 
 
 @pytest.mark.usefixtures("always")
@@ -163,11 +199,10 @@ def test_a_batch_that_devices_share_stays_shared() -> None:
         (4, 56, 128, 256, (True, True, True)),
         (4, 28, 512, 512, (True, True, True)),
         (4, 14, 512, 512, (True, True, True)),
-        (1, 28, 512, 512, (False, False, False)),  # one image alone
-        (1, 64, 256, 256, (True, True, True)),  # and a large one
+        (3, 64, 256, 256, (False, False, False)),
         (128, 4, 128, 128, (False, False, True)),
         (127, 4, 128, 128, (False, False, False)),
-        (4096, 3, 512, 512, (False, False, False)),
+        (4096, 3, 512, 512, (False, False, False)),  # tiles that are half empty
     ],
 )
 def test_the_shape_decides(

@@ -29,6 +29,7 @@ from vgg_jax.distributed import batch_sharding, make_mesh, replicated
 from vgg_jax.inference.passes import over_source
 from vgg_jax.memory import OutOfMemory
 from vgg_jax.models.layers import FullyConnected, Layer
+from vgg_jax.models.measure import summary
 from vgg_jax.training import loop
 from vgg_jax.training.loop import Trainer, train
 from vgg_jax.training.metrics import (
@@ -37,7 +38,7 @@ from vgg_jax.training.metrics import (
     summarize_training,
 )
 from vgg_jax.training.optimizer import learning_rate, make_optimizer
-from vgg_jax.training.program import Program
+from vgg_jax.training.program import Program, abstract_model
 from vgg_jax.training.schedule import Plateau
 from vgg_jax.training.steps import TrainState, jit_train_step
 from vgg_jax.training.workdir.checkpoint import METADATA, Checkpoints, saved_steps
@@ -401,7 +402,9 @@ def test_a_long_run_has_its_convolutions_computed_by_onednn(
     is_used: bool,
 ) -> None:
     monkeypatch.setattr(loop, "LONG_RUN", 20 * linear_training.batch_size)
-    monkeypatch.setattr(loop, "FIRST_IMAGES", 18.5 * linear_training.batch_size)
+    image = summary(abstract_model(linear_training), linear_training.data.crop)
+    work = image.multiply_adds * linear_training.batch_size
+    monkeypatch.setattr(loop, "FIRST_WORK", 18.5 * work)
     options = {"xla_cpu_enable_fast_math": False}
     monkeypatch.setattr(loop, "onednn_options", lambda dtype: options)
     config = dataclasses.replace(linear_training, onednn=wanted)
@@ -411,7 +414,7 @@ def test_a_long_run_has_its_convolutions_computed_by_onednn(
     assert trainer.timetable.total_steps == steps
     # The 19 steps of the run that has so few are all taken before.
     assert trainer.compiler_options == (options if is_used and steps == 20 else {})
-    assert trainer.first_steps == 19
+    assert trainer.first_steps == (19 if is_used else 0)
     with Checkpoints(trainer.workdir, "validation_loss", read_only=True) as checkpoints:
         trainer._start(checkpoints)
     said = "convolutions by oneDNN" in capsys.readouterr().out

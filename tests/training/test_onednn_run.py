@@ -9,8 +9,9 @@ import pytest
 
 from vgg_jax.compilation import onednn_options
 from vgg_jax.distributed import make_mesh
+from vgg_jax.models.measure import summary
 from vgg_jax.training.loop import train
-from vgg_jax.training.program import build_program
+from vgg_jax.training.program import abstract_model, build_program
 from vgg_jax.training.workdir.checkpoint import Checkpoints
 
 
@@ -25,7 +26,9 @@ def test_it_goes_on_to_the_same_bits(
     config = tiny_config(small_vgg)
     config.onednn = True
     # Its program takes over at step 8, which is in the first start of the run in parts.
-    monkeypatch.setattr("vgg_jax.training.loop.FIRST_IMAGES", 8 * config.batch_size)
+    image = summary(abstract_model(config), config.data.crop)
+    work = 8 * image.multiply_adds * config.batch_size
+    monkeypatch.setattr("vgg_jax.training.loop.FIRST_WORK", work)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(config, whole) is None
     printed = capsys.readouterr()

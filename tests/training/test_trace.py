@@ -35,7 +35,11 @@ def traced_steps(folder: Path) -> list[str]:
     ],
 )
 def test_the_steps_after_the_first_are_traced(
-    asked: int, steps: int, traced: list[str] | None, tmp_path: Path
+    asked: int,
+    steps: int,
+    traced: list[str] | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     x = jnp.ones((8, 8))
     with Trace(parse_path(tmp_path), asked) as trace:
@@ -43,6 +47,8 @@ def test_the_steps_after_the_first_are_traced(
             with trace.step(number):
                 y = step(x)
             trace.add(y)
+    said = capsys.readouterr().out
+    assert ("traced no step" in said) == (traced is None and asked > 0)
     if traced is None:
         assert not list(tmp_path.iterdir())
     else:
@@ -55,9 +61,10 @@ def test_steps_that_do_not_count_are_not_traced(tmp_path: Path) -> None:
     x = jnp.ones((8, 8))
     with Trace(parse_path(tmp_path), 1) as trace:
         for number in range(2 * STEPS_BEFORE + 2):
-            with trace.step(number, counts=number >= STEPS_BEFORE):
+            counts = number >= STEPS_BEFORE
+            with trace.step(number, counts=counts):
                 y = step(x)
-            trace.add(y)
+            trace.add(y, counts=counts)
     assert traced_steps(tmp_path) == [str(2 * STEPS_BEFORE)]
 
 

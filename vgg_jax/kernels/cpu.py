@@ -6,9 +6,9 @@ lowered for CPU do the forms below replace it, chosen by shape alone:
 
 - the gradient of a max pool compares instead of scattering;
 - the weight gradient of a convolution is matrix products (`_gram`);
-- a 3x3 convolution of many channels is Winograd's, and so are its gradients;
 - so is a 1x1 convolution, or one on a map of at most 4 pixels or of the kernel's size
   (`_dense`);
+- a 3x3 convolution of many channels is Winograd's, and so are its gradients;
 - one from and to few channels, on a small map, is a sum of shifted images (`_taps`).
 """
 
@@ -37,11 +37,11 @@ _SPECS = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 _CACHE = 6 * 2**20  # bytes of copies that `_gram` makes at a time, to read them again
 
 # From so many weights a pixel of the kernel on, Winograd's form of a convolution, and
-# that of the kernel's gradient, is the faster one; and from so many products of a
-# pixel and a weight on it saves time that counts beside that of compiling it, in a
-# program that a single image goes through once and in one of batches.
+# that of the kernel's gradient, is the faster one; and from so many images and so many
+# products of a pixel and a weight on it saves what it takes longer to compile within
+# some tens of batches.
 _WINOGRAD, _WINOGRAD_GRADIENT = 128 * 256, 64 * 128
-_WINOGRAD_ONCE, _WINOGRAD_OFTEN = 2**28, 2**25
+_WINOGRAD_IMAGES, _WINOGRAD_WORK = 4, 2**25
 
 # The platforms on which the gradient of a max pool compares. `benchmarks/gpu.py` adds
 # "cuda" and "rocm" to measure both forms; nobody has on a GPU so far.
@@ -125,22 +125,22 @@ class _Geometry:
             weights: the number of pairs of a channel of input and one of output.
             least: the least of them for which it pays.
         """
-        work = images * _area(self.output) * weights
         return (
             (self.kernel, self.strides) == ((3, 3), (1, 1))
             and min(self.output) >= 4
             and weights >= least
-            and work >= (_WINOGRAD_OFTEN if images >= 4 else _WINOGRAD_ONCE)
+            and images >= _WINOGRAD_IMAGES
+            and images * _area(self.output) * weights >= _WINOGRAD_WORK
         )
 
     @property
     def transposed(self) -> "_Geometry":
-        """The convolution that leads from this one's output to its input, stride 1."""
+        """The convolution that, at stride 1, leads from the output to the input."""
         rows, columns = (
             (k - 1 - pads[0], k - 1 - pads[1])
             for k, pads in zip(self.kernel, self.padding, strict=True)
         )
-        return _Geometry(self.output, self.kernel, (1, 1), (rows, columns))
+        return _Geometry(self.output, self.kernel, self.strides, (rows, columns))
 
     @property
     def is_dense(self) -> bool:

@@ -32,7 +32,8 @@ from vgg_jax.memory import (
     training_advice,
     validate_state_fits,
 )
-from vgg_jax.training.compiled import FIRST_IMAGES, CompiledStep
+from vgg_jax.models.measure import summary
+from vgg_jax.training.compiled import FIRST_WORK, CompiledStep
 from vgg_jax.training.diagnosis import StallDetector, diagnosis
 from vgg_jax.training.init_from import prepare_start, take_weights
 from vgg_jax.training.kept_maps import KeptMaps
@@ -46,6 +47,7 @@ from vgg_jax.training.objectives import ExampleMetrics, task_for, with_num_class
 from vgg_jax.training.optimizer import set_learning_rate
 from vgg_jax.training.pretrained import Pretrained, weights_path
 from vgg_jax.training.program import (
+    abstract_model,
     build_program,
     platform_of,
     validate_settings,
@@ -220,7 +222,8 @@ class Trainer:
                 stopped = validate_and_save()
             while stopped is None and not self._is_at_end(step, plateau):
                 rate = learning_rate_at(step, timetable, plateau, self.config.optimizer)
-                with trace.step(step, counts=not train_step.is_early(step)):
+                counts = not train_step.is_early(step)
+                with trace.step(step, counts=counts):
                     batch = log.next_batch(batches)
                     opt_state = set_learning_rate(state.opt_state, rate)
                     state = dataclasses.replace(state, opt_state=opt_state)
@@ -228,7 +231,7 @@ class Trainer:
                 step += 1
                 interrupt.postpone()  # from here on there is a step to save
                 log.add(step, sums)
-                trace.add(sums)
+                trace.add(sums, counts=counts)
                 stopped = interrupt.requested()  # once: it can come at any moment
                 saves = timetable.saves(step) or stopped is not None
                 write_line()  # of the window that ended with the step before
@@ -349,11 +352,10 @@ class Trainer:
         )
 
     def _keeps_at_once(self) -> bool:
-        """Returns whether training waits for the images that the devices keep.
+        """Returns whether it is settled before training if the devices keep the images.
 
-        It does on several hosts, of which none may train on other batches' programs
-        than the others; where corrupt images are left out, each of which is to be named
-        once; and where `data.on_device` was asked for, which may fail.
+        Several hosts settle it together. Corrupt images that are left out are to be
+        named once. What was asked for, by `data.on_device`, may fail.
         """
         data = self.config.data
         is_asked = data.on_device is not None or data.on_corrupt_image == "skip"
@@ -390,14 +392,17 @@ class Trainer:
 
     def _choose_compiler(self) -> None:
         """Has oneDNN compute the step's convolutions where that is wanted and there."""
-        self.first_steps = math.ceil(FIRST_IMAGES / self.config.batch_size)
         device, dtype = platform_of(self.mesh), str(self.settled.model.dtype)
         options = onednn_options(dtype) if device == "cpu" else {}
         if self.config.onednn is None:  # kept, so that a run that grows stays as it was
             is_wanted = self.is_long and bool(options)
             self.config = dataclasses.replace(self.config, onednn=is_wanted)
         self.compiler_options: Mapping[str, bool | str] = {}
+        self.first_steps = 0
         if self.config.onednn and options:
+            image = summary(abstract_model(self.config), self.config.data.crop)
+            work = image.multiply_adds * self.config.batch_size
+            self.first_steps = math.ceil(FIRST_WORK / work)
             if self.timetable.total_steps > self.first_steps:
                 self.compiler_options = options
         elif self.config.onednn:
@@ -480,9 +485,10 @@ class Trainer:
             for maps in self.kept.train_batches(start_step=step, **place):
                 yield shard_batch(self.mesh, maps)
         if self.device_set is None:
-            for batch in self._read(start_step=step, **place):
-                yield batch
-                step += 1
+            with contextlib.closing(self._read(start_step=step, **place)) as read:
+                for batch in read:
+                    yield batch
+                    step += 1
         assert self.device_set is not None  # for which alone the host stops reading
         draws = self.device_set.train_draws(start_step=step, **place)
         with contextlib.closing(draws):

@@ -34,14 +34,15 @@ class Trace:
         self._folder = folder
         self._first, self._end = STEPS_BEFORE, STEPS_BEFORE + steps
         self._done = 0  # of the steps that count
-        self._counts = True  # whether the last one does
-        self._is_on = False
+        self._is_on = self._has_begun = False
 
     def __enter__(self) -> "Trace":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop()
+        if self._first < self._end and not self._has_begun:
+            print("traced no step: the run ended before", flush=True)
 
     @contextlib.contextmanager
     def step(self, number: int, *, counts: bool = True) -> Iterator[None]:
@@ -51,16 +52,15 @@ class Trace:
             number: the steps of the run before it.
             counts: whether it is a step as those that follow, and can be traced.
         """
-        self._counts = counts
         if counts and self._done == self._first < self._end:
             jax.profiler.start_trace(os.fspath(self._folder))
-            self._is_on = True
+            self._is_on = self._has_begun = True
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
             yield
 
-    def add(self, results: Any) -> None:
+    def add(self, results: Any, *, counts: bool = True) -> None:
         """Counts a step; after the last traced one, waits for its results and ends."""
-        self._done += self._counts
+        self._done += counts
         if self._done == self._end and self._is_on:
             jax.block_until_ready(results)
             self._stop()
