@@ -55,7 +55,7 @@ def lowered(
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes Winograd's form for every 3x3 convolution."""
-    for name in ("", "_GRADIENT", "_IMAGES", "_WORK"):
+    for name in ("", "_GRADIENT", "_WORK", "_WORK_OF_FEW"):
         monkeypatch.setattr(cpu, f"_WINOGRAD{name}", 0)
 
 
@@ -150,7 +150,7 @@ def test_derivatives_of_every_mode_and_order_equal_lax() -> None:
 
         return loss
 
-    x, kernel = normal(0, 2, 4, 5, 4), normal(1, 3, 3, 4, 4)
+    x, kernel = normal(0, 4, 4, 5, 4), normal(1, 3, 3, 4, 4)
 
     @jax.jit
     def run(x: jax.Array, kernel: jax.Array) -> dict[str, list[jax.Array]]:
@@ -199,7 +199,9 @@ def test_a_batch_that_devices_share_stays_shared() -> None:
         (4, 56, 128, 256, (True, True, True)),
         (4, 28, 512, 512, (True, True, True)),
         (4, 14, 512, 512, (True, True, True)),
-        (3, 64, 256, 256, (False, False, False)),
+        (3, 64, 256, 256, (False, True, True)),
+        (1, 28, 512, 512, (False, True, True)),
+        (1, 14, 512, 512, (False, False, False)),
         (128, 4, 128, 128, (False, False, True)),
         (127, 4, 128, 128, (False, False, False)),
         (4096, 3, 512, 512, (False, False, False)),  # tiles that are half empty

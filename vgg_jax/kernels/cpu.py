@@ -37,11 +37,12 @@ _SPECS = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 _CACHE = 6 * 2**20  # bytes of copies that `_gram` makes at a time, to read them again
 
 # From so many weights a pixel of the kernel on, Winograd's form of a convolution, and
-# that of the kernel's gradient, is the faster one; and from so many images and so many
-# products of a pixel and a weight on it saves what it takes longer to compile within
-# some tens of batches.
+# that of the kernel's gradient, is the faster one. It compiles for a third of a second
+# longer, which it saves within some tens of runs from so many products of a pixel and a
+# weight on: of several images, or of one to three in a program that is likely to run
+# often, since it computes derivatives.
 _WINOGRAD, _WINOGRAD_GRADIENT = 128 * 256, 64 * 128
-_WINOGRAD_IMAGES, _WINOGRAD_WORK = 4, 2**25
+_WINOGRAD_WORK, _WINOGRAD_WORK_OF_FEW = 2**25, 2**27
 
 # The platforms on which the gradient of a max pool compares. `benchmarks/gpu.py` adds
 # "cuda" and "rocm" to measure both forms; nobody has on a GPU so far.
@@ -114,23 +115,24 @@ class _Geometry:
         numbers = _area(self.kernel) * channels
         return numbers <= 27 and channels * features <= 96 and _area(self.size) <= 4096
 
-    def suits_winograd(self, images: int, weights: int, least: int) -> bool:
+    def suits_winograd(
+        self, images: int, weights: int, *, least: int, is_derived: bool = True
+    ) -> bool:
         """Returns whether Winograd's form can take it, and takes less time.
-
-        It does where there is so much to multiply that neither its sums matter nor that
-        it takes longer to compile.
 
         Args:
             images: how many there are.
             weights: the number of pairs of a channel of input and one of output.
             least: the least of them for which it pays.
+            is_derived: whether the program computes derivatives.
         """
+        work = images * _area(self.output) * weights
         return (
             (self.kernel, self.strides) == ((3, 3), (1, 1))
             and min(self.output) >= 4
             and weights >= least
-            and images >= _WINOGRAD_IMAGES
-            and images * _area(self.output) * weights >= _WINOGRAD_WORK
+            and (images >= 4 or is_derived)
+            and work >= (_WINOGRAD_WORK if images >= 4 else _WINOGRAD_WORK_OF_FEW)
         )
 
     @property
@@ -174,7 +176,7 @@ class _Geometry:
             case 1:
                 return self._kernel_gradient(x=first, g=second)
             case _:
-                return _conv(first, second, self, first.dtype)
+                return _conv(first, second, self, first.dtype, True)
 
     def _input_gradient(self, kernel: jax.Array, g: jax.Array) -> jax.Array:
         shape = self.shape(0, kernel.shape, g.shape)
@@ -190,7 +192,7 @@ class _Geometry:
         if not _is_wide(g.dtype):
             return _on_cpu(lambda kernel, g: plain(kernel, _apart(g)), plain, kernel, g)
         back = self.transposed
-        if not back.suits_winograd(len(g), _area(kernel.shape[2:]), _WINOGRAD):
+        if not back.suits_winograd(len(g), _area(kernel.shape[2:]), least=_WINOGRAD):
             return plain(kernel, g)
 
         def fast(kernel: jax.Array, g: jax.Array) -> jax.Array:
@@ -294,10 +296,15 @@ def conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.A
     )
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
 def _conv(
-    x: jax.Array, kernel: jax.Array, geometry: _Geometry, dtype: jnp.dtype
+    x: jax.Array,
+    kernel: jax.Array,
+    geometry: _Geometry,
+    dtype: jnp.dtype,
+    is_derived: bool = False,
 ) -> jax.Array:
+    """Convolves; `is_derived` is true where derivatives are computed beside it."""
     plain = functools.partial(_plain, geometry=geometry, dtype=dtype)
     form: Callable[..., jax.Array] = _plain
     if geometry.is_dense:
@@ -305,7 +312,10 @@ def _conv(
     elif geometry.strides == (1, 1) and geometry.has_few(*kernel.shape[2:]):
         form = _taps
     if form is _plain and _is_wide(x.dtype):
-        if not geometry.suits_winograd(len(x), _area(kernel.shape[2:]), _WINOGRAD):
+        weights = _area(kernel.shape[2:])
+        if not geometry.suits_winograd(
+            len(x), weights, least=_WINOGRAD, is_derived=is_derived
+        ):
             return plain(x, kernel)
         form = _winograd
 
@@ -319,6 +329,7 @@ def _conv(
 def _conv_jvp(
     geometry: _Geometry,
     dtype: jnp.dtype,
+    is_derived: bool,
     primals: tuple[jax.Array, ...],
     tangents: tuple[Any, ...],
 ) -> tuple[jax.Array, Any]:
@@ -329,7 +340,7 @@ def _conv_jvp(
         if not isinstance(tangent, SymbolicZero)
     ]
     change = functools.reduce(jnp.add, changes).astype(dtype)
-    return _conv(*primals, geometry, dtype), change
+    return _conv(*primals, geometry, dtype, True), change
 
 
 def _transposed(
@@ -422,7 +433,7 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Arr
         return _blocks(x, g, geometry)
     weights = x.shape[-1] * g.shape[-1]
     if _is_wide(x.dtype) and geometry.suits_winograd(
-        len(x), weights, _WINOGRAD_GRADIENT
+        len(x), weights, least=_WINOGRAD_GRADIENT
     ):
         return winograd.kernel_gradient(x, g, geometry.padding)
     return _gram(x, g, geometry)
