@@ -41,7 +41,7 @@ def convolve(x: jax.Array, kernel: jax.Array, padding: Pads) -> jax.Array:
         padding: pixels of zeros around the input.
     """
     height, width = _output(x.shape, padding)
-    inputs = _transform(_INPUT, _windows(x, padding))
+    inputs = _inputs(x, padding)
     kernels = _transform(_KERNEL, kernel)  # type: ignore[arg-type]
     products = [
         _contract(pixels, weights, (2, 1))
@@ -66,8 +66,8 @@ def kernel_gradient(x: jax.Array, g: jax.Array, padding: Pads) -> jax.Array:
         g: the gradient of its output, [N, h, w, O].
         padding: pixels of zeros around the input.
     """
-    inputs = _transform(_INPUT, _windows(x, padding))
-    outputs = _transform(_OUTPUT.T, _pixels_of_tiles(g))
+    inputs = _inputs(x, padding)
+    outputs = _transform(_OUTPUT.T, _pixels(g, TILE, output=g.shape[1:3]))
     products = [
         _contract(pixels, gradients, (1, 1))
         for pixels, gradients in zip(inputs, outputs, strict=True)
@@ -75,6 +75,13 @@ def kernel_gradient(x: jax.Array, g: jax.Array, padding: Pads) -> jax.Array:
     columns = _combine(_KERNEL.T, products)  # of the kernel: [4, I, O]
     kernel = [jnp.stack(_combine(_KERNEL.T, column)) for column in columns]
     return jnp.stack(kernel, axis=1)
+
+
+def _inputs(x: jax.Array, padding: Pads) -> list[jax.Array]:
+    """Transforms what each tile depends on: the columns, each [4, tiles, I]."""
+    (top, _), (left, _) = padding
+    output = _output(x.shape, padding)
+    return _transform(_INPUT, _pixels(x, SEEN, output=output, before=(top, left)))
 
 
 def _output(shape: Sequence[int], padding: Pads) -> tuple[int, int]:
@@ -85,28 +92,23 @@ def _output(shape: Sequence[int], padding: Pads) -> tuple[int, int]:
     return height, width
 
 
-def _windows(x: jax.Array, padding: Pads) -> Grid:
-    """Gives each of the 4x4 pixels that tiles depend on: [tiles, I] each."""
-    tiles = [-(-n // TILE) for n in _output(x.shape, padding)]
-    ends = [
-        SEEN + TILE * (count - 1) - before - n
-        for n, (before, _), count in zip(x.shape[1:3], padding, tiles, strict=True)
+def _pixels(
+    x: jax.Array, side: int, *, output: Sequence[int], before: tuple[int, int] = (0, 0)
+) -> Grid:
+    """Gives the pixels of a window for each tile of the output: [tiles, C] each.
+
+    Args:
+        x: NHWC; what windows see outside of it is 0.
+        side: the side of a window; the next one begins `TILE` pixels after it.
+        output: the height and width of the output.
+        before: how many rows above x, and columns left of it, the first windows begin.
+    """
+    tiles = [-(-n // TILE) for n in output]
+    pads = [
+        (first, side + TILE * (count - 1) - first - n, 0)
+        for n, first, count in zip(x.shape[1:3], before, tiles, strict=True)
     ]
-    (top, _), (left, _) = padding
-    config = ((0, 0, 0), (top, ends[0], 0), (left, ends[1], 0), (0, 0, 0))
-    return _every_other(lax.pad(x, x.dtype.type(0), config), SEEN, tiles)
-
-
-def _pixels_of_tiles(g: jax.Array) -> Grid:
-    """Gives each of the 2x2 pixels of tiles, 0 outside of g: [tiles, O] each."""
-    tiles = [-(-n // TILE) for n in g.shape[1:3]]
-    bottom, right = (TILE * t - n for n, t in zip(g.shape[1:3], tiles, strict=True))
-    config = ((0, 0, 0), (0, bottom, 0), (0, right, 0), (0, 0, 0))
-    return _every_other(lax.pad(g, g.dtype.type(0), config), TILE, tiles)
-
-
-def _every_other(x: jax.Array, side: int, tiles: Sequence[int]) -> Grid:
-    """Gives the pixels (i, j) of windows of this side, which begin at even pixels."""
+    x = lax.pad(x, x.dtype.type(0), ((0, 0, 0), *pads, (0, 0, 0)))
     rows, columns = (TILE * (count - 1) + 1 for count in tiles)
 
     def pixel(i: int, j: int) -> jax.Array:
