@@ -200,6 +200,19 @@ def test_the_running_variance_is_that_of_torchvision(cells: int, factor: float) 
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(4, 1, 1, 1), (1, 3, 1, 1), (3, 1, 1), (5, 1), (1,)])
+def test_a_mask_counts_what_it_counts_when_spread_out(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(2, 3, (4, 3, 5, 2)), jnp.float32)
+    mask = np.zeros(shape, bool)
+    mask.reshape(-1)[:2] = True
+    whole = np.broadcast_to(mask, (4, 3, 5, 1))
+    norm = BatchNorm(2, rngs=nnx.Rngs(0))
+    counted = np.asarray(x)[whole[..., 0]]
+    expected = (x - counted.mean(0)) / np.sqrt(counted.var(0) + norm.epsilon)
+    np.testing.assert_allclose(norm(x, mask=jnp.asarray(mask)), expected, rtol=1e-4)
+
+
 def test_an_empty_batch_has_no_scores_and_a_gradient_of_zero() -> None:
     graphdef, params, rest = nnx.split(new(), nnx.Param, ...)
 

@@ -333,6 +333,9 @@ def _conv_jvp(
     primals: tuple[jax.Array, ...],
     tangents: tuple[Any, ...],
 ) -> tuple[jax.Array, Any]:
+    x, kernel = primals
+    x = _on_cpu(_once, lambda x: x, x)  # the convolution reads it, and its derivatives
+    primals = x, kernel
     given = dict(enumerate(primals))
     changes = [  # an argument that is constant has no tangent, and costs nothing
         derivative(geometry, given | {slot: tangent})
@@ -365,6 +368,11 @@ def _plain(
         dimension_numbers=_DIMENSIONS,
         preferred_element_type=None if dtype == x.dtype else dtype,
     )
+
+
+def _once(x: jax.Array) -> jax.Array:
+    """Has XLA compute an array once, not again for each operation that reads it."""
+    return lax.optimization_barrier(x)
 
 
 def _is_wide(dtype: jnp.dtype) -> bool:
@@ -716,9 +724,7 @@ def _max_pool_gradient(x: jax.Array, g: jax.Array, windows: _Windows) -> jax.Arr
     (top, _), (left, _) = windows.padding
     stride, overlap = windows.stride, windows.overlap
     down, across = rows + overlap - 1, columns + overlap - 1
-    choice = _choice(x, windows)
-    if overlap > 1:  # once, not again for each of the windows that hold a pixel
-        choice = lax.optimization_barrier(choice)
+    choice = _once(_choice(x, windows))
     inside = np.arange(stride)
     total = jnp.zeros((), g.dtype)
     for i, j in np.ndindex(overlap, overlap):
@@ -729,8 +735,9 @@ def _max_pool_gradient(x: jax.Array, g: jax.Array, windows: _Windows) -> jax.Arr
         gradient = _pad(g, *around)[:, :, None, :, None]
         total += jnp.where(chosen == numbers[:, None, :, None], gradient, 0)
     total = total.reshape(n, down * stride, across * stride, channels)
-    return _pad(
+    inside_map = _pad(
         total,
         (-top, height + top - down * stride),
         (-left, width + left - across * stride),
     )
+    return _once(inside_map)

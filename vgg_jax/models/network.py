@@ -169,19 +169,30 @@ class BatchNorm(nnx.BatchNorm):
         With two masks the batch is of images side by side, [N / 2, h, w, 2 C].
         """
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        cells = divisor = jnp.float32(len(masks) * math.prod(x.shape[:-1]))
+        pixels = math.prod(x.shape[:-1])
+        cells = divisor = jnp.float32(len(masks) * pixels)
         where = None
-        counted = [mask for mask in masks if mask is not None]
+        sums = [x, jnp.square(x)]
+        every, *inner = range(x.ndim - 1)
+        counted = [
+            jnp.broadcast_to(mask, np.broadcast_shapes(mask.shape, (1,) * x.ndim))
+            for mask in masks
+            if mask is not None
+        ]
         if counted:
-            counted = [jnp.broadcast_to(m, (*x.shape[:-1], 1)) for m in counted]
-            cells = jnp.sum(jnp.stack(counted), dtype=jnp.int32).astype(jnp.float32)
+            of_each = [
+                jnp.sum(m, dtype=jnp.int32) * (pixels // m.size) for m in counted
+            ]
+            cells = jnp.sum(jnp.stack(of_each)).astype(jnp.float32)
             # The mean of no cells would not be a number.
             where = _lanes([mask | (cells == 0) for mask in counted], x.shape[-1])
             divisor = jnp.where(cells == 0, divisor, cells)
+            if all(where.shape[axis] == 1 for axis in inner):
+                # Whole images count, or not, and their pixels need not be masked.
+                sums = [a.sum(inner, keepdims=True) for a in sums]
         mean, square = (
-            a.sum(range(a.ndim - 1), where=where).reshape(len(masks), -1).sum(0)
-            / divisor
-            for a in (x, jnp.square(x))
+            a.sum((every, *inner), where=where).reshape(len(masks), -1).sum(0) / divisor
+            for a in sums
         )
         return Moments(mean, jnp.maximum(square - jnp.square(mean), 0), cells)
 
@@ -192,10 +203,10 @@ class BatchNorm(nnx.BatchNorm):
         mean, var = (self.mean[...], self.var[...]) if moments is None else moments[:2]
         assert self.scale is not None and self.bias is not None
         factor = lax.rsqrt(var + self.epsilon) * self.scale[...]
-        bias = self.bias[...]
+        bias = self.bias[...] - mean * factor
         if pairs:
-            mean, factor, bias = map(tpu.pair_bias, (mean, factor, bias))
-        return ((x - mean) * factor + bias).astype(self.dtype or x.dtype)
+            factor, bias = map(tpu.pair_bias, (factor, bias))
+        return (x * factor + bias).astype(self.dtype or x.dtype)
 
     def move(self, moments: Moments) -> None:
         """Moves the running statistics towards those of a batch."""
