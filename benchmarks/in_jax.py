@@ -177,7 +177,8 @@ class _Run:
 
         def take(count: int) -> None:
             with naming_settings(
-                f"a batch at Q={scale}", evaluation_advice(self._config, 2)
+                f"a batch at Q={scale}",
+                evaluation_advice(self._config, 1, images_per_device=2),
             ):
                 for _ in range(count):
                     posteriors = [

@@ -32,7 +32,7 @@ def get_config() -> Config:
         optimizer=OptimizerConfig(
             learning_rate=0.05, momentum=0.0, weight_decay=0.0, metric="top1_error"
         ),
-        evaluation=EvaluationConfig(center_scale=224, scales=(224, 256), batch_size=64),
+        evaluation=EvaluationConfig(center_scale=224, scales=(224, 256)),
         batch_size=128,
         num_epochs=10,
     )

@@ -126,7 +126,7 @@ def from_nothing(init_from: str, images: int, batch_size: int) -> Config:
         optimizer=OptimizerConfig(
             learning_rate=0.05, schedule="cosine", warmup_epochs=1
         ),
-        evaluation=EvaluationConfig(center_scale=72, scales=(72,), batch_size=64),
+        evaluation=EvaluationConfig(center_scale=72, scales=(72,)),
         batch_size=batch_size,
         num_epochs=min(epochs, 200),
         validate_every_epochs=5,

@@ -59,10 +59,10 @@ def test_advice_is_of_what_can_be_smaller_yet() -> None:
     smallest = config(batch_size=1, remat=True)
     smallest.model.dtype = "bfloat16"
     assert list(training_advice(smallest, 1)) == []
-    assert list(evaluation_advice(config(), 3)) == [
+    assert list(evaluation_advice(config(), 1, images_per_device=3)) == [
         "evaluation.batch_size=32, or smaller"
     ]
-    [smaller_images] = evaluation_advice(config(), 1)
+    [smaller_images] = evaluation_advice(config(), 1, images_per_device=1)
     assert smaller_images.startswith("evaluation.scales")
 
 

@@ -514,14 +514,18 @@ class EvaluationConfig(Section):
         nonempty=True,
         resumable=True,
     )
-    batch_size: int = setting(
-        64,
+    batch_size: int | None = setting(
+        None,
         "crops that the network is given at once, or whole images of as many pixels in "
-        "all; each device gets at least one",
+        "all; each device gets at least one; None gives each 64",
         low=1,
         high=MAX_BATCH,
         resumable=True,
     )
+
+    def crops_at_once(self, devices: int) -> int:
+        """Returns how many crops so many devices are given at once, all together."""
+        return 64 * devices if self.batch_size is None else self.batch_size
 
     def conflicts(self) -> Iterator[str]:
         """Says which settings do not fit one another."""

@@ -68,15 +68,18 @@ def training_advice(config: Config, devices: int) -> Iterator[str]:
         yield f"batch_size={config.batch_size // 2}, or smaller, or more devices"
 
 
-def evaluation_advice(config: Config, images_per_device: int) -> Iterator[str]:
+def evaluation_advice(
+    config: Config, devices: int, *, images_per_device: int
+) -> Iterator[str]:
     """Yields settings with which an evaluation's batch is smaller.
 
     Args:
         config: `evaluation` is looked at.
+        devices: how many share a batch.
         images_per_device: how many images a device is given at once with it.
     """
     if images_per_device > 1:
-        size = max(1, config.evaluation.batch_size // 2)
+        size = max(1, config.evaluation.crops_at_once(devices) // 2)
         yield f"evaluation.batch_size={size}, or smaller"
     else:
         yield "evaluation.scales of smaller images, or a protocol of fewer crops"

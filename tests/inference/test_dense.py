@@ -215,7 +215,7 @@ def test_importing_it_is_light() -> None:
     assert done.stdout.strip() == "set()"
 
 
-def imagenet(batch_size: int) -> Config:
+def imagenet(batch_size: int | None) -> Config:
     return Config(
         model=VGGConfig(name="vgg16"),
         data=DataConfig(dataset="imagenet2012"),
@@ -235,6 +235,8 @@ def test_a_device_is_given_no_more_pixels_than_its_crops_have(devices: int) -> N
             # One more would be too much.
             assert (images + 1) * math.prod(shape) > budget
     assert images_per_device(config, devices, (224, 224)) == 512 // devices
+    # By default a device is given as much, however many there are.
+    assert images_per_device(imagenet(None), devices, (224, 224)) == 64
 
 
 def test_the_largest_batch_has_the_most_pixels() -> None:

@@ -129,6 +129,10 @@ def test_advice_names_what_is_not_done_yet() -> None:
     assert list(memory_advice(done, "dense", 1)) == [
         "--config.evaluation.batch_size=32, or smaller"
     ]
+    assert list(memory_advice(done, "dense", 8)) == [
+        "--config.evaluation.batch_size=256, or smaller"
+    ]
+    done.evaluation.batch_size = 64
     [smaller_images] = memory_advice(done, "dense", 8)  # one on each chip as it is
     assert smaller_images.startswith("--config.evaluation.scales of smaller images")
 

@@ -61,7 +61,7 @@ def images_per_device(config: Config, devices: int, shape: Shape) -> int:
     It is as many as have no more pixels than the device's share of
     `evaluation.batch_size` training crops, and at least one.
     """
-    crops = -(-config.evaluation.batch_size // devices)
+    crops = -(-config.evaluation.crops_at_once(devices) // devices)
     return max(1, crops * config.data.crop**2 // math.prod(shape))
 
 

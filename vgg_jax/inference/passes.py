@@ -167,7 +167,8 @@ def example_rows(
 
     def advice() -> Iterator[str]:
         """Yields what makes the batch smaller that was run last."""
-        yield from evaluation_advice(config, given // len(mesh.local_devices))
+        each = given // len(mesh.local_devices)
+        yield from evaluation_advice(config, mesh.size, images_per_device=each)
 
     with naming_settings(f"a batch of images at Q={view.scale}", advice()):
         for batch in batches:
@@ -232,7 +233,8 @@ def images_at_once(config: Config, view: View, devices: int, shape: Shape) -> in
     """
     if view.layout is None:
         return images_per_device(config, devices, shape)
-    return -(-config.evaluation.batch_size // (devices * view.crops))
+    crops = config.evaluation.crops_at_once(devices)
+    return -(-crops // (devices * view.crops))
 
 
 def view_batches(

@@ -245,7 +245,7 @@ def memory_advice(config: Config, program: str, chips: int) -> Iterator[str]:
         images_per_chip, _ = largest_batch(config, chips)
         advice = itertools.chain(
             ["model.dtype=bfloat16"] if config.model.dtype == "float32" else [],
-            evaluation_advice(config, images_per_chip),
+            evaluation_advice(config, chips, images_per_device=images_per_chip),
         )
     for setting in advice:
         yield f"--config.{setting}"

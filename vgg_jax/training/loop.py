@@ -446,7 +446,7 @@ class Trainer:
                 rows = self.kept_validation.measure(
                     network,
                     head,
-                    self.config.evaluation.batch_size,
+                    self.config.evaluation.crops_at_once(self.mesh.size),
                     interrupt.stop_if_requested,
                 )
                 return self._summary(rows, step), None
