@@ -162,6 +162,10 @@ def test_one_compilation_a_shape(
     evaluate(model, source, config, protocol="center", scales=(32,))
     assert shapes == [(16, 32, 32, 3)]
     shapes.clear()
+    config.evaluation.batch_size = 24  # three for each device: pairs need four
+    evaluate(model, source, config, protocol="center", scales=(32,))
+    assert shapes == [(32, 32, 32, 3)]
+    shapes.clear()
     config.evaluation.batch_size = 8
     evaluate(model, source, config, protocol="dense", scales=(40,))
     assert sorted(shapes) == [(8, 40, 61, 3)] * 2 + [(8, 61, 40, 3)] * 2
@@ -177,7 +181,7 @@ def test_larger_images_are_fewer_at_once(
     make_source: Callable,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config.evaluation.batch_size = 6  # crops, of 32x32 pixels
+    config.evaluation.batch_size = 8  # crops, of 32x32 pixels
     config.evaluation.bucket_ratios = (1.0, 1.5, 3.0)
     source = make_source([(40, 40)] * 7 + [(40, 60)] * 3 + [(40, 120)] * 2)
     given: list[tuple[int, ...]] = []
@@ -191,10 +195,10 @@ def test_larger_images_are_fewer_at_once(
     mesh = make_mesh(jax.devices()[:1])
     apply.clear_cache()
     evaluate(model, source, config, protocol="dense", scales=(40, 64), mesh=mesh)
-    # Of 6,144 pixels, and one at least; the last square goes out with a wide image.
-    squares, wide, widest = (3, 40, 40), (2, 40, 60), (1, 40, 120)
-    assert given[:6] == [squares, squares, wide, widest, widest, wide]
-    assert set(given[6:]) == {(1, 64, 64), (1, 64, 96), (1, 64, 192)}
+    # Of 8,192 pixels, an even number or one; the last squares go out with a wide image.
+    squares, wide, widest = (4, 40, 40), (2, 40, 60), (1, 40, 120)
+    assert given[:6] == [squares, wide, widest, widest, wide, squares]
+    assert set(given[6:]) == {(2, 64, 64), (1, 64, 96), (1, 64, 192)}
     assert apply._cache_size() == len(set(given)) == 6  # programs
 
 

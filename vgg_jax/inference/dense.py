@@ -59,10 +59,12 @@ def images_per_device(config: Config, devices: int, shape: Shape) -> int:
     """Returns how many whole images, padded to a shape, a device is given at once.
 
     It is as many as have no more pixels than the device's share of
-    `evaluation.batch_size` training crops, and at least one.
+    `evaluation.batch_size` training crops, and at least one. Several are an even
+    number, of which a TPU makes pairs.
     """
     crops = -(-config.evaluation.crops_at_once(devices) // devices)
-    return max(1, crops * config.data.crop**2 // math.prod(shape))
+    images = crops * config.data.crop**2 // math.prod(shape)
+    return max(1, images - images % 2)
 
 
 def largest_batch(config: Config, devices: int) -> tuple[int, Shape]:

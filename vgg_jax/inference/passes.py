@@ -229,12 +229,15 @@ def _takes_long(
 def images_at_once(config: Config, view: View, devices: int, shape: Shape) -> int:
     """Returns how many images of a view each of so many devices is given at once.
 
-    `shape` is what whole images are padded to; it does not matter to crops.
+    `shape` is what whole images are padded to; it does not matter to crops. The crops
+    of several images are an even number, of which a TPU makes pairs.
     """
     if view.layout is None:
         return images_per_device(config, devices, shape)
     crops = config.evaluation.crops_at_once(devices)
-    return -(-crops // (devices * view.crops))
+    images = -(-crops // (devices * view.crops))
+    is_odd = images * view.crops % 2
+    return images + is_odd if images > 1 else images
 
 
 def view_batches(
