@@ -340,8 +340,19 @@ def inside(shape: tuple[int, ...], sizes: jax.Array) -> jax.Array:
 
 
 def fill_outside(x: jax.Array, sizes: jax.Array, value: float = 0.0) -> jax.Array:
-    """Sets every cell outside `sizes` to `value`: [N, h, w, C] -> [N, h, w, C]."""
-    return jnp.where(inside(x.shape, sizes), x, jnp.asarray(value, x.dtype))
+    """Sets every cell outside `sizes` to `value`: [N, h, w, C] -> [N, h, w, C].
+
+    `sizes` are int32 [N, 2], or [N, 2, C] where those of the channels differ.
+    """
+    # Of each number, not of each pixel: a mask of pixels would have to be spread over
+    # the lanes of a TPU, for longer than the convolution takes that reads its result.
+    of_channels = sizes[..., None] if sizes.ndim == 2 else sizes
+    of_channels = jnp.broadcast_to(of_channels, (len(sizes), 2, x.shape[-1]))
+    heights, widths = (of_channels[:, axis, None, None] for axis in (0, 1))
+    is_inside = (jnp.arange(x.shape[1])[:, None, None] < heights) & (
+        jnp.arange(x.shape[2])[:, None] < widths
+    )
+    return jnp.where(is_inside, x, jnp.asarray(value, x.dtype))
 
 
 def max_pool(x: jax.Array, pool: MaxPool, sizes: jax.Array | None = None) -> jax.Array:

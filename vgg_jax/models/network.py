@@ -242,8 +242,9 @@ def _lanes(masks: Sequence[jax.Array], channels: int) -> jax.Array:
 
 def _fill_outside(x: jax.Array, sizes: Sequence[jax.Array]) -> jax.Array:
     """Sets to 0 what is outside of an image, or of each of two side by side."""
-    mask = _lanes([rows.inside(x.shape, own) for own in sizes], x.shape[-1])
-    return jnp.where(mask, x, jnp.zeros((), x.dtype))
+    channels = x.shape[-1] // len(sizes)
+    of_channels = [jnp.repeat(own[..., None], channels, axis=-1) for own in sizes]
+    return rows.fill_outside(x, jnp.concatenate(of_channels, axis=-1))
 
 
 class _LayerKeys:
