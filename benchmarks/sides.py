@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -173,6 +174,14 @@ def measure_launches(
                         seconds.append(_ask_or_exit(side, part))
                     times[part].append(tuple(seconds))
     return times
+
+
+def median_ratio(turns: Sequence[tuple[float, ...]]) -> float:
+    """Returns how many times as fast the first program is as the second, as a median.
+
+    It is that of neighboring turns, of which both are slower where the machine is.
+    """
+    return statistics.median(second / first for first, second in turns)
 
 
 def _ask_or_exit(side: Side, request: str) -> Any:

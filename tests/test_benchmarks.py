@@ -83,15 +83,16 @@ def test_beside_another_python(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Printed
 ) -> None:
     """The sides are programs that answer as those of the benchmark do."""
-    for side in ("in_jax", "in_torch"):
-        write_side(tmp_path, side, {"parameters": 7, "forward": 0.5, "train": 0.5})
+    for side, seconds in (("in_jax", 0.5), ("in_torch", 1.0)):
+        answers = {"parameters": 7, "forward": seconds, "train": seconds}
+        write_side(tmp_path, side, answers)
     monkeypatch.setattr(sides, "ROOT", tmp_path)
     monkeypatch.setitem(cpu.CASES, "smallest", SMALLEST)
     cpu.main(["smallest", f"--torch={sys.executable}", "--launches=1", "--turns=1"])
     names, _, *rows = capsys.readouterr().out.splitlines()
     assert cells(names)[2:] == ["JAX images/s", "PyTorch images/s", "ratio"]
     assert [cells(row)[1:] for row in rows] == [
-        [part, "16.0", "16.0", "1.00"] for part in cpu.PARTS
+        [part, "16.0", "8.0", "2.00"] for part in cpu.PARTS
     ]
 
 
