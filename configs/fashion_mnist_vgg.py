@@ -3,9 +3,9 @@
   python train.py --config configs/fashion_mnist_vgg.py
   python eval.py --config configs/fashion_mnist_vgg.py
 
-Two cores of an AMD EPYC with AVX-512, jax 0.12, 2026-11-29: 6 minutes with data and
-evaluation, at about 2,000 images/s. Top-1 error 6.84 ± 0.49% on the center crop, 6.36 ±
-0.48% dense at Q = 32, 33, 34; in two other runs 6.5 and 6.6%, 6.4 and 6.3%.
+Two cores of an AMD EPYC with AVX-512, jax 0.12, 2026-11-29: 5 minutes with data and
+evaluation, at about 2,500 images/s. Top-1 error 6.50 ± 0.48% on the center crop, 6.34 ±
+0.48% dense at Q = 32, 33, 34; in three other runs 6.5 to 6.8% and 6.3 to 6.4%.
 """
 
 from vgg_jax.config import (
