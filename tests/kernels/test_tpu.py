@@ -1,6 +1,7 @@
 """Two images side by side: the numbers of single ones, on TPU alone, within a chip."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from vgg_jax.models.layers import (
     LocalResponseNorm,
     MaxPool,
     Relu,
+    in_running_order,
 )
 from vgg_jax.models.network import ConvNet
 from vgg_jax.training import program as program_file
@@ -114,7 +116,8 @@ NORMALIZED = (
     Conv("c", 9, 3, padding=1),
     BatchNorm("bn_c"),
     Relu("relu_c"),
-    FullyConnected("fc", 3, 3),
+    MaxPool("end", 2, 2, ceil_mode=False),
+    FullyConnected("fc", 3, 2),
 )
 
 
@@ -152,8 +155,9 @@ def test_batch_normalization_takes_the_statistics_of_all_images(
 
     model = nnx.merge(graphdef, params)
     model.devices = 8
-    order = [row.name for row in model._paired(model.layers, x, None, ())]
+    order = names(model._paired(model.layers, x, None, ()))
     assert order[-1] == "c" and {"bn_a", "bn_b"} < set(order)
+    assert names(apart(model, train=train)) == ([] if train else ["c", "bn_c", "end"])
     found, expected = (jax.jit(with_gradients, static_argnums=0)(n) for n in (8, None))
     for got, want in zip(
         jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
@@ -175,7 +179,7 @@ def test_a_device_pairs_its_own_images() -> None:
         *([4, 6], [5, 7]),
         *([8, 10], [9, 11]),
     ]
-    np.testing.assert_array_equal(tpu.unpair(pairs, 3), images)
+    np.testing.assert_array_equal(tpu.join(tpu.halves(pairs), 3), images)
 
 
 @pytest.mark.parametrize(
@@ -195,13 +199,29 @@ def test_each_device_needs_an_even_number(
     assert tpu.can_pair(images, devices) == expected
 
 
+def names(layers: Sequence[Layer]) -> list[str]:
+    return [layer.name for layer in layers]
+
+
+def apart(
+    model: ConvNet,
+    *,
+    sizes: jax.Array | None = None,
+    wanted: Sequence[str] = (),
+    train: bool = False,
+) -> tuple[Layer, ...]:
+    """The rows that run on the images of pairs apart."""
+    order = in_running_order(model.layers, wanted)
+    x = jnp.zeros((16, 11, 11, 3))
+    paired = model._paired(order, x, sizes, wanted)
+    return model._apart(order[len(paired) :], sizes, wanted, train)
+
+
 def paired(*layers: Layer) -> list[str]:
     """The names of the rows that run on pairs of images."""
     model = nnx.eval_shape(lambda: ConvNet(layers, rngs=nnx.Rngs(0)))
     model.devices = 2
-    return [
-        row.name for row in model._paired(layers, jnp.zeros((4, 8, 8, 3)), None, ())
-    ]
+    return names(model._paired(layers, jnp.zeros((4, 8, 8, 3)), None, ()))
 
 
 def test_pairs_end_where_an_image_fills_the_lanes() -> None:
@@ -215,8 +235,7 @@ def test_maps_that_are_wanted_are_of_single_images(as_on_tpu: None) -> None:
     graphdef, params = network(ROWS)
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 11, 11, 3)), jnp.float32)
     model = nnx.merge(graphdef, params)
-    names = [row.name for row in ROWS]
-    expected = model.features(x, names)
+    expected = model.features(x, names(ROWS))
     model.devices = 1
     found = {name: model.features(x, [name])[name] for name in ("relu_b", "pool", "d")}
     found |= model.features(x, ["a", "fc"])
@@ -224,7 +243,11 @@ def test_maps_that_are_wanted_are_of_single_images(as_on_tpu: None) -> None:
         np.testing.assert_allclose(value, expected[name], atol=1e-4, err_msg=name)
 
 
-def test_dense_scores_of_images_of_several_sizes(as_on_tpu: None) -> None:
+@pytest.mark.parametrize("lanes", [16, 128])
+def test_dense_scores_of_images_of_several_sizes(
+    monkeypatch: pytest.MonkeyPatch, as_on_tpu: None, lanes: int
+) -> None:
+    monkeypatch.setattr(tpu, "LANES", lanes)
     rows = [row for row in ROWS if row.name != "pool"]
     rows.insert(4, MaxPool("pool", 2, 2, ceil_mode=False))
     graphdef, params = network(tuple(rows))
@@ -234,7 +257,26 @@ def test_dense_scores_of_images_of_several_sizes(as_on_tpu: None) -> None:
     expected = model.score_map(x, sizes=sizes)
     model.devices = 1
     assert len(model._paired(model.layers, x, sizes, ())) > 4
+    is_apart = ["c", "relu_c", "d", "end"] if lanes == 16 else []
+    assert names(apart(model, sizes=sizes)) == is_apart
     np.testing.assert_allclose(model.score_map(x, sizes=sizes), expected, atol=1e-4)
+
+
+def test_images_of_pairs_run_apart_up_to_a_pool(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tpu, "LANES", 16)
+
+    def of(*layers: Layer, wanted: Sequence[str] = ()) -> list[str]:
+        model = nnx.eval_shape(lambda: ConvNet(layers, rngs=nnx.Rngs(0)))
+        model.devices = 8
+        return names(apart(model, wanted=wanted))
+
+    assert of(*ROWS) == of(*ROWS, wanted=["fc"]) == ["c", "relu_c", "d", "end"]
+    assert of(*ROWS, wanted=["relu_c"]) == of(*ROWS, wanted=["end"]) == []
+    lrn = LocalResponseNorm("norm", 5, 1e-4, 0.75, 2.0)
+    assert of(*ROWS[:6], lrn, *ROWS[6:]) == []
+    assert of(*ROWS[:-2]) == []  # without a pool
 
 
 def test_layers_that_mix_channels_have_none() -> None:

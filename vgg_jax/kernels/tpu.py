@@ -9,6 +9,8 @@ statistics of both halves. A value that is not finite reaches the other image of
 pair, as zero times it is no number.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -36,10 +38,15 @@ def pair(x: jax.Array, devices: int) -> jax.Array:
     return pairs.reshape(-1, *pairs.shape[2:])
 
 
-def unpair(x: jax.Array, devices: int) -> jax.Array:
-    """Undoes `pair`: [N / 2, h, w, 2 C] -> [N, h, w, C]."""
-    pairs = x.reshape(devices, -1, *x.shape[1:])
-    images = jnp.concatenate(jnp.split(pairs, 2, axis=-1), axis=1)
+def halves(x: jax.Array) -> list[jax.Array]:
+    """Parts the images of each pair: [N / 2, h, w, 2 C] -> two of [N / 2, h, w, C]."""
+    return jnp.split(x, 2, axis=-1)
+
+
+def join(parts: Sequence[jax.Array], devices: int) -> jax.Array:
+    """Puts the images of pairs in order again: two of [N / 2, ...] -> [N, ...]."""
+    of_devices = [x.reshape(devices, -1, *x.shape[1:]) for x in parts]
+    images = jnp.concatenate(of_devices, axis=1)
     return images.reshape(-1, *images.shape[2:])
 
 

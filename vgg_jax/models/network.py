@@ -240,6 +240,17 @@ def _lanes(masks: Sequence[jax.Array], channels: int) -> jax.Array:
     return first
 
 
+def _can_be_paired(layer: rows.Layer, sizes: jax.Array | None) -> bool:
+    """Returns whether two images side by side can run a row."""
+    match layer:
+        case rows.Conv() | rows.Bias() | rows.BatchNorm() | rows.Relu():
+            return True
+        case rows.MaxPool():
+            return sizes is None or not layer.ceil_mode
+        case _:
+            return False
+
+
 def _fill_outside(x: jax.Array, sizes: Sequence[jax.Array]) -> jax.Array:
     """Sets to 0 what is outside of an image, or of each of two side by side."""
     channels = x.shape[-1] // len(sizes)
@@ -539,9 +550,11 @@ class ConvNet(nnx.Module):
             wanted = [layer.name for layer in layers] if names is None else names
         order = rows.in_running_order(layers, wanted)
         if paired := self._paired(order, x, sizes, wanted):
-            x = self._run_pairs(x, paired, sizes, train, counted)
-            sizes = None if sizes is None else rows.output_sizes(paired, sizes)
-            order = order[len(paired) :]
+            apart = self._apart(order[len(paired) :], sizes, wanted, train)
+            x = self._run_pairs(x, paired, apart, sizes, train, counted)
+            done = paired + apart
+            sizes = None if sizes is None else rows.output_sizes(done, sizes)
+            order = order[len(done) :]
         for layer in order:
             # Compilers and profilers show an operation under its layer's name.
             with jax.named_scope(layer.name):
@@ -596,40 +609,62 @@ class ConvNet(nnx.Module):
             return ()
         channels, paired = x.shape[-1], []
         for layer in order:
-            match layer:
-                case rows.Conv() | rows.Bias() | rows.BatchNorm() | rows.Relu():
-                    is_simple = True
-                case rows.MaxPool():
-                    is_simple = sizes is None or not layer.ceil_mode
-                case _:
-                    is_simple = False
-            if 2 * channels > tpu.LANES or not is_simple or layer.name in wanted:
+            fits = 2 * channels <= tpu.LANES and _can_be_paired(layer, sizes)
+            if not fits or layer.name in wanted:
                 break
             paired.append(layer)
             channels = rows.channels_after(layer, channels)
         convolutions = sum(isinstance(layer, rows.Conv) for layer in paired)
         return tuple(paired) if convolutions > 1 else ()
 
+    def _apart(
+        self,
+        order: tuple[rows.Layer, ...],
+        sizes: jax.Array | None,
+        wanted: Collection[str],
+        train: bool | None,
+    ) -> tuple[rows.Layer, ...]:
+        """Returns the rows up to a pool if the images of pairs can run them apart.
+
+        They are those that follow the rows of pairs: the maps of the first and of the
+        second images are then put together when the pool has made them smaller. Batch
+        normalization by statistics of the batch needs all images.
+        """
+        for number, layer in enumerate(order, 1):
+            if not _can_be_paired(layer, sizes) or layer.name in wanted:
+                break
+            if self._takes_moments(layer, train):
+                break
+            if isinstance(layer, rows.MaxPool):
+                return order[:number]
+        return ()
+
+    def _takes_moments(self, layer: rows.Layer, train: bool | None) -> bool:
+        """Returns whether a row normalizes by the statistics of the batch."""
+        is_running = None if train is None else not train
+        return isinstance(layer, rows.BatchNorm) and not getattr(
+            self, layer.name
+        ).is_running(is_running)
+
     def _run_pairs(
         self,
         x: jax.Array,
-        layers: tuple[rows.Layer, ...],
+        paired: tuple[rows.Layer, ...],
+        apart: tuple[rows.Layer, ...],
         sizes: jax.Array | None,
         train: bool | None,
         counted: jax.Array | None,
     ) -> jax.Array:
-        """Runs rows: on TPU of two images side by side, elsewhere of each by itself."""
+        """Runs rows: on TPU of two images side by side, elsewhere of each by itself.
+
+        On TPU the rows `apart` run on the first images of the pairs and on the second.
+        """
         devices = self.devices or 1
-        is_running = None if train is None else not train
-        found = [
-            layer.name
-            for layer in layers
-            if isinstance(layer, rows.BatchNorm)
-            and not getattr(self, layer.name).is_running(is_running)
-        ]
+        found = [layer.name for layer in paired if self._takes_moments(layer, train)]
 
         def run(
             x: jax.Array,
+            layers: tuple[rows.Layer, ...],
             sizes: tuple[jax.Array, ...] | None,
             counted: tuple[jax.Array, ...] | None,
             *,
@@ -671,14 +706,20 @@ class ConvNet(nnx.Module):
             sizes, counted = (
                 None if of is None else tpu.pair_rows(of, devices) for of in of_images
             )
-            x, batch = run(tpu.pair(x, devices), sizes, counted, pairs=True)
-            return tpu.unpair(x, devices), batch
+            x, batch = run(tpu.pair(x, devices), paired, sizes, counted, pairs=True)
+            halves = tpu.halves(x)
+            for i, half in enumerate(halves):
+                own = None
+                if sizes is not None:
+                    own = (rows.output_sizes(paired, sizes[i]),)
+                halves[i], _ = run(half, apart, own, None, pairs=False)
+            return tpu.join(halves, devices), batch
 
         def run_singles(
             x: jax.Array, sizes: jax.Array | None, counted: jax.Array | None
         ) -> tuple[jax.Array, dict[str, Moments]]:
             of_images = (None if of is None else (of,) for of in (sizes, counted))
-            return run(x, *of_images, pairs=False)
+            return run(x, paired + apart, *of_images, pairs=False)
 
         x, batch = lax.platform_dependent(
             x, sizes, counted, tpu=run_pairs, default=run_singles
