@@ -96,6 +96,11 @@ def test_beside_another_python(
     ]
 
 
+def test_the_ratio_is_that_of_neighboring_turns() -> None:
+    # Both are slow in the second; the medians of each alone would give 8.
+    assert sides.median_ratio([(1, 2), (10, 20), (1, 4), (1, 8), (10, 20)]) == 2
+
+
 def test_networks_of_different_sizes_are_not_compared(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -62,6 +62,15 @@ def test_advice_is_of_what_can_be_smaller_yet() -> None:
     assert list(evaluation_advice(config(), 1, images_per_device=3)) == [
         "evaluation.batch_size=32, or smaller"
     ]
+    few = config()
+    few.evaluation.batch_size = 8  # 4 would be 2 for each of 3 devices, as 8 is
+    assert list(evaluation_advice(few, 3, images_per_device=2)) == [
+        "evaluation.batch_size=3, or smaller"
+    ]
+    few.evaluation.batch_size = 4
+    assert list(evaluation_advice(few, 8, images_per_device=2)) == [
+        "evaluation.batch_size=2, or smaller"
+    ]
     [smaller_images] = evaluation_advice(config(), 1, images_per_device=1)
     assert smaller_images.startswith("evaluation.scales")
 

@@ -79,7 +79,8 @@ def evaluation_advice(
         images_per_device: how many images a device is given at once with it.
     """
     if images_per_device > 1:
-        size = max(1, config.evaluation.crops_at_once(devices) // 2)
+        half = config.evaluation.crops_at_once(devices) // 2
+        size = half - half % devices or max(1, half)  # what devices share is rounded up
         yield f"evaluation.batch_size={size}, or smaller"
     else:
         yield "evaluation.scales of smaller images, or a protocol of fewer crops"

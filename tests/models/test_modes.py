@@ -213,6 +213,13 @@ def test_a_mask_counts_what_it_counts_when_spread_out(shape: tuple[int, ...]) ->
     np.testing.assert_allclose(norm(x, mask=jnp.asarray(mask)), expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(3, 1, 1, 1), (4, 1, 1, 2), (4, 3, 5, 2), (2,)])
+def test_a_mask_that_is_not_of_cells_is_refused(shape: tuple[int, ...]) -> None:
+    norm = BatchNorm(2, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="broadcast"):
+        norm(jnp.zeros((4, 3, 5, 2)), mask=jnp.ones(shape, bool))
+
+
 def test_an_empty_batch_has_no_scores_and_a_gradient_of_zero() -> None:
     graphdef, params, rest = nnx.split(new(), nnx.Param, ...)
 
@@ -259,26 +266,28 @@ def test_forward_mode_is_the_transpose_of_reverse_mode() -> None:
 def test_an_exported_network_takes_any_batch_and_size_on_any_platform() -> None:
     graphdef, state = nnx.split(new())
 
-    def run(state: Any, x: jax.Array) -> Any:
+    def run(state: Any, x: jax.Array, sizes: jax.Array) -> Any:
         model = nnx.merge(graphdef, state)
-        return model(x), model.score_map(x), model.features(x, ("pool1", "conv2"))
+        maps = model.score_map(x), model.score_map(x, sizes=sizes)
+        return model(x), *maps, model.features(x, ("pool1", "conv2"))
 
     constraints = ("h >= 13", "w >= 13")
     shape = export.symbolic_shape("b, h, w, 3", constraints=constraints)
     arguments = (
         jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), state),
         jax.ShapeDtypeStruct(shape, jnp.float32),
+        jax.ShapeDtypeStruct((shape[0], 2), jnp.int32),
     )
     platforms = ("cpu", "cuda", "tpu")
     exported = export.export(jax.jit(run), platforms=platforms)(*arguments)
     assert exported.platforms == platforms
     for sides in ((2, 13, 13), (3, 22, 15)):
-        x = images(*sides)
+        given = state, images(*sides), jnp.full((sides[0], 2), 13)
         chex.assert_trees_all_close(
-            exported.call(state, x), jax.jit(run)(state, x), rtol=1e-4, atol=1e-5
+            exported.call(*given), jax.jit(run)(*given), rtol=1e-4, atol=1e-5
         )
     with pytest.raises(ValueError, match="h >= 13"):
-        exported.call(state, images(1, 12, 13))
+        exported.call(state, images(1, 12, 13), jnp.full((1, 2), 12))
 
 
 def test_a_side_that_is_known_is_still_looked_at_beside_one_that_is_not() -> None:

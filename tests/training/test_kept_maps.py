@@ -16,9 +16,11 @@ from vgg_jax.data.pipeline import train_batches
 from vgg_jax.data.sources import open_source
 from vgg_jax.data.transforms import decode
 from vgg_jax.distributed import make_mesh
+from vgg_jax.inference.forward import Network
 from vgg_jax.models import create_model
 from vgg_jax.training.kept_maps import KeptMaps, rows_at_rest
 from vgg_jax.training.loop import train
+from vgg_jax.training.objectives import ExampleMetrics
 from vgg_jax.training.program import build_program
 from vgg_jax.training.workdir.checkpoint import Checkpoints, saved_steps
 
@@ -68,6 +70,24 @@ def test_a_run_on_kept_maps_is_the_run_on_images(
     )
     for name in ("validation_loss", "validation_top1_error"):
         assert images[name] == pytest.approx(maps[name], rel=1e-4)
+
+
+def test_one_device_validates_on_as_many_kept_maps_as_it_is_given_crops(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.optimizer.keep_maps, config.evaluation.batch_size = True, None
+    given: list[int] = []
+    run = Network.run
+
+    def spy(self: Network, head: Any, images: Any, *rest: Any) -> Any:
+        if isinstance(head, ExampleMetrics):
+            given.append(len(images))
+        return run(self, head, images, *rest)
+
+    monkeypatch.setattr(Network, "run", spy)
+    assert len(jax.devices()) == 8
+    train(dataclasses.replace(config, num_epochs=0.5), tmp_path)
+    assert set(given) == {64}
 
 
 def test_kept_maps_come_in_the_order_of_the_images(config: Config) -> None:

@@ -347,7 +347,7 @@ def fill_outside(x: jax.Array, sizes: jax.Array, value: float = 0.0) -> jax.Arra
     # Of each number, not of each pixel: a mask of pixels would have to be spread over
     # the lanes of a TPU, for longer than the convolution takes that reads its result.
     of_channels = sizes[..., None] if sizes.ndim == 2 else sizes
-    of_channels = jnp.broadcast_to(of_channels, (len(sizes), 2, x.shape[-1]))
+    of_channels = jnp.broadcast_to(of_channels, (*sizes.shape[:2], x.shape[-1]))
     heights, widths = (of_channels[:, axis, None, None] for axis in (0, 1))
     is_inside = (jnp.arange(x.shape[1])[:, None, None] < heights) & (
         jnp.arange(x.shape[2])[:, None] < widths

@@ -169,21 +169,18 @@ class BatchNorm(nnx.BatchNorm):
         With two masks the batch is of images side by side, [N / 2, h, w, 2 C].
         """
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        pixels = math.prod(x.shape[:-1])
-        cells = divisor = jnp.float32(len(masks) * pixels)
+        cells = divisor = jnp.float32(len(masks) * math.prod(x.shape[:-1]))
         where = None
         sums = [x, jnp.square(x)]
         every, *inner = range(x.ndim - 1)
-        counted = [
-            jnp.broadcast_to(mask, np.broadcast_shapes(mask.shape, (1,) * x.ndim))
-            for mask in masks
-            if mask is not None
-        ]
+        counted = [mask for mask in masks if mask is not None]
         if counted:
-            of_each = [
-                jnp.sum(m, dtype=jnp.int32) * (pixels // m.size) for m in counted
+            whole = [jnp.broadcast_to(mask, (*x.shape[:-1], 1)) for mask in counted]
+            cells = jnp.sum(jnp.stack(whole), dtype=jnp.int32).astype(jnp.float32)
+            counted = [
+                mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape)
+                for mask in counted
             ]
-            cells = jnp.sum(jnp.stack(of_each)).astype(jnp.float32)
             # The mean of no cells would not be a number.
             where = _lanes([mask | (cells == 0) for mask in counted], x.shape[-1])
             divisor = jnp.where(cells == 0, divisor, cells)

@@ -178,6 +178,8 @@ class KeptMaps:
     ) -> dict[str, np.ndarray]:
         """Measures each image, without its mirror image, by the rows that follow.
 
+        One device does it.
+
         Args:
             network: the network that the maps are of.
             head: what is measured.

@@ -446,7 +446,7 @@ class Trainer:
                 rows = self.kept_validation.measure(
                     network,
                     head,
-                    self.config.evaluation.crops_at_once(self.mesh.size),
+                    self.config.evaluation.crops_at_once(1),
                     interrupt.stop_if_requested,
                 )
                 return self._summary(rows, step), None
