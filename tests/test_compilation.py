@@ -1,5 +1,6 @@
 """How the scripts run JAX."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -46,3 +47,44 @@ def test_memory_is_kept() -> None:
     assert page_faults(keep=True) < 100 < page_faults(keep=False)
     # 4 MiB is what the user lets glibc keep.
     assert page_faults(keep=True, MALLOC_TRIM_THRESHOLD_="4194304") > 100
+
+
+# Prints the size in kB of the part of the heap that asks for huge pages ("hg"), and
+# the memory that the process has.
+HEAP = """
+import re, resource, sys
+from vgg_jax.compilation import keep_memory
+
+if len(sys.argv) > 1:
+    resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
+keep_memory()
+maps = re.split(r"^(?=[0-9a-f]+-)", open("/proc/self/smaps").read(), flags=re.M)
+heap = [text for text in maps if "[heap]" in text and re.search("VmFlags.* hg", text)]
+size = sum(int(re.search(r"Size: +(\\d+)", text)[1]) for text in heap)
+print(size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def heap_in_huge_pages(*arguments: str, **environment: str) -> tuple[int, int]:
+    done = subprocess.run(
+        [sys.executable, "-c", HEAP, *arguments],
+        env=environment,
+        cwd=Path(__file__).parents[1],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    size, memory = map(int, done.stdout.split())
+    return size, memory
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is set")
+@pytest.mark.skipif(os.sysconf("SC_PAGE_SIZE") != 4096, reason="only 4 kB pages")
+def test_the_heap_asks_for_huge_pages_and_takes_none() -> None:
+    size, memory = heap_in_huge_pages()
+    kilobytes = os.sysconf("SC_PHYS_PAGES") * 4
+    assert kilobytes / 2 - 3 * 1024 < size <= kilobytes / 2
+    assert memory < 500_000
+    # A limit to addresses, or an allocator of the user's, leaves the heap as it is.
+    assert heap_in_huge_pages(str(2**33))[0] == 0
+    assert heap_in_huge_pages(LD_PRELOAD="libm.so.6")[0] == 0

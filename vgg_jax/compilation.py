@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import resource
 import sys
 import warnings
 from pathlib import Path
@@ -14,6 +15,7 @@ CACHE = "~/.cache/vgg_jax/compiled"
 
 # The parameters of glibc's mallopt that are set.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+_MADV_HUGEPAGE = 14  # of Linux
 
 
 def prepare_jax() -> None:
@@ -30,17 +32,43 @@ def keep_memory() -> None:
 
     XLA allocates a program's memory anew every time that it runs. As glibc is, a large
     block comes from the system and goes back, and every page of it is cleared when it
-    is next touched: on CPU a good part of a training step. glibc's own environment
-    variables take precedence.
+    is next touched: on CPU a good part of a training step. What is kept lies in huge
+    pages where the system has them. glibc's own environment variables take precedence,
+    and an allocator of the user's (LD_PRELOAD) is left alone.
     """
-    is_set = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
+    of_user = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
+    is_set = any(name.startswith(of_user) for name in os.environ)
     if is_set or not sys.platform.startswith("linux"):
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    libc = ctypes.CDLL(None)
+    mallopt = getattr(libc, "mallopt", None)  # musl has none
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)  # every block from the heap,
         mallopt(_M_TRIM_THRESHOLD, -1)  # which never shrinks,
         mallopt(_M_ARENA_MAX, 1)  # in every thread: a thread's own holds 64 MB
+        _grow_in_huge_pages(libc)
+
+
+def _grow_in_huge_pages(libc: ctypes.CDLL) -> None:
+    """Lets the heap have room for half of the machine's memory, in huge pages.
+
+    The room is of addresses alone: a page takes memory when it is first touched. What
+    the heap grows by afterwards has pages of the usual size.
+    """
+    page, huge = os.sysconf("SC_PAGE_SIZE"), 2**21
+    is_limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    if is_limited or page != 4096:  # larger pages have far larger huge ones
+        return
+    libc.malloc.restype = ctypes.c_void_p
+    size = page * os.sysconf("SC_PHYS_PAGES") // 2
+    block = libc.malloc(ctypes.c_size_t(size))
+    if block is None:  # the system lends no addresses that it has no memory for
+        return
+    start = -(-block // huge) * huge
+    length = ctypes.c_size_t(block + size - start)
+    # A system without huge pages refuses, and nothing is different.
+    libc.madvise(ctypes.c_void_p(start), length, _MADV_HUGEPAGE)
+    libc.free(ctypes.c_void_p(block))
 
 
 def cache_compilations() -> None:
