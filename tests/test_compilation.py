@@ -61,7 +61,8 @@ keep_memory()
 maps = re.split(r"^(?=[0-9a-f]+-)", open("/proc/self/smaps").read(), flags=re.M)
 heap = [text for text in maps if "[heap]" in text and re.search("VmFlags.* hg", text)]
 size = sum(int(re.search(r"Size: +(\\d+)", text)[1]) for text in heap)
-print(size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+status = open("/proc/self/status").read()
+print(size, re.search(r"VmHWM:\\s+(\\d+)", status)[1])
 """
 
 

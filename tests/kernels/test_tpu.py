@@ -116,6 +116,9 @@ NORMALIZED = (
     Conv("c", 9, 3, padding=1),
     BatchNorm("bn_c"),
     Relu("relu_c"),
+    Conv("d", 4, 3, padding=1),
+    BatchNorm("bn_d"),
+    Relu("relu_d"),
     MaxPool("end", 2, 2, ceil_mode=False),
     FullyConnected("fc", 3, 2),
 )
@@ -157,7 +160,12 @@ def test_batch_normalization_takes_the_statistics_of_all_images(
     model.devices = 8
     order = names(model._paired(model.layers, x, None, ()))
     assert order[-1] == "c" and {"bn_a", "bn_b"} < set(order)
-    assert names(apart(model, train=train)) == ([] if train else ["c", "bn_c", "end"])
+    if train:  # row bn_d is that of the statistics, of both halves
+        assert names(apart(model, train=True)) == [
+            *("bn_c", "relu_c", "d", "bn_d", "end")
+        ]
+    else:
+        assert names(apart(model))[:4] == ["c", "bn_c", "relu_c", "d"]
     found, expected = (jax.jit(with_gradients, static_argnums=0)(n) for n in (8, None))
     for got, want in zip(
         jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
@@ -211,10 +219,11 @@ def apart(
     train: bool = False,
 ) -> tuple[Layer, ...]:
     """The rows that run on the images of pairs apart."""
-    order = in_running_order(model.layers, wanted)
+    norms = [layer.name for layer in model.layers if isinstance(layer, BatchNorm)]
+    order = in_running_order(model.layers, wanted, norms if train else ())
     x = jnp.zeros((16, 11, 11, 3))
     paired = model._paired(order, x, sizes, wanted)
-    return model._apart(order[len(paired) :], sizes, wanted, train)
+    return model._apart(order[len(paired) :], sizes, wanted)
 
 
 def paired(*layers: Layer) -> list[str]:

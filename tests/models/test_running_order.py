@@ -18,6 +18,7 @@ from vgg_jax.models.layers import (
     Layer,
     MaxPool,
     Relu,
+    Statistics,
     in_running_order,
     relu,
 )
@@ -27,15 +28,23 @@ from vgg_jax.models.vgg import LRN
 SMALL = {"width": 1 / 16, "num_classes": 7, "dropout": 0.0}
 
 
-def order(name: str, wanted: tuple[str, ...] = (), **options: Any) -> list[str]:
-    """The names of what runs; a bias by itself is "+name"."""
+def order(name: str, wanted: tuple[str, ...] = (), *, train: bool = False) -> list[str]:
+    """The names of what runs; a bias is "+conv", statistics "sum bn" or "-sum bn"."""
     layers = nnx.eval_shape(
-        lambda: create_model(name, rngs=nnx.Rngs(0), **SMALL, **options)
+        lambda: create_model(name, rngs=nnx.Rngs(0), **SMALL)
     ).layers
-    return [
-        f"+{row.name}" if isinstance(row, Bias) else row.name
-        for row in in_running_order(layers, wanted)
-    ]
+    norms = [row.name for row in layers if isinstance(row, BatchNorm)]
+    shown = []
+    for row in in_running_order(layers, wanted, norms if train else ()):
+        match row:
+            case Bias(name):
+                shown.append(f"+{name}")
+            case Statistics(name, conv, signed):
+                assert shown[-1] == conv
+                shown.append(f"{'-' if signed else ''}sum {name}")
+            case _:
+                shown.append(row.name)
+    return shown
 
 
 def test_a_stage_ends_with_what_follows_its_pool() -> None:
@@ -57,6 +66,21 @@ def test_normalization_stays_before_its_pool() -> None:
     ]
 
 
+def test_normalization_by_the_batch_follows_its_pool() -> None:
+    assert order("vgg13_bn", train=True)[:9] == [
+        *("conv1_1", "sum bn1_1", "bn1_1", "relu1_1"),
+        *("conv1_2", "-sum bn1_2", "pool1", "bn1_2", "relu1_2"),
+    ]
+    for wanted, expected in {
+        "conv1_1": ["conv1_1", "+conv1_1", "bn1_1", "pool1", "relu1_1"],
+        "bn1_1": ["conv1_1", "sum bn1_1", "bn1_1", "pool1", "relu1_1"],
+        "relu1_1": ["conv1_1", "sum bn1_1", "bn1_1", "relu1_1", "pool1"],
+        "pool1": ["conv1_1", "sum bn1_1", "bn1_1", "relu1_1", "pool1"],
+        "bn2_1": ["conv1_1", "-sum bn1_1", "pool1", "bn1_1", "relu1_1"],
+    }.items():
+        assert order("vgg11_bn", (wanted,), train=True)[:5] == expected
+
+
 def test_a_map_that_is_wanted_is_made() -> None:
     plain = ["conv1_1", "+conv1_1", "relu1_1", "pool1"]
     assert order("vgg11", ("relu1_1",))[:4] == plain
@@ -71,6 +95,12 @@ POOL = MaxPool("pool", 2, 2, ceil_mode=False)
 OVERLAPPING = MaxPool("pool", 3, 2, ceil_mode=True)  # with partial windows at side 8
 
 
+def drawn(rng: np.random.Generator, like: jax.Array, *, is_variance: bool) -> jax.Array:
+    """Numbers of both signs, scales among them; variances are positive."""
+    numbers = rng.normal(0.1, 0.4, like.shape)
+    return jnp.asarray(np.abs(numbers) if is_variance else numbers, like.dtype)
+
+
 @pytest.mark.parametrize(
     ("stage", "dtype"),
     [
@@ -78,6 +108,11 @@ OVERLAPPING = MaxPool("pool", 3, 2, ceil_mode=True)  # with partial windows at s
         ((Relu("relu_b"), OVERLAPPING, Conv("c", 4, 3)), "float32"),
         ((POOL, Conv("c", 4, 3), MaxPool("end", 1, 1, False)), "float32"),
         ((BatchNorm("bn"), Relu("relu_b"), POOL, Conv("c", 4, 3)), "float32"),
+        ((BatchNorm("bn"), Relu("relu_b"), OVERLAPPING, Conv("c", 4, 3)), "float32"),
+        ((BatchNorm("bn"), POOL, Conv("c", 4, 3)), "float32"),
+        ((BatchNorm("bn"), BatchNorm("bn2"), POOL, Conv("c", 4, 3)), "float32"),
+        ((Relu("relu_b"), BatchNorm("bn"), POOL, Conv("c", 4, 3)), "float32"),
+        ((BatchNorm("bn"), Relu("relu_b"), Conv("c", 4, 3)), "float32"),
         ((Relu("relu_b"), LRN["caffe"], POOL, Conv("c", 4, 3)), "float32"),
         ((Relu("relu_b"), OVERLAPPING, Conv("c", 4, 3)), "bfloat16"),
     ],
@@ -88,25 +123,26 @@ def test_values_and_gradients_are_those_of_the_rows_order(
     network = ConvNet((*PAIR, *stage, *REST), dtype=dtype, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
     graphdef, state = nnx.split(network)
-    params = jax.tree.map(
-        lambda a: jnp.asarray(rng.normal(0.1, 0.4, a.shape), a.dtype), state
+    params = jax.tree.map_with_path(
+        lambda path, a: drawn(rng, a, is_variance="var" in str(path)), state
     )
     x = jnp.asarray(rng.normal(size=(4, 8, 8, 3)), jnp.float32)
 
-    def last_map(params: Any, x: jax.Array, names: list[str]) -> jax.Array:
+    def last_map(params: Any, x: jax.Array, names: list[str]) -> Any:
         model = nnx.merge(graphdef, params)
         maps: dict[str, jax.Array] = {}
         x = model.run(x, model.layers, train=True, collect=maps, names=names)
         assert list(maps) == names
-        return x.astype(jnp.float32)
+        return x.astype(jnp.float32), nnx.state(model, nnx.BatchStat)
 
     @jax.jit
     def in_both_orders(params: Any, x: jax.Array) -> list[Any]:
         results = []
         for names in ([], [row.name for row in network.layers]):
             run = functools.partial(last_map, names=names)
-            y, vjp = jax.vjp(run, params, x)
-            results.append((y, vjp(jnp.cos(jnp.arange(y.size)).reshape(y.shape))))
+            y, vjp, moved = jax.vjp(run, params, x, has_aux=True)
+            gradients = vjp(jnp.cos(jnp.arange(y.size)).reshape(y.shape))
+            results.append((y, gradients, moved))
         return results
 
     early, plain = map(jax.tree.leaves, in_both_orders(params, x))

@@ -73,6 +73,25 @@ class BatchNorm(Layer):
 
 
 @dataclasses.dataclass(frozen=True)
+class Statistics(Layer):
+    """The statistics of the batch for the batch normalization of this name.
+
+    They are of a convolution without its bias, which is not added at all, for the mean
+    of the batch would take it away again. Its gradient is zero, and need not be summed
+    from a whole map. No network has such a row; `in_running_order` puts them in.
+
+    Args:
+        conv: the name of the convolution.
+        signed: whether a max pool comes before the normalization. The kernel is then
+            multiplied by the sign of its scale, so that the larger of two numbers of
+            the map is the larger one when they are normalized.
+    """
+
+    conv: str
+    signed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class LocalResponseNorm(Layer):
     """Normalization across channels; see `local_response_norm`."""
 
@@ -155,33 +174,54 @@ def stages(
 
 
 def in_running_order(
-    layers: Sequence[Layer], wanted: Collection[str]
+    layers: Sequence[Layer],
+    wanted: Collection[str] = (),
+    measured: Collection[str] = (),
 ) -> tuple[Layer, ...]:
     """Returns the order in which rows run: each bias by itself, and pools early.
 
-    A bias and a ReLU before a max pool follow it. The result is the same, for neither
+    Biases and ReLUs before a max pool follow it. The result is the same, for neither
     changes which of two numbers is the larger, rounded or not; but they, their
-    gradients and the map that is kept for those are of the pooled size.
+    gradients and the map that is kept for those are of the pooled size. So do batch
+    normalizations by statistics of the batch, which alone are then of the whole map.
 
     Args:
         layers: consecutive rows of a network.
         wanted: the names of rows whose maps somebody needs; the order leaves these as
             they are.
+        measured: the names of batch normalizations that take the statistics of the
+            batch. After a convolution these are a row, in place of its bias.
     """
     order: list[Layer] = []
     for layer in layers:
         place = len(order)
-        if isinstance(layer, MaxPool) and layer.name not in wanted:
-            while (
-                place
-                and isinstance(order[place - 1], Bias | Relu)
-                and order[place - 1].name not in wanted
-            ):
-                place -= 1
+        match layer, order[-1:]:
+            case BatchNorm(name), [Bias(conv)] if conv not in wanted:
+                if name in measured:
+                    order[-1] = Statistics(name, conv)
+            case MaxPool(name), _ if name not in wanted:
+                place = _place_of_pool(order, wanted)
+                match order[place - 1 : place]:
+                    case [Statistics() as row]:
+                        order[place - 1] = dataclasses.replace(row, signed=True)
         order.insert(place, layer)
         if isinstance(layer, Conv):
             order.append(Bias(layer.name))
     return tuple(order)
+
+
+def _place_of_pool(order: list[Layer], wanted: Collection[str]) -> int:
+    """Returns how many rows stay before a max pool that follows all of them."""
+    measured = [row.name for row in order if isinstance(row, Statistics)]
+    place = len(order)
+    for row in reversed(order):
+        can_follow = isinstance(row, Bias | Relu)
+        if isinstance(row, BatchNorm):
+            can_follow = row.name in measured
+        if not can_follow or row.name in wanted:
+            break
+        place -= 1
+    return place
 
 
 class ReceptiveField(NamedTuple):

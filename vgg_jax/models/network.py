@@ -1,6 +1,5 @@
 """This module has the convolutional network that runs rows of layers."""
 
-import functools
 import math
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
@@ -85,12 +84,20 @@ def _promote_factors(
 class Conv(nnx.Conv):
     """`nnx.Conv` whose two parts, products and bias, can be computed apart."""
 
-    def multiply(self, x: jax.Array, *, pairs: bool = False) -> jax.Array:
+    def multiply(
+        self, x: jax.Array, *, sign: jax.Array | None = None, pairs: bool = False
+    ) -> jax.Array:
         """Convolves without the bias: [N, H, W, I] -> [N, h, w, O].
 
-        With `pairs` x has two images side by side, see `vgg_jax.kernels.tpu`.
+        Args:
+            x: the map; with `pairs` of two images side by side, see
+                `vgg_jax.kernels.tpu`.
+            sign: 1 or -1, [O], by which the result is multiplied; None is 1.
+            pairs: whether x is of pairs.
         """
         kernel = self.kernel[...]
+        if sign is not None:
+            kernel = kernel * sign
         x, kernel, _ = self.promote_dtype(
             (x, tpu.pair_kernel(kernel) if pairs else kernel, None), dtype=self.dtype
         )
@@ -121,9 +128,10 @@ class Moments(NamedTuple):
     cells: jax.Array
 
 
-# What counts of a map: bool that broadcasts to [N, h, w, 1], or None for all. Of images
-# side by side it is that of the first ones and that of the second ones.
-Masks = tuple[jax.Array | None, ...]
+# What there is of the images of a map, such as the cells that count: bool that
+# broadcasts to [N, h, w, 1], or None for all. Of images side by side, or apart, there
+# are two: that of the first ones and that of the second ones.
+Slots = tuple[jax.Array | None, ...]
 
 
 class BatchNorm(nnx.BatchNorm):
@@ -153,7 +161,7 @@ class BatchNorm(nnx.BatchNorm):
         """
         if self.is_running(use_running_average) or 0 in x.shape:
             return self.normalize(x)
-        moments = self.moments(x, (mask,))
+        moments = self.moments((x,), (mask,))
         self.move(moments)
         return self.normalize(x, moments)
 
@@ -163,43 +171,58 @@ class BatchNorm(nnx.BatchNorm):
             return bool(self.use_running_average)
         return use_running_average
 
-    def moments(self, x: jax.Array, masks: Masks = (None,)) -> Moments:
-        """Computes the statistics of a batch [N, h, w, C].
+    def moments(self, parts: Sequence[jax.Array], masks: Slots = (None,)) -> Moments:
+        """Computes the statistics of a batch, of maps [N, h, w, C].
 
-        With two masks the batch is of images side by side, [N / 2, h, w, 2 C].
+        Args:
+            parts: the maps that are the batch together; one with two masks is of images
+                side by side, [N / 2, h, w, 2 C].
+            masks: the cells that count, see `Slots`.
         """
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        cells = divisor = jnp.float32(len(masks) * math.prod(x.shape[:-1]))
-        where = None
-        sums = [x, jnp.square(x)]
-        every, *inner = range(x.ndim - 1)
-        counted = [mask for mask in masks if mask is not None]
-        if counted:
-            whole = [jnp.broadcast_to(mask, (*x.shape[:-1], 1)) for mask in counted]
-            cells = jnp.sum(jnp.stack(whole), dtype=jnp.int32).astype(jnp.float32)
-            counted = [
-                mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape)
-                for mask in counted
+        lanes = len(masks) // len(parts)
+        of_parts = [masks[i * lanes :][:lanes] for i in range(len(parts))]
+        size = sum(lanes * math.prod(x.shape[:-1]) for x in parts)
+        cells = divisor = jnp.float32(size)
+        if any(mask is not None for mask in masks):
+            counts = [
+                jnp.sum(jnp.broadcast_to(mask, (*x.shape[:-1], 1)), dtype=jnp.int32)
+                for x, own in zip(parts, of_parts, strict=True)
+                for mask in own
+                if mask is not None
             ]
-            # The mean of no cells would not be a number.
-            where = _lanes([mask | (cells == 0) for mask in counted], x.shape[-1])
+            cells = sum(counts[1:], counts[0]).astype(jnp.float32)
             divisor = jnp.where(cells == 0, divisor, cells)
-            if all(where.shape[axis] == 1 for axis in inner):
-                # Whole images count, or not, and their pixels need not be masked.
-                sums = [a.sum(inner, keepdims=True) for a in sums]
-        mean, square = (
-            a.sum((every, *inner), where=where).reshape(len(masks), -1).sum(0) / divisor
-            for a in sums
-        )
+        sums = [
+            _sums(x, own, cells == 0) for x, own in zip(parts, of_parts, strict=True)
+        ]
+        mean, square = (sum(a[1:], a[0]) / divisor for a in zip(*sums, strict=True))
         return Moments(mean, jnp.maximum(square - jnp.square(mean), 0), cells)
 
+    def sign(self) -> jax.Array:
+        """Returns 1 where a larger number is normalized to a larger one, or -1: [C]."""
+        assert self.scale is not None
+        return jnp.where(self.scale[...] < 0, -1.0, 1.0)
+
     def normalize(
-        self, x: jax.Array, moments: Moments | None = None, *, pairs: bool = False
+        self,
+        x: jax.Array,
+        moments: Moments | None = None,
+        *,
+        sign: jax.Array | None = None,
+        pairs: bool = False,
     ) -> jax.Array:
-        """Normalizes by statistics of a batch, or else by the running ones."""
+        """Normalizes by statistics of a batch, or else by the running ones.
+
+        Args:
+            x: the map; with `pairs` of images side by side.
+            moments: the statistics of x; None for the running ones.
+            sign: by what x was multiplied, [C], which is undone; None for 1.
+            pairs: whether x is of pairs.
+        """
         mean, var = (self.mean[...], self.var[...]) if moments is None else moments[:2]
         assert self.scale is not None and self.bias is not None
-        factor = lax.rsqrt(var + self.epsilon) * self.scale[...]
+        scale = self.scale[...] if sign is None else self.scale[...] * sign
+        factor = lax.rsqrt(var + self.epsilon) * scale
         bias = self.bias[...] - mean * factor
         if pairs:
             factor, bias = map(tpu.pair_bias, (factor, bias))
@@ -212,6 +235,36 @@ class BatchNorm(nnx.BatchNorm):
         for running, value in ((self.mean, mean), (self.var, var)):
             moved = self.momentum * running[...] + (1 - self.momentum) * value
             running[...] = jnp.where(cells > 0, moved, running[...])
+
+
+def _sums(
+    x: jax.Array, masks: Slots, all_count: jax.Array | bool
+) -> tuple[jax.Array, jax.Array]:
+    """Sums a map and its squares over the cells that count: float32 [C], twice.
+
+    Args:
+        x: the map, of images side by side if there are two masks.
+        masks: the cells that count, see `Slots`.
+        all_count: whether all do in spite of the masks, as the mean of no cells would
+            not be a number.
+    """
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    sums, where = [x, jnp.square(x)], None
+    every, *inner = range(x.ndim - 1)
+    counted = [
+        (mask | all_count).reshape((1,) * (x.ndim - mask.ndim) + mask.shape)
+        for mask in masks
+        if mask is not None
+    ]
+    if counted:
+        where = _lanes(counted, x.shape[-1])
+        if all(where.shape[axis] == 1 for axis in inner):
+            # Whole images count, or not, and their pixels need not be masked.
+            sums = [a.sum(inner, keepdims=True) for a in sums]
+    total, squares = (
+        a.sum((every, *inner), where=where).reshape(len(masks), -1).sum(0) for a in sums
+    )
+    return total, squares
 
 
 def _counted_cells(
@@ -240,7 +293,9 @@ def _lanes(masks: Sequence[jax.Array], channels: int) -> jax.Array:
 def _can_be_paired(layer: rows.Layer, sizes: jax.Array | None) -> bool:
     """Returns whether two images side by side can run a row."""
     match layer:
-        case rows.Conv() | rows.Bias() | rows.BatchNorm() | rows.Relu():
+        case rows.Conv() | rows.Bias() | rows.Relu():
+            return True
+        case rows.Statistics() | rows.BatchNorm():
             return True
         case rows.MaxPool():
             return sizes is None or not layer.ceil_mode
@@ -250,6 +305,8 @@ def _can_be_paired(layer: rows.Layer, sizes: jax.Array | None) -> bool:
 
 def _fill_outside(x: jax.Array, sizes: Sequence[jax.Array]) -> jax.Array:
     """Sets to 0 what is outside of an image, or of each of two side by side."""
+    if len(sizes) == 1:
+        return rows.fill_outside(x, sizes[0])
     channels = x.shape[-1] // len(sizes)
     of_channels = [jnp.repeat(own[..., None], channels, axis=-1) for own in sizes]
     return rows.fill_outside(x, jnp.concatenate(of_channels, axis=-1))
@@ -287,6 +344,26 @@ class FeatureInfo(NamedTuple):
     channels: int
     stride: int  # pixels of the image from one cell to the next
     receptive_field: int  # pixels of the image that a cell sees, along either side
+
+
+class _Call(NamedTuple):
+    """What holds for all rows of one run.
+
+    Attributes:
+        train, rngs: the arguments of `ConvNet.__call__`.
+        wanted: the names of the rows whose maps somebody needs.
+        measured: the normalizations that take the statistics of the batch.
+        convs: the convolution of each of `layers.Statistics`, by its name.
+        signs: by what their maps are multiplied, [C], by the names of convolutions and
+            of normalizations.
+    """
+
+    train: bool | None
+    rngs: Randomness | None
+    wanted: Collection[str]
+    measured: Collection[str]
+    convs: dict[str, str]
+    signs: dict[str, jax.Array]
 
 
 class ConvNet(nnx.Module):
@@ -545,50 +622,135 @@ class ConvNet(nnx.Module):
         wanted: Collection[str] = ()
         if collect is not None:
             wanted = [layer.name for layer in layers] if names is None else names
-        order = rows.in_running_order(layers, wanted)
+        is_running = None if train is None else not train
+        measured = [
+            row.name
+            for row in layers
+            if isinstance(row, rows.BatchNorm)
+            and not getattr(self, row.name).is_running(is_running)
+        ]
+        order = rows.in_running_order(layers, wanted, measured)
+        statistics = [row for row in order if isinstance(row, rows.Statistics)]
+        call = _Call(
+            train,
+            rngs,
+            wanted,
+            measured,
+            convs={row.name: row.conv for row in statistics},
+            signs={
+                name: getattr(self, row.name).sign()
+                for row in statistics
+                if row.signed
+                for name in (row.name, row.conv)
+            },
+        )
+        moments: dict[str, Moments] = {}
+        rest = order
         if paired := self._paired(order, x, sizes, wanted):
-            apart = self._apart(order[len(paired) :], sizes, wanted, train)
-            x = self._run_pairs(x, paired, apart, sizes, train, counted)
-            done = paired + apart
-            sizes = None if sizes is None else rows.output_sizes(done, sizes)
-            order = order[len(done) :]
+            apart = self._apart(order[len(paired) :], sizes, wanted)
+            x, moments = self._run_pairs(x, paired, apart, sizes, counted, call)
+            rest = order[len(paired + apart) :]
+            if sizes is not None:
+                sizes = rows.output_sizes(paired + apart, sizes)
+        (x,), maps = self._run_rows((x,), rest, (sizes,), (counted,), call, moments)
+        if collect is not None:
+            collect.update(maps)
+        self._move_statistics(moments, call)
+        return x
+
+    def _run_rows(
+        self,
+        parts: Sequence[jax.Array],
+        order: Sequence[rows.Layer],
+        sizes: Slots,
+        counted: Slots,
+        call: _Call,
+        moments: dict[str, Moments],
+    ) -> tuple[list[jax.Array], dict[str, jax.Array]]:
+        """Runs rows on the parts of a batch, and returns their maps and those wanted.
+
+        Args:
+            parts: the maps, one of a whole batch or of pairs, or two of halves.
+            order: the rows.
+            sizes, counted: those of the images, see `Slots`.
+            call: what holds for all rows.
+            moments: the statistics of the batch so far, by the names of normalizations;
+                takes further ones.
+        """
+        parts, maps = list(parts), {}
+        pairs = len(sizes) > len(parts)
         for layer in order:
+            own = [sizes] if pairs else [(of_part,) for of_part in sizes]
             # Compilers and profilers show an operation under its layer's name.
             with jax.named_scope(layer.name):
-                match layer:
-                    case rows.Conv():
-                        if sizes is not None and layer.padding:
-                            x = rows.fill_outside(x, sizes)
-                        x = getattr(self, layer.name).multiply(x)
-                    case rows.Bias():
-                        x = getattr(self, layer.name).add_bias(x)
-                    case rows.BatchNorm():
-                        x = getattr(self, layer.name)(
-                            x,
-                            use_running_average=None if train is None else not train,
-                            mask=_counted_cells(x.shape, sizes, counted),
-                        )
-                    case rows.Dropout():
-                        x = self._drop(layer, x, train, rngs)
-                    case rows.LocalResponseNorm(_, size, alpha, beta, k):
-                        x = rows.local_response_norm(
-                            x, size=size, alpha=alpha, beta=beta, k=k
-                        )
-                    case rows.Relu():
-                        x = rows.relu(x)
-                    case rows.MaxPool():
-                        x = rows.max_pool(x, layer, sizes)
-                    case rows.AveragePool():
-                        x = rows.average_pool(x, layer, sizes)
-                    case rows.L2Pool():
-                        x = rows.l2_pool(x, layer, sizes)
-                    case _:
-                        raise TypeError(f"ConvNet has no rule for {layer}")
-            if collect is not None and layer.name in wanted:
-                collect[layer.name] = x
-            if sizes is not None:
-                sizes = layer.output_size(sizes)
-        return x
+                is_measured = layer.name in call.measured and 0 not in parts[0].shape
+                if is_measured and layer.name not in moments:
+                    masks = tuple(
+                        _counted_cells(parts[0].shape, *slot)
+                        for slot in zip(sizes, counted, strict=True)
+                    )
+                    norm = getattr(self, layer.name)
+                    moments[layer.name] = norm.moments(parts, masks)
+                parts = [
+                    self._run_row(layer, x, of_part, call, moments.get(layer.name))
+                    for x, of_part in zip(parts, own, strict=True)
+                ]
+            if layer.name in call.wanted:
+                (maps[layer.name],) = parts
+            sizes = tuple(
+                None if slot is None else layer.output_size(slot) for slot in sizes
+            )
+        return parts, maps
+
+    def _run_row(
+        self,
+        layer: rows.Layer,
+        x: jax.Array,
+        sizes: Slots,
+        call: _Call,
+        moments: Moments | None,
+    ) -> jax.Array:
+        """Runs a row on a map, of pairs if there are two sizes."""
+        module: Any = getattr(self, layer.name, None)
+        sign, pairs = call.signs.get(layer.name), len(sizes) > 1
+        known = [own for own in sizes if own is not None]
+        own = sizes[0]  # of pairs no row looks at it
+        match layer:
+            case rows.Conv():
+                if known and layer.padding:
+                    x = _fill_outside(x, known)
+                return module.multiply(x, sign=sign, pairs=pairs)
+            case rows.Bias():
+                return module.add_bias(x, pairs=pairs)
+            case rows.Statistics():
+                return x
+            case rows.BatchNorm():
+                return module.normalize(x, moments, sign=sign, pairs=pairs)
+            case rows.Dropout():
+                return self._drop(layer, x, call.train, call.rngs)
+            case rows.LocalResponseNorm(_, size, alpha, beta, k):
+                return rows.local_response_norm(
+                    x, size=size, alpha=alpha, beta=beta, k=k
+                )
+            case rows.Relu():
+                return rows.relu(x)
+            case rows.MaxPool():
+                return rows.max_pool(x, layer, own)
+            case rows.AveragePool():
+                return rows.average_pool(x, layer, own)
+            case rows.L2Pool():
+                return rows.l2_pool(x, layer, own)
+            case _:
+                raise TypeError(f"ConvNet has no rule for {layer}")
+
+    def _move_statistics(self, moments: dict[str, Moments], call: _Call) -> None:
+        """Moves the running statistics towards those of the batch."""
+        for name, (mean, var, cells) in moments.items():
+            if name in call.signs:
+                mean = mean * call.signs[name]
+            if name in call.convs:
+                mean = mean + getattr(self, call.convs[name]).bias[...]
+            getattr(self, name).move(Moments(mean, var, cells))
 
     def _paired(
         self,
@@ -606,8 +768,9 @@ class ConvNet(nnx.Module):
             return ()
         channels, paired = x.shape[-1], []
         for layer in order:
-            fits = 2 * channels <= tpu.LANES and _can_be_paired(layer, sizes)
-            if not fits or layer.name in wanted:
+            # The statistics of a convolution's map are cheapest where it is made.
+            fits = 2 * channels <= tpu.LANES or isinstance(layer, rows.Statistics)
+            if not fits or not _can_be_paired(layer, sizes) or layer.name in wanted:
                 break
             paired.append(layer)
             channels = rows.channels_after(layer, channels)
@@ -619,29 +782,18 @@ class ConvNet(nnx.Module):
         order: tuple[rows.Layer, ...],
         sizes: jax.Array | None,
         wanted: Collection[str],
-        train: bool | None,
     ) -> tuple[rows.Layer, ...]:
         """Returns the rows up to a pool if the images of pairs can run them apart.
 
         They are those that follow the rows of pairs: the maps of the first and of the
-        second images are then put together when the pool has made them smaller. Batch
-        normalization by statistics of the batch needs all images.
+        second images are then put together when the pool has made them smaller.
         """
         for number, layer in enumerate(order, 1):
             if not _can_be_paired(layer, sizes) or layer.name in wanted:
                 break
-            if self._takes_moments(layer, train):
-                break
             if isinstance(layer, rows.MaxPool):
                 return order[:number]
         return ()
-
-    def _takes_moments(self, layer: rows.Layer, train: bool | None) -> bool:
-        """Returns whether a row normalizes by the statistics of the batch."""
-        is_running = None if train is None else not train
-        return isinstance(layer, rows.BatchNorm) and not getattr(
-            self, layer.name
-        ).is_running(is_running)
 
     def _run_pairs(
         self,
@@ -649,81 +801,45 @@ class ConvNet(nnx.Module):
         paired: tuple[rows.Layer, ...],
         apart: tuple[rows.Layer, ...],
         sizes: jax.Array | None,
-        train: bool | None,
         counted: jax.Array | None,
-    ) -> jax.Array:
+        call: _Call,
+    ) -> tuple[jax.Array, dict[str, Moments]]:
         """Runs rows: on TPU of two images side by side, elsewhere of each by itself.
 
         On TPU the rows `apart` run on the first images of the pairs and on the second.
+        Returns the map and the statistics of the batch.
         """
         devices = self.devices or 1
-        found = [layer.name for layer in paired if self._takes_moments(layer, train)]
-
-        def run(
-            x: jax.Array,
-            layers: tuple[rows.Layer, ...],
-            sizes: tuple[jax.Array, ...] | None,
-            counted: tuple[jax.Array, ...] | None,
-            *,
-            pairs: bool,
-        ) -> tuple[jax.Array, dict[str, Moments]]:
-            """Returns the map and the statistics of the batch in `found` layers."""
-            batch: dict[str, Moments] = {}
-            nothing = (None, None) if pairs else (None,)
-            for layer in layers:
-                module: Any = getattr(self, layer.name, None)
-                with jax.named_scope(layer.name):
-                    match layer:
-                        case rows.Conv():
-                            if sizes is not None and layer.padding:
-                                x = _fill_outside(x, sizes)
-                            x = module.multiply(x, pairs=pairs)
-                        case rows.Bias():
-                            x = module.add_bias(x, pairs=pairs)
-                        case rows.BatchNorm(name):
-                            if name in found:
-                                cells = map(
-                                    functools.partial(_counted_cells, x.shape),
-                                    sizes or nothing,
-                                    counted or nothing,
-                                )
-                                batch[name] = module.moments(x, tuple(cells))
-                            x = module.normalize(x, batch.get(name), pairs=pairs)
-                        case rows.Relu():
-                            x = rows.relu(x)
-                        case rows.MaxPool():
-                            x = rows.max_pool(x, layer)
-                if sizes is not None:
-                    sizes = tuple(map(layer.output_size, sizes))
-            return x, batch
 
         def run_pairs(
             x: jax.Array, *of_images: jax.Array | None
         ) -> tuple[jax.Array, dict[str, Moments]]:
-            sizes, counted = (
-                None if of is None else tpu.pair_rows(of, devices) for of in of_images
-            )
-            x, batch = run(tpu.pair(x, devices), paired, sizes, counted, pairs=True)
+            moments: dict[str, Moments] = {}
+            slots: list[Slots] = [
+                (None, None) if of is None else tpu.pair_rows(of, devices)
+                for of in of_images
+            ]
+            sizes, counted = slots
+            x = tpu.pair(x, devices)
+            (x,), _ = self._run_rows((x,), paired, sizes, counted, call, moments)
             halves = tpu.halves(x)
-            for i, half in enumerate(halves):
-                own = None
-                if sizes is not None:
-                    own = (rows.output_sizes(paired, sizes[i]),)
-                halves[i], _ = run(half, apart, own, None, pairs=False)
-            return tpu.join(halves, devices), batch
+            sizes = tuple(
+                None if own is None else rows.output_sizes(paired, own) for own in sizes
+            )
+            halves, _ = self._run_rows(halves, apart, sizes, counted, call, moments)
+            return tpu.join(halves, devices), moments
 
         def run_singles(
             x: jax.Array, sizes: jax.Array | None, counted: jax.Array | None
         ) -> tuple[jax.Array, dict[str, Moments]]:
-            of_images = (None if of is None else (of,) for of in (sizes, counted))
-            return run(x, paired + apart, *of_images, pairs=False)
+            moments: dict[str, Moments] = {}
+            both = paired + apart
+            (x,), _ = self._run_rows((x,), both, (sizes,), (counted,), call, moments)
+            return x, moments
 
-        x, batch = lax.platform_dependent(
+        return lax.platform_dependent(
             x, sizes, counted, tpu=run_pairs, default=run_singles
         )
-        for name in found:
-            getattr(self, name).move(batch[name])
-        return x
 
     def _drop(
         self,
