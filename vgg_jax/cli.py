@@ -346,10 +346,10 @@ def command(
         The exit code, as this module's docstring says.
     """
     values = argparse.Namespace(traceback=False)
+    prepare_jax()  # before there are threads, each with memory of its own
     try:
         with Interrupt(ends_process=True):
             values = parser.read(arguments)
-            prepare_jax()
             if not values.traceback:
                 logging.getLogger("absl").addFilter(_is_no_orbax_traceback)
                 # Orbax leaves it behind where a checkpoint is damaged.

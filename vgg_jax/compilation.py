@@ -19,7 +19,7 @@ _MADV_HUGEPAGE = 14  # of Linux
 
 
 def prepare_jax() -> None:
-    """Keeps memory and compiled programs; must be called before JAX has started.
+    """Keeps memory and compiled programs; call it first, before JAX or a thread starts.
 
     See docs/performance.md.
     """
@@ -35,6 +35,9 @@ def keep_memory() -> None:
     is next touched: on CPU a good part of a training step. What is kept lies in huge
     pages where the system has them. glibc's own environment variables take precedence,
     and an allocator of the user's (LD_PRELOAD) is left alone.
+
+    Must be called before the process has threads: one that is there has memory of its
+    own, which threads of XLA may come to share, and of which large blocks go back.
     """
     of_user = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
     is_set = any(name.startswith(of_user) for name in os.environ)
@@ -68,6 +71,8 @@ def _grow_in_huge_pages(libc: ctypes.CDLL) -> None:
     length = ctypes.c_size_t(block + size - start)
     # A system without huge pages refuses, and nothing is different.
     libc.madvise(ctypes.c_void_p(start), length, _MADV_HUGEPAGE)
+    # A block above keeps the room: protobuf cuts off what is free at the heap's end.
+    libc.malloc(ctypes.c_size_t(huge))
     libc.free(ctypes.c_void_p(block))
 
 
