@@ -14,7 +14,7 @@ from jax import export
 from vgg_jax.models import MODELS, ConvNet, create_model
 from vgg_jax.models import layers as rows
 from vgg_jax.models.measure import summary
-from vgg_jax.models.network import BatchNorm
+from vgg_jax.models.modules import BatchNorm
 
 # One of each kind of row, for images of 13x13 and more.
 LAYERS = (
