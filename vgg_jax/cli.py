@@ -346,8 +346,8 @@ def command(
         The exit code, as this module's docstring says.
     """
     values = argparse.Namespace(traceback=False)
-    prepare_jax()  # before there are threads, each with memory of its own
     try:
+        prepare_jax()  # before `Interrupt` has a thread, with memory of its own
         with Interrupt(ends_process=True):
             values = parser.read(arguments)
             if not values.traceback:

@@ -1,6 +1,7 @@
 """Sets JAX up as the scripts run it: memory stays, compiled programs are kept."""
 
 import ctypes
+import functools
 import os
 import platform
 import resource
@@ -19,7 +20,7 @@ _MADV_HUGEPAGE = 14  # of Linux
 
 
 def prepare_jax() -> None:
-    """Keeps memory and compiled programs; call it first, before JAX or a thread starts.
+    """Keeps memory and compiled programs; call it before JAX or a thread starts.
 
     See docs/performance.md.
     """
@@ -27,20 +28,19 @@ def prepare_jax() -> None:
     cache_compilations()
 
 
+@functools.cache  # once in a process
 def keep_memory() -> None:
     """Lets the process keep the memory that it frees, on Linux with glibc.
 
     XLA allocates a program's memory anew every time that it runs. As glibc is, a large
     block comes from the system and goes back, and every page of it is cleared when it
     is next touched: on CPU a good part of a training step. What is kept lies in huge
-    pages where the system has them. glibc's own environment variables take precedence,
-    and an allocator of the user's (LD_PRELOAD) is left alone.
+    pages where the system has them. glibc's own environment variables take precedence.
 
-    Must be called before the process has threads: one that is there has memory of its
-    own, which threads of XLA may come to share, and of which large blocks go back.
+    Call it before the process has threads that allocate: such a thread has memory of
+    its own, which threads of XLA may come to share, and of which large blocks go back.
     """
-    of_user = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
-    is_set = any(name.startswith(of_user) for name in os.environ)
+    is_set = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
     if is_set or not sys.platform.startswith("linux"):
         return
     libc = ctypes.CDLL(None)
@@ -49,7 +49,25 @@ def keep_memory() -> None:
         mallopt(_M_MMAP_MAX, 0)  # every block from the heap,
         mallopt(_M_TRIM_THRESHOLD, -1)  # which never shrinks,
         mallopt(_M_ARENA_MAX, 1)  # in every thread: a thread's own holds 64 MB
-        _grow_in_huge_pages(libc)
+        if _can_take_addresses():
+            _grow_in_huge_pages(libc)
+
+
+def _can_take_addresses() -> bool:
+    """Returns whether the process can have addresses without memory for them.
+
+    It can not where there is a limit to them, or where the system has memory for all
+    that it lends. An allocator of the user's (LD_PRELOAD) has its own ways.
+    """
+    limits = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+    unlimited = all(
+        resource.getrlimit(limit)[0] == resource.RLIM_INFINITY for limit in limits
+    )
+    try:
+        overcommits = Path("/proc/sys/vm/overcommit_memory").read_text().strip() != "2"
+    except OSError:
+        overcommits = False
+    return unlimited and overcommits and not os.environ.get("LD_PRELOAD")
 
 
 def _grow_in_huge_pages(libc: ctypes.CDLL) -> None:
@@ -59,13 +77,12 @@ def _grow_in_huge_pages(libc: ctypes.CDLL) -> None:
     the heap grows by afterwards has pages of the usual size.
     """
     page, huge = os.sysconf("SC_PAGE_SIZE"), 2**21
-    is_limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
-    if is_limited or page != 4096:  # larger pages have far larger huge ones
+    if page != 4096:  # larger pages have far larger huge ones
         return
     libc.malloc.restype = ctypes.c_void_p
     size = page * os.sysconf("SC_PHYS_PAGES") // 2
     block = libc.malloc(ctypes.c_size_t(size))
-    if block is None:  # the system lends no addresses that it has no memory for
+    if block is None:  # the system lends no more than it has memory for
         return
     start = -(-block // huge) * huge
     length = ctypes.c_size_t(block + size - start)

@@ -110,6 +110,7 @@ def drawn(rng: np.random.Generator, like: jax.Array, *, is_variance: bool) -> ja
         ((BatchNorm("bn"), Relu("relu_b"), POOL, Conv("c", 4, 3)), "float32"),
         ((BatchNorm("bn"), Relu("relu_b"), OVERLAPPING, Conv("c", 4, 3)), "float32"),
         ((BatchNorm("bn"), POOL, Conv("c", 4, 3)), "float32"),
+        ((POOL, BatchNorm("bn"), MaxPool("end", 2, 2, False)), "float32"),
         ((BatchNorm("bn"), BatchNorm("bn2"), POOL, Conv("c", 4, 3)), "float32"),
         ((Relu("relu_b"), BatchNorm("bn"), POOL, Conv("c", 4, 3)), "float32"),
         ((BatchNorm("bn"), Relu("relu_b"), Conv("c", 4, 3)), "float32"),

@@ -82,9 +82,10 @@ class Statistics(Layer):
 
     Args:
         conv: the name of the convolution.
-        signed: whether a max pool comes before the normalization. The kernel is then
-            multiplied by the sign of its scale, so that the larger of two numbers of
-            the map is the larger one when they are normalized.
+        signed: whether a max pool comes between this row, which follows its
+            convolution at once, and the normalization. The kernel is then multiplied by
+            the sign of the scale, so that the larger of two numbers of the map is the
+            larger one when they are normalized.
     """
 
     conv: str
@@ -183,27 +184,30 @@ def in_running_order(
     Biases and ReLUs before a max pool follow it. The result is the same, for neither
     changes which of two numbers is the larger, rounded or not; but they, their
     gradients and the map that is kept for those are of the pooled size. So do batch
-    normalizations by statistics of the batch, which alone are then of the whole map.
+    normalizations by statistics of the batch, which alone are then of the whole map;
+    but for rounding, and where a scale is 0 and any number of a window its largest, the
+    gradients are the same, too.
 
     Args:
         layers: consecutive rows of a network.
         wanted: the names of rows whose maps somebody needs; the order leaves these as
             they are.
         measured: the names of batch normalizations that take the statistics of the
-            batch. After a convolution these are a row, in place of its bias.
+            batch. Right after a convolution they are divided: in the place of its bias
+            is a row of `Statistics`.
     """
     order: list[Layer] = []
     for layer in layers:
         place = len(order)
-        match layer, order[-1:]:
-            case BatchNorm(name), [Bias(conv)] if conv not in wanted:
-                if name in measured:
+        match layer, order[-2:]:
+            case BatchNorm(name), [Conv(conv), Bias()]:
+                if name in measured and conv not in wanted:
                     order[-1] = Statistics(name, conv)
             case MaxPool(name), _ if name not in wanted:
                 place = _place_of_pool(order, wanted)
-                match order[place - 1 : place]:
-                    case [Statistics() as row]:
-                        order[place - 1] = dataclasses.replace(row, signed=True)
+                before = order[place - 1] if place else None
+                if isinstance(before, Statistics):
+                    order[place - 1] = dataclasses.replace(before, signed=True)
         order.insert(place, layer)
         if isinstance(layer, Conv):
             order.append(Bias(layer.name))
@@ -212,12 +216,12 @@ def in_running_order(
 
 def _place_of_pool(order: list[Layer], wanted: Collection[str]) -> int:
     """Returns how many rows stay before a max pool that follows all of them."""
-    measured = [row.name for row in order if isinstance(row, Statistics)]
+    divided = [row.name for row in order if isinstance(row, Statistics)]
     place = len(order)
     for row in reversed(order):
         can_follow = isinstance(row, Bias | Relu)
         if isinstance(row, BatchNorm):
-            can_follow = row.name in measured
+            can_follow = row.name in divided
         if not can_follow or row.name in wanted:
             break
         place -= 1

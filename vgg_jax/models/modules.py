@@ -70,9 +70,9 @@ class Moments(NamedTuple):
     cells: jax.Array
 
 
-# What there is of the images of a map, such as the cells that count: bool that
-# broadcasts to [N, h, w, 1], or None for all. Of images side by side, or apart, there
-# are two: that of the first ones and that of the second ones.
+# Something about the images of a batch, such as their sizes or the cells that count, or
+# None for all: one entry, or two where the images are in two halves, side by side or
+# apart, that of the first ones and that of the second ones.
 Slots = tuple[jax.Array | None, ...]
 
 
@@ -83,6 +83,8 @@ class BatchNorm(nnx.BatchNorm):
     towards its estimate for all images, which is over n - 1. A batch without cells that
     count moves nothing. Of Flax's options it has momentum, epsilon, dtype and
     use_running_average; it normalizes over all axes but the last, with scale and bias.
+    A network takes it apart: `moments` of a map, `normalize`, perhaps of a smaller one,
+    and `move`.
     """
 
     def __call__(
@@ -119,7 +121,8 @@ class BatchNorm(nnx.BatchNorm):
         Args:
             parts: the maps that are the batch together; one with two masks is of images
                 side by side, [N / 2, h, w, 2 C].
-            masks: the cells that count, see `Slots`.
+            masks: the cells that count: bool that broadcasts to [N, h, w, 1], or None
+                for all; see `Slots`.
         """
         lanes = len(masks) // len(parts)
         of_parts = [masks[i * lanes :][:lanes] for i in range(len(parts))]
