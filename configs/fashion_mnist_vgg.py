@@ -4,8 +4,8 @@
   python eval.py --config configs/fashion_mnist_vgg.py
 
 Two cores of an AMD EPYC with AVX-512, jax 0.12, 2026-11-29: 5 minutes with data and
-evaluation, at about 2,500 images/s. Top-1 error 6.50 ± 0.48% on the center crop, 6.34 ±
-0.48% dense at Q = 32, 33, 34; in three other runs 6.5 to 6.8% and 6.3 to 6.4%.
+evaluation, at about 2,700 images/s. Top-1 error 6.53 ± 0.48% on the center crop, 6.32 ±
+0.48% dense at Q = 32, 33, 34; in four other runs 6.5 to 6.8% and 6.3 to 6.4%.
 """
 
 from vgg_jax.config import (
