@@ -1,7 +1,6 @@
 """Times JAX for cpu.py and gpu.py: the programs that the scripts run."""
 
 import copy
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -192,11 +191,8 @@ class _Run:
 
     def _network(self) -> Network:
         network = self._program.network(self._program.init(jax.random.key(0)))
-        if not self._is_waited_for:
-            return network
-        # As in an evaluation of more work than `passes.LONG_PASS`.
-        options = onednn_options(network.dtype.name)
-        return dataclasses.replace(network, options=tuple(options.items()))
+        # On CPU as in an evaluation of more work than `passes.LONG_PASS`.
+        return network.with_onednn() if self._is_waited_for else network
 
     def _batches(self, batch: dict[str, np.ndarray]) -> Callable[[], Any]:
         """Returns a function that gives a batch on the devices."""

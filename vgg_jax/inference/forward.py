@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from vgg_jax.compilation import onednn_options
 from vgg_jax.console import did_you_mean
 from vgg_jax.distributed import replicate
 from vgg_jax.models import ConvNet
@@ -319,6 +320,11 @@ class Network:
         if all(isinstance(a, jax.Array) and a.devices() == devices for a in arrays):
             return self
         return dataclasses.replace(self, variables=replicate(mesh, self.variables))
+
+    def with_onednn(self) -> "Network":
+        """Returns it with oneDNN's convolutions, see `compilation.onednn_options`."""
+        options = onednn_options(self.dtype.name)
+        return dataclasses.replace(self, options=tuple(options.items()))
 
     def run(
         self,

@@ -15,7 +15,6 @@ from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from vgg_jax.compilation import onednn_options
 from vgg_jax.config import Config
 from vgg_jax.data.pipeline import Batch, eval_batches, whole_image_batches
 from vgg_jax.data.sources import Source
@@ -159,8 +158,7 @@ def example_rows(
         )
     network = network.place(mesh)
     if _takes_long(network, head, source, config, view, mesh):
-        options = onednn_options(network.dtype.name)
-        network = dataclasses.replace(network, options=tuple(options.items()))
+        network = network.with_onednn()
     shapes = padded_shapes(config.evaluation.bucket_ratios, view.scale)
     previous, given = None, 0
     batches = view_batches(source, config, view, network.channels, mesh, with_boxes)
