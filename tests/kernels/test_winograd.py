@@ -10,8 +10,8 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from tests.kernels import test_cpu
-from vgg_jax.kernels import cpu, winograd
+from tests.kernels import test_forms
+from vgg_jax.kernels import convolution, winograd
 
 Pads = winograd.Pads
 
@@ -37,7 +37,7 @@ def plain(x: jax.Array, kernel: jax.Array, padding: Pads) -> jax.Array:
 
 
 def layer(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return cpu.conv(x, kernel, stride=1, padding=1)
+    return convolution.conv(x, kernel, stride=1, padding=1)
 
 
 def lowered(
@@ -56,7 +56,7 @@ def lowered(
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes Winograd's form for every 3x3 convolution."""
     for name in ("", "_GRADIENT", "_WORK", "_WORK_OF_FEW"):
-        monkeypatch.setattr(cpu, f"_WINOGRAD{name}", 0)
+        monkeypatch.setattr(convolution, f"_WINOGRAD{name}", 0)
 
 
 @pytest.mark.parametrize(("size", "padding"), SHAPES)
@@ -100,7 +100,7 @@ def test_in_float32_it_is_as_exact_as_the_plain_one() -> None:
 def test_the_layer_and_its_gradients_equal_lax(
     size: tuple[int, int], padding: int
 ) -> None:
-    test_cpu.assert_same_conv(
+    test_forms.assert_same_conv(
         normal(0, 3, *size, 4), normal(1, 3, 3, 4, 5), stride=1, padding=padding
     )
 
@@ -121,10 +121,10 @@ def test_every_stride_and_padding_has_the_gradients_of_lax(
 ) -> None:
     x, kernel = normal(0, 3, 9, 10, 4), normal(1, 3, 3, 4, 5)
     options = {"window_strides": strides, "padding": padding}
-    options["dimension_numbers"] = test_cpu.DIMENSIONS
+    options["dimension_numbers"] = test_forms.DIMENSIONS
     found, expected = (
-        test_cpu.value_and_gradients(conv, x, kernel, **options)
-        for conv in (cpu.conv_general_dilated, lax.conv_general_dilated)
+        test_forms.value_and_gradients(conv, x, kernel, **options)
+        for conv in (convolution.conv_general_dilated, lax.conv_general_dilated)
     )
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -132,7 +132,8 @@ def test_every_stride_and_padding_has_the_gradients_of_lax(
 def test_a_wide_layer_of_stride_2_keeps_the_plain_form() -> None:
     def gradients(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, ...]:
         return jax.grad(
-            lambda *args: cpu.conv(*args, stride=2, padding=1).sum(), argnums=(0, 1)
+            lambda *args: convolution.conv(*args, stride=2, padding=1).sum(),
+            argnums=(0, 1),
         )(x, kernel)
 
     shapes = ((8, 28, 28, 256), (3, 3, 256, 256))
@@ -157,9 +158,9 @@ def test_derivatives_of_every_mode_and_order_equal_lax() -> None:
         return {
             derivative.__name__: [
                 derivative(twice(conv), x, kernel)
-                for conv in (cpu.conv, test_cpu.plain_conv)
+                for conv in (convolution.conv, test_forms.plain_conv)
             ]
-            for derivative in test_cpu.DERIVATIVES
+            for derivative in test_forms.DERIVATIVES
         }
 
     assert "stablehlo.convolution" not in lowered(layer, x.shape, kernel.shape)

@@ -1,5 +1,6 @@
 """Each kind of row against the reference, and by hand."""
 
+import re
 from functools import partial
 from typing import Any
 
@@ -7,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.test_util import check_grads
 
 from tests import reference
+from vgg_jax.models import modules
 from vgg_jax.models.layers import (
     AveragePool,
     Conv,
@@ -21,6 +24,7 @@ from vgg_jax.models.layers import (
     local_response_norm,
     max_pool,
     output_size,
+    relu,
 )
 
 POOLS: dict[type[Pool], tuple[Any, Any]] = {
@@ -144,6 +148,34 @@ def test_the_gradient_of_a_maximum_goes_to_the_largest_pixel() -> None:
     gradient = jax.grad(lambda x: max_pool(x, row).sum())(x)
     largest = max_pool(x, row).repeat(2, axis=1).repeat(2, axis=2)
     np.testing.assert_array_equal(gradient, x == largest)
+
+
+def test_the_derivative_of_relu_by_hand() -> None:
+    x = jnp.asarray([-2.0, -0.0, 0.0, 1e-30, 3.0, jnp.nan])
+    assert jax.vmap(jax.grad(relu))(x).tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_the_derivative_of_relu_is_made_of_its_result() -> None:
+    def value_and_gradient(x: jax.Array, g: jax.Array) -> tuple[Any, Any]:
+        y, vjp = jax.vjp(relu, x)
+        return y, vjp(g)
+
+    x = jnp.ones(8)
+    text = jax.jit(value_and_gradient).lower(x, x).compile().as_text()
+    (compared,) = re.findall(r" compare\(%(\w+)", text)
+    assert compared.startswith("max")
+
+
+def test_the_gradient_of_a_bias_is_summed_in_float32() -> None:
+    conv = modules.Conv(1, 1, (1, 1), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    x = jnp.zeros((1, 3, 1367, 1), jnp.bfloat16)
+
+    def total(conv: modules.Conv) -> jax.Array:
+        y = conv.add_bias(x)
+        assert y.dtype == jnp.bfloat16
+        return y.astype(jnp.float32).sum()
+
+    assert nnx.grad(total)(conv).bias[...].tolist() == [4101]  # in bfloat16 4096
 
 
 def test_bfloat16_stays_bfloat16() -> None:

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from vgg_jax.kernels.padding import Pads, pad
+
 TILE = 2  # the side of a tile of output,
 SEEN = 4  # and of the input that it depends on
 
@@ -28,7 +30,6 @@ _INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])  
 _KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])  # G
 _OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])  # A^T
 
-Pads = tuple[tuple[int, int], tuple[int, int]]  # rows (top, bottom), columns
 Grid = Sequence[Sequence[jax.Array]]  # rows of arrays of one shape
 
 
@@ -105,10 +106,10 @@ def _pixels(
     """
     tiles = [-(-n // TILE) for n in output]
     pads = [
-        (first, side + TILE * (count - 1) - first - n, 0)
+        (first, side + TILE * (count - 1) - first - n)
         for n, first, count in zip(x.shape[1:3], before, tiles, strict=True)
     ]
-    x = lax.pad(x, x.dtype.type(0), ((0, 0, 0), *pads, (0, 0, 0)))
+    x = pad(x, *pads)
     rows, columns = (TILE * (count - 1) + 1 for count in tiles)
 
     def pixel(i: int, j: int) -> jax.Array:

@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 from jax.export import is_symbolic_dim
 
-from vgg_jax.kernels import cpu
+from vgg_jax.kernels import pooling
 
 Size = TypeVar("Size", int, np.ndarray, jax.Array)  # one side, or many
 
@@ -330,12 +330,14 @@ def relu(x: jax.Array) -> jax.Array:
     """Computes max(x, 0), whose derivative at 0 is 0.
 
     Unlike that of `jax.nn.relu` its derivative is made of the result, which the next
-    layer keeps for its own, so that no program keeps x as well.
+    layer keeps for its own, so that no program keeps x as well, and cuDNN computes it
+    inside of the convolution before it.
     """
     return jnp.maximum(x, 0)
 
 
-relu.defjvps(lambda change, y, x: jnp.where(y > 0, change, 0))
+# Not `y > 0`: of a maximum with 0 XLA makes that `x > 0`, and keeps x.
+relu.defjvps(lambda change, y, x: jnp.where(y != 0, change, 0))
 
 
 def local_response_norm(
@@ -406,7 +408,9 @@ def max_pool(x: jax.Array, pool: MaxPool, sizes: jax.Array | None = None) -> jax
     if sizes is not None:
         x = fill_outside(x, sizes, -np.inf)
     rows, columns = _padding(x, pool)
-    x = cpu.max_pool(x, window=pool.window, stride=pool.stride, padding=(rows, columns))
+    x = pooling.max_pool(
+        x, window=pool.window, stride=pool.stride, padding=(rows, columns)
+    )
     # No -inf stays in windows that are wholly outside.
     return x if sizes is None else fill_outside(x, pool.output_size(sizes))
 

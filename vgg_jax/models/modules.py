@@ -58,8 +58,10 @@ class Conv(nnx.Conv):
     def add_bias(self, x: jax.Array, *, pairs: bool = False) -> jax.Array:
         """Adds the bias to a map, [N, h, w, O], of single images or of pairs."""
         assert self.bias is not None  # every convolution of a network has one
-        bias = self.bias[...].astype(x.dtype)
-        return x + (tpu.pair_bias(bias) if pairs else bias)
+        bias = self.bias[...]
+        bias = tpu.pair_bias(bias) if pairs else bias
+        # The gradient of a bias is summed in the bias's type, not in a narrow one of x.
+        return x + jnp.broadcast_to(bias, x.shape).astype(x.dtype)
 
 
 class Moments(NamedTuple):

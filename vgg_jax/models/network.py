@@ -12,7 +12,7 @@ from jax import lax
 
 from vgg_jax.console import did_you_mean
 from vgg_jax.kernels import tpu
-from vgg_jax.kernels.cpu import conv_general_dilated
+from vgg_jax.kernels.convolution import conv_general_dilated
 from vgg_jax.models import layers as rows
 from vgg_jax.models.modules import BatchNorm, Conv, Moments, Slots, promote_factors
 

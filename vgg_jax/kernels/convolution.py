@@ -1,35 +1,34 @@
-"""This module has convolution and max pooling in forms that are fast on CPU.
+"""This module has convolution in forms that are fast on CPU and on GPUs.
 
-XLA compiles some of their gradients to slow code on CPU. Each function here is the
-plain `jax.lax` one, values and gradients, on every platform; only when the program is
-lowered for CPU do the forms below replace it, chosen by shape alone:
+XLA compiles some convolutions, and some of their gradients, to slow code. Each function
+here is the plain `jax.lax` one, values and gradients, on every platform; only when the
+program is lowered do the forms below replace it, chosen by shape. On CPU:
 
-- the gradient of a max pool compares instead of scattering;
-- the weight gradient of a convolution is matrix products (`_gram`);
+- the weight gradient is matrix products (`_gram`);
 - so is a 1x1 convolution, or one on a map of at most 4 pixels or of the kernel's size
   (`_dense`);
 - a 3x3 convolution of many channels is Winograd's, and so are its gradients;
 - one from and to few channels, on a small map, is a sum of shifted images (`_taps`).
+
+On GPUs one on a map of the kernel's size, such as a fully-connected layer, is a matrix
+product (`_whole`), without copies of its weights in the order that cuDNN wants.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
-from jax.export import is_symbolic_dim
-from jax.sharding import AxisType
 
 from vgg_jax.kernels import winograd
+from vgg_jax.kernels.padding import Pads, pad
+from vgg_jax.kernels.platforms import as_it_is, can_choose, choose, once
 from vgg_jax.kernels.trilinear import derivative
-
-Index = TypeVar("Index", int, np.ndarray)
-Pads = winograd.Pads
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _SPECS = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
@@ -43,34 +42,6 @@ _CACHE = 6 * 2**20  # bytes of copies that `_gram` makes at a time, to read them
 # often, since it computes derivatives.
 _WINOGRAD, _WINOGRAD_GRADIENT = 128 * 256, 64 * 128
 _WINOGRAD_WORK, _WINOGRAD_WORK_OF_FEW = 2**25, 2**27
-
-# The platforms on which the gradient of a max pool compares. `benchmarks/gpu.py` adds
-# "cuda" and "rocm" to measure both forms; nobody has on a GPU so far.
-POOLS_COMPARE_ON: tuple[str, ...] = ("cpu",)
-
-
-def _on_cpu(
-    fast: Callable[..., jax.Array], plain: Callable[..., jax.Array], *args: jax.Array
-) -> jax.Array:
-    """Computes `fast(*args)` in a program for CPU, `plain(*args)` in any other."""
-    return lax.platform_dependent(*args, cpu=fast, default=plain)
-
-
-def _is_covered(*arrays: jax.Array) -> bool:
-    """Returns whether the forms in this file can take these arrays.
-
-    They do not keep the types that arrays have under `jax.shard_map` and on a mesh of
-    explicit axes, and they are chosen by sides in numbers, which the symbolic ones of
-    `jax.export` are not.
-    """
-    return all(
-        kind == AxisType.Auto
-        for array in arrays
-        for kind in jax.typeof(array).sharding.mesh.axis_types
-    ) and not any(map(is_symbolic_dim, (n for array in arrays for n in array.shape)))
-
-
-# Convolution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,9 +159,14 @@ class _Geometry:
 
         plain = transposed(_plain)
         if self.is_dense:
-            return _on_cpu(transposed(_dense), plain, kernel, g)
+            whole = transposed(_whole) if self.is_whole else None
+            return choose(kernel, g, plain=plain, cpu=transposed(_dense), gpu=whole)
         if not _is_wide(g.dtype):
-            return _on_cpu(lambda kernel, g: plain(kernel, _apart(g)), plain, kernel, g)
+            return choose(
+                *(kernel, g),
+                plain=plain,
+                cpu=lambda kernel, g: plain(kernel, _apart(g)),
+            )
         back = self.transposed
         if not back.suits_winograd(len(g), _area(kernel.shape[2:]), least=_WINOGRAD):
             return plain(kernel, g)
@@ -199,7 +175,7 @@ class _Geometry:
             turned = lax.rev(kernel, (0, 1)).swapaxes(2, 3)
             return winograd.convolve(g, turned, back.padding)
 
-        return _on_cpu(fast, plain, kernel, g)
+        return choose(kernel, g, plain=plain, cpu=fast)
 
     def _kernel_gradient(self, x: jax.Array, g: jax.Array) -> jax.Array:
         shape = self.shape(1, x.shape, g.shape)
@@ -213,7 +189,8 @@ class _Geometry:
             fast = transposed(_dense)
         else:
             fast = functools.partial(_kernel_gradient, geometry=self)
-        return _on_cpu(fast, transposed(_plain), x, g)
+        whole = transposed(_whole) if self.is_whole else None
+        return choose(x, g, plain=transposed(_plain), cpu=fast, gpu=whole)
 
 
 def _area(sides: Sequence[int]) -> int:
@@ -253,7 +230,7 @@ def conv_general_dilated(
         and (lhs_dilation if lhs_dilation is None else tuple(lhs_dilation)) in ones
         and (rhs_dilation if rhs_dilation is None else tuple(rhs_dilation)) in ones
         and feature_group_count == batch_group_count == 1
-        and _is_covered(lhs, rhs)
+        and can_choose(lhs, rhs)
         and precision is out_sharding is None
     )
     if not covered:
@@ -322,7 +299,9 @@ def _conv(
     def fast(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return form(_apart(x).astype(dtype), kernel.astype(dtype), geometry)
 
-    return _on_cpu(fast, plain, x, kernel)
+    whole = functools.partial(_whole, geometry=geometry, dtype=dtype)
+    gpu = whole if geometry.is_whole else None
+    return choose(x, kernel, plain=plain, cpu=fast, gpu=gpu)
 
 
 @functools.partial(_conv.defjvp, symbolic_zeros=True)
@@ -334,7 +313,9 @@ def _conv_jvp(
     tangents: tuple[Any, ...],
 ) -> tuple[jax.Array, Any]:
     x, kernel = primals
-    x = _on_cpu(_once, _as_it_is, x)  # the convolution reads it, and its derivatives
+    x = choose(
+        x, plain=as_it_is, cpu=once
+    )  # the convolution reads it, and its derivatives
     primals = x, kernel
     given = dict(enumerate(primals))
     changes = [  # an argument that is constant has no tangent, and costs nothing
@@ -370,15 +351,6 @@ def _plain(
     )
 
 
-def _once(x: jax.Array) -> jax.Array:
-    """Has XLA compute an array once, not again for each operation that reads it."""
-    return lax.optimization_barrier(x)
-
-
-def _as_it_is(x: jax.Array) -> jax.Array:
-    return x
-
-
 def _is_wide(dtype: jnp.dtype) -> bool:
     return dtype.itemsize >= 4
 
@@ -398,7 +370,7 @@ def _winograd(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array
 
 def _taps(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
     """Convolves at stride 1 by summing shifted images, each times a kernel pixel."""
-    x = _pad(x, *geometry.padding)
+    x = pad(x, *geometry.padding)
     height, width = geometry.output
     taps = (
         x[:, a : a + height, b : b + width, c, None] * kernel[a, b, c]
@@ -415,9 +387,7 @@ def _dense(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
     rows, columns = geometry.output
     (top, _), (left, _) = geometry.padding
     if geometry.is_whole:
-        features = kernel.shape[-1]
-        product = x.reshape(n, kernel.size // features) @ kernel.reshape(-1, features)
-        return product.reshape(n, 1, 1, features)
+        return _whole(x, kernel, geometry)
     # Input pixel (i, j) reaches output (u, v) by the kernel's pixel
     # (i - u + top, j - v + left), so all outputs by a window of the reversed kernel,
     # with zeros where that is outside.
@@ -425,7 +395,7 @@ def _dense(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
     above, before = max(0, height + top - kh), max(0, width + left - kw)
     taps = lax.rev(kernel, (0, 1)).reshape(1, kh, kw, channels * features)
     below, after = max(0, rows - 1 - top), max(0, columns - 1 - left)
-    taps = _pad(taps, (above, below), (before, after))[0]
+    taps = pad(taps, (above, below), (before, after))[0]
     matrix = []
     for i, j in np.ndindex(height, width):
         a, b = above + kh - 1 - (i + top), before + kw - 1 - (j + left)
@@ -435,6 +405,22 @@ def _dense(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
     weights = weights.transpose(0, 3, 1, 2, 4).reshape(height * width * channels, -1)
     product = x.reshape(n, height * width * channels) @ weights
     return product.reshape(n, rows, columns, features)
+
+
+def _whole(
+    x: jax.Array,
+    kernel: jax.Array,
+    geometry: _Geometry,
+    dtype: jnp.dtype | None = None,
+) -> jax.Array:
+    """Convolves where one window is the whole map, by a matrix product."""
+    n, features = len(x), kernel.shape[-1]
+    product = lax.dot(
+        x.reshape(n, kernel.size // features),
+        kernel.reshape(-1, features),
+        preferred_element_type=x.dtype if dtype is None else dtype,
+    )
+    return product.reshape(n, 1, 1, features)
 
 
 def _kernel_gradient(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Array:
@@ -499,9 +485,9 @@ def _shifts(
     height, width = x.shape[1], geometry.output[1]
     (top, bottom), columns = geometry.padding
     kh, kw = geometry.kernel
-    x = _pad(x, (0, 0), columns)
+    x = pad(x, (0, 0), columns)
     x = jnp.concatenate([x[:, :, b : b + width] for b in range(kw)], axis=3)
-    g = _pad(g, (kh - 1 - top, kh - 1 - bottom), (0, 0))
+    g = pad(g, (kh - 1 - top, kh - 1 - bottom), (0, 0))
     g = jnp.concatenate([g[:, kh - 1 - a :][:, :height] for a in range(kh)], axis=3)
     return x, g
 
@@ -522,7 +508,7 @@ def _blocks(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Array:
     channels, features = x.shape[-1], g.shape[-1]
     columns = next(d for d in (4, 3, 2, 1) if width % d == 0)
     seen = columns + kw - 1
-    x = _pad(x, *geometry.padding)
+    x = pad(x, *geometry.padding)
     blocks = [x[:, :, b : b + seen] for b in range(0, width, columns)]
     x = jnp.stack(blocks, 2).reshape(*x.shape[:2], len(blocks), seen * channels)
     x = jnp.concatenate([x[:, a : a + rows] for a in range(kh)], axis=3)
@@ -544,7 +530,7 @@ def _strided(x: jax.Array, g: jax.Array, geometry: _Geometry) -> jax.Array:
     height = geometry.output[0] + block_kernel[0] - 1
     width = geometry.output[1] + block_kernel[1] - 1
     (top, _), (left, _) = geometry.padding
-    x = _pad(
+    x = pad(
         x,
         (top, height * sh - x.shape[1] - top),
         (left, width * sw - x.shape[2] - left),
@@ -576,172 +562,3 @@ def _contract(
     return lax.dot_general(
         a, b, (contracted, shared), preferred_element_type=_wide(a.dtype)
     )
-
-
-def _pad(
-    x: jax.Array, rows: tuple[int, int], columns: tuple[int, int], value: float = 0.0
-) -> jax.Array:
-    """Adds rows and columns to NHWC, or takes them away where negative."""
-    config = ((0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0))
-    return lax.pad(x, x.dtype.type(value), config)
-
-
-# Pooling
-
-
-def max_pool(x: jax.Array, *, window: int, stride: int, padding: Pads) -> jax.Array:
-    """Takes the largest value of each window: [N, H, W, C] -> [N, h, w, C].
-
-    Pixels outside the map count as -inf. A window's gradient goes to its first largest
-    value in row-major order.
-    """
-    pool = _max_pool if _is_covered(x) else _plain_max_pool
-    return pool(x, _Windows(window, stride, padding))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Windows:
-    """The windows of a max pool, and the form <the chosen values of v, g>.
-
-    Its arrays are x, which chooses a pixel in each window; v, of which those pixels are
-    taken; and g, the output's gradient. A small change of x does not change the choice.
-    """
-
-    side: int
-    stride: int
-    padding: Pads
-    is_linear = (False, True, True)
-
-    def shape(
-        self, wanted: int, first: Sequence[int], second: Sequence[int]
-    ) -> tuple[int, ...]:
-        """Returns a shape: v has that of x, and g has a cell for each window."""
-        if wanted == 1:
-            return tuple(first)
-        n, height, width, channels = first
-        return (n, *self.output((height, width)), channels)
-
-    def output(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Returns the number of windows along rows and along columns."""
-        rows, columns = (
-            (n + sum(pads) - self.side) // self.stride + 1
-            for n, pads in zip(size, self.padding, strict=True)
-        )
-        return rows, columns
-
-    @property
-    def overlap(self) -> int:
-        """The number of windows in a row that may hold the same pixel."""
-        return -(-self.side // self.stride)
-
-    def number(self, a: Index, b: Index) -> Index:
-        """Numbers the pixel (a, b) of a window, in rows of `overlap` strides."""
-        return a * self.overlap * self.stride + b
-
-    def derivative(self, wanted: int, x: jax.Array, given: jax.Array) -> jax.Array:
-        """Computes the gradient of x from g, or the output's change from that of x."""
-
-        def plain(x: jax.Array, given: jax.Array) -> jax.Array:
-            pool = functools.partial(_plain_max_pool, windows=self)
-            if wanted == 1:
-                return jax.vjp(pool, x)[1](given)[0]
-            return jax.jvp(pool, (x,), (given,))[1]
-
-        fast = _max_pool_gradient if wanted == 1 else _max_pool_change
-        forms = dict.fromkeys(POOLS_COMPARE_ON, functools.partial(fast, windows=self))
-        return lax.platform_dependent(x, given, default=plain, **forms)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _max_pool(x: jax.Array, windows: _Windows) -> jax.Array:
-    return _plain_max_pool(x, windows)
-
-
-@_max_pool.defjvp
-def _max_pool_jvp(
-    windows: _Windows, primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    (x,), (change,) = primals, tangents
-    return _max_pool(x, windows), derivative(windows, {0: x, 1: change})
-
-
-def _plain_max_pool(x: jax.Array, windows: _Windows) -> jax.Array:
-    side, stride = windows.side, windows.stride
-    return lax.reduce_window(
-        x,
-        x.dtype.type(-np.inf),  # concrete: only then has reduce_window a gradient
-        lax.max,
-        window_dimensions=(1, side, side, 1),
-        window_strides=(1, stride, stride, 1),
-        padding=((0, 0), *windows.padding, (0, 0)),
-    )
-
-
-def _to_blocks(x: jax.Array, windows: _Windows, value: float) -> jax.Array:
-    """Pads a map to blocks of stride x stride pixels, which hold every window.
-
-    A pixel may be in `windows.overlap` windows of a row.
-    """
-    _, height, width, _ = x.shape
-    rows, columns = windows.output((height, width))
-    (top, _), (left, _) = windows.padding
-    down = (rows + windows.overlap - 1) * windows.stride
-    across = (columns + windows.overlap - 1) * windows.stride
-    return _pad(x, (top, down - height - top), (left, across - width - left), value)
-
-
-def _pixel(blocks: jax.Array, a: int, b: int, windows: _Windows) -> jax.Array:
-    """Takes pixel (a, b) of every window: [N, h, w, C]."""
-    rows, columns = (
-        side // windows.stride - windows.overlap + 1 for side in blocks.shape[1:3]
-    )
-    stride = windows.stride
-    return blocks[:, a::stride, b::stride][:, :rows, :columns]
-
-
-def _choice(x: jax.Array, windows: _Windows) -> jax.Array:
-    """Numbers the pixel that each window chose, as in a window of whole blocks."""
-    blocks = _to_blocks(x, windows, -np.inf)
-    largest = jnp.full((), -np.inf, x.dtype)
-    choice = jnp.zeros((), jnp.int32)
-    for a, b in np.ndindex(windows.side, windows.side):
-        pixel = _pixel(blocks, a, b, windows)
-        choice = jnp.where(pixel > largest, windows.number(a, b), choice)
-        largest = jnp.maximum(pixel, largest)
-    return choice
-
-
-def _max_pool_change(x: jax.Array, change: jax.Array, windows: _Windows) -> jax.Array:
-    """Gives each window the change of its first largest value."""
-    choice, blocks = _choice(x, windows), _to_blocks(change, windows, 0.0)
-    total = jnp.zeros((), change.dtype)
-    for a, b in np.ndindex(windows.side, windows.side):
-        is_chosen = choice == windows.number(a, b)
-        total = jnp.where(is_chosen, _pixel(blocks, a, b, windows), total)
-    return total
-
-
-def _max_pool_gradient(x: jax.Array, g: jax.Array, windows: _Windows) -> jax.Array:
-    """Gives each pixel the gradient of the windows whose first largest value it is."""
-    n, height, width, channels = x.shape
-    _, rows, columns, _ = g.shape
-    (top, _), (left, _) = windows.padding
-    stride, overlap = windows.stride, windows.overlap
-    down, across = rows + overlap - 1, columns + overlap - 1
-    choice = _once(_choice(x, windows))
-    inside = np.arange(stride)
-    total = jnp.zeros((), g.dtype)
-    for i, j in np.ndindex(overlap, overlap):
-        # The window that starts i blocks above and j blocks left of a pixel's block.
-        around = (i, overlap - 1 - i), (j, overlap - 1 - j)
-        numbers = windows.number(inside[:, None] + i * stride, inside + j * stride)
-        chosen = _pad(choice, *around, -1)[:, :, None, :, None]
-        gradient = _pad(g, *around)[:, :, None, :, None]
-        total += jnp.where(chosen == numbers[:, None, :, None], gradient, 0)
-    total = total.reshape(n, down * stride, across * stride, channels)
-    inside_map = _pad(
-        total,
-        (-top, height + top - down * stride),
-        (-left, width + left - across * stride),
-    )
-    return _once(inside_map)

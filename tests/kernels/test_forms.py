@@ -1,4 +1,4 @@
-"""The CPU forms against plain `jax.lax`: values, gradients, and where they are used."""
+"""Forms of operations against plain `jax.lax`: numbers, gradients, where they are."""
 
 import functools
 import re
@@ -12,7 +12,7 @@ from flax import nnx
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from vgg_jax.kernels import cpu
+from vgg_jax.kernels import convolution, platforms, pooling
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -51,7 +51,7 @@ def value_and_gradients(function, *args, **options):
 
 
 def assert_same_conv(x, kernel, *, rtol=1e-5, **options):
-    found = value_and_gradients(cpu.conv, x, kernel, **options)
+    found = value_and_gradients(convolution.conv, x, kernel, **options)
     expected = value_and_gradients(plain_conv, x, kernel, **options)
     chex.assert_trees_all_equal_shapes_and_dtypes(found, expected)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -61,6 +61,14 @@ def assert_same_conv(x, kernel, *, rtol=1e-5, **options):
             np.asarray(b, np.float64) / scale,
             atol=rtol,
         )
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def forms(request, monkeypatch):
+    """Has programs for CPU use the forms of CPUs, or those of GPUs."""
+    if request.param == "gpu":
+        monkeypatch.setattr(platforms, "GPUS", ("cpu",))
+    return request.param
 
 
 @pytest.mark.parametrize(
@@ -96,9 +104,11 @@ def assert_same_conv(x, kernel, *, rtol=1e-5, **options):
         ((4, 1), 4, 5, 1, 2),
         ((2, 2), 4, 3, 1, 2),
         ((2, 1), 4, 1, 1, 1),
+        ((1, 1), 4, 1, 1, 0),
         ((7, 5), 4, (7, 5), 1, 0),
     ],
 )
+@pytest.mark.usefixtures("forms")
 def test_convolution_equals_lax(size, channels, kernel, stride, padding):
     kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
     x = normal(0, 3, *size, channels)
@@ -118,11 +128,11 @@ def test_convolution_equals_lax(size, channels, kernel, stride, padding):
     ],
 )
 def test_weight_gradient_in_parts(monkeypatch, images, cache, groups, loops):
-    monkeypatch.setattr(cpu, "_CACHE", cache)
+    monkeypatch.setattr(convolution, "_CACHE", cache)
     x, kernel = normal(0, images, 6, 7, 4), normal(1, 3, 3, 4, 4)
     assert_same_conv(x, kernel, stride=1, padding=1)
-    geometry = cpu._Geometry((6, 7), (3, 3), (1, 1), ((1, 1), (1, 1)))
-    traced = str(jax.make_jaxpr(lambda x, g: cpu._gram(x, g, geometry))(x, x))
+    geometry = convolution._Geometry((6, 7), (3, 3), (1, 1), ((1, 1), (1, 1)))
+    traced = str(jax.make_jaxpr(lambda x, g: convolution._gram(x, g, geometry))(x, x))
     assert traced.count("scan[") == loops
     assert f":f32[{groups},12,12] = dot_general" in traced
 
@@ -144,7 +154,7 @@ def test_an_empty_batch_has_no_outputs_and_a_gradient_of_zero(
     kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
     x, weights = jnp.zeros((0, *size, channels)), normal(1, *kernel, channels, 4)
     options = {"stride": stride, "padding": padding}
-    y, (dx, dweights) = value_and_gradients(cpu.conv, x, weights, **options)
+    y, (dx, dweights) = value_and_gradients(convolution.conv, x, weights, **options)
     assert y.shape == plain_conv(x, weights, **options).shape
     assert dx.shape == x.shape
     chex.assert_trees_all_equal(dweights, jnp.zeros_like(weights))
@@ -153,7 +163,7 @@ def test_an_empty_batch_has_no_outputs_and_a_gradient_of_zero(
 def test_an_empty_batch_is_pooled():
     x = jnp.zeros((0, 7, 6, 3))
     options = {"window": 3, "stride": 2, "padding": ((0, 1), (0, 0))}
-    y, (dx,) = value_and_gradients(cpu.max_pool, x, **options)
+    y, (dx,) = value_and_gradients(pooling.max_pool, x, **options)
     assert (y.shape, dx.shape) == ((0, 3, 2, 3), x.shape)
 
 
@@ -181,6 +191,7 @@ def test_convolution_keeps_the_dtype(dtype, side):
     ],
 )
 @pytest.mark.parametrize("size", [(7, 7), (8, 5)])
+@pytest.mark.usefixtures("forms")
 def test_max_pool_equals_lax(window, stride, padding, size):
     options = {"window": window, "stride": stride, "padding": padding}
     # Whole numbers: most windows have a tie.
@@ -192,15 +203,20 @@ def test_max_pool_equals_lax(window, stride, padding, size):
         return after, value_and_gradients(pool, x, **options)
 
     found, expected = jax.jit(
-        lambda: (both_modes(cpu.max_pool), both_modes(plain_max_pool))
+        lambda: (both_modes(pooling.max_pool), both_modes(plain_max_pool))
     )()
     chex.assert_trees_all_close(found, expected, atol=1e-6)
+
+
+def test_a_window_of_more_pixels_than_a_byte_has_numbers(forms):
+    # Its chosen pixels have numbers up to 143.
+    test_max_pool_equals_lax(12, 12, ((0, 0), (0, 0)), size=(13, 24))
 
 
 def test_max_pool_gives_a_tie_to_its_first_pixel():
     x = jnp.zeros((1, 4, 4, 1))
     _, (found,) = value_and_gradients(
-        cpu.max_pool, x, window=2, stride=2, padding=((0, 0), (0, 0))
+        pooling.max_pool, x, window=2, stride=2, padding=((0, 0), (0, 0))
     )
     assert np.flatnonzero(np.asarray(found)).tolist() == [0, 2, 8, 10]
 
@@ -216,7 +232,10 @@ def block(conv, max_pool):
     return loss
 
 
-fast, plain = block(cpu.conv, cpu.max_pool), block(plain_conv, plain_max_pool)
+fast, plain = (
+    block(convolution.conv, pooling.max_pool),
+    block(plain_conv, plain_max_pool),
+)
 
 
 X, KERNEL = normal(0, 2, 4, 4, 4), normal(1, 3, 3, 4, 4)
@@ -324,7 +343,7 @@ def test_a_constant_image_has_no_gradient_to_compute():
 @pytest.mark.parametrize("cache", [2**20, 3100])  # at once; two images at a time
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_gradient_of_a_sharded_batch(monkeypatch, axis_type, cache):
-    monkeypatch.setattr(cpu, "_CACHE", cache)
+    monkeypatch.setattr(convolution, "_CACHE", cache)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
     x, kernel = normal(0, 16, 4, 4, 4), normal(1, 3, 3, 4, 4)
     expected = jax.jit(jax.grad(plain, argnums=1))(x, kernel)
@@ -381,9 +400,8 @@ def convolutions(text):
         (forward_over_reverse, 18, ("reverse",)),
     ],
 )
-@pytest.mark.parametrize("platform", ["tpu", "cuda", "rocm"])
-def test_other_platforms_run_the_plain_program(platform, derivative, count, repeated):
-    found, expected = (lowered(derivative, loss, platform) for loss in (fast, plain))
+def test_tpu_runs_the_plain_program(derivative, count, repeated):
+    found, expected = (lowered(derivative, loss, "tpu") for loss in (fast, plain))
     assert operations(found, *repeated) == operations(expected, *repeated)
     assert convolutions(found) == convolutions(expected)
     assert len(convolutions(found)) == count
@@ -393,7 +411,7 @@ def test_other_platforms_run_the_plain_program(platform, derivative, count, repe
 def test_sixteen_bits_are_summed_in_float32_and_have_derivatives_of_sixteen(platform):
     def loss(x, kernel):
         options = {"preferred_element_type": jnp.float32}
-        y = cpu.conv_general_dilated(
+        y = convolution.conv_general_dilated(
             x, kernel, (1, 1), "SAME", dimension_numbers=DIMENSIONS, **options
         )
         assert y.dtype == jnp.float32
@@ -413,13 +431,27 @@ def test_sixteen_bits_are_summed_in_float32_and_have_derivatives_of_sixteen(plat
 
 
 @pytest.mark.parametrize("platform", ["cuda", "rocm"])
-def test_pools_of_other_platforms_compare_where_they_are_told_to(monkeypatch, platform):
-    monkeypatch.setattr(cpu, "POOLS_COMPARE_ON", ("cpu", platform))
-    found = lowered(value_and_gradient, fast, platform)
-    assert "select_and_scatter" not in found
-    assert convolutions(found) == convolutions(
-        lowered(value_and_gradient, plain, platform)
+def test_gpus_run_the_plain_convolutions_and_pools_that_compare(platform):
+    found, expected = (
+        lowered(value_and_gradient, loss, platform) for loss in (fast, plain)
     )
+    assert convolutions(found) == convolutions(expected)
+    assert "select_and_scatter" in expected and "select_and_scatter" not in found
+    assert "xi8>" in found  # the numbers of the chosen pixels
+
+
+@pytest.mark.parametrize(
+    ("platform", "products"), [("cuda", 3), ("rocm", 3), ("tpu", 0), ("cpu", 3)]
+)
+def test_a_window_of_the_whole_map_is_a_product_but_on_tpu(platform, products):
+    def loss(x, kernel):
+        return jnp.sum(convolution.conv(x, kernel, stride=1, padding=0) ** 2)
+
+    x, kernel = normal(0, 3, 7, 5, 4), normal(1, 7, 5, 4, 6)
+    traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(x, kernel)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert operations(text).count("dot_general") == products
+    assert len(convolutions(text)) == 3 - products
 
 
 def test_cpu_runs_the_other_forms():
@@ -433,7 +465,9 @@ def test_cpu_runs_the_other_forms():
 def test_nnx_conv_calls_it():
     x = normal(0, 2, 2, 2, 3)
     options = {"kernel_size": (3, 3), "padding": 1, "rngs": nnx.Rngs(0)}
-    conv = nnx.Conv(3, 4, conv_general_dilated=cpu.conv_general_dilated, **options)
+    conv = nnx.Conv(
+        3, 4, conv_general_dilated=convolution.conv_general_dilated, **options
+    )
     conv.bias[...] = normal(1, 4)
     kernel = conv.kernel[...]
     text = jax.jit(lambda x: conv(x)).lower(x).as_text()
@@ -458,6 +492,6 @@ def test_whatever_lax_takes(options):
     features = options.pop("features", 4)
     x, kernel = normal(0, 2, 6, 7, 4), normal(1, 3, 3, features, 4)
     options = {"window_strides": (1, 1), "dimension_numbers": DIMENSIONS} | options
-    found = value_and_gradients(cpu.conv_general_dilated, x, kernel, **options)
+    found = value_and_gradients(convolution.conv_general_dilated, x, kernel, **options)
     expected = value_and_gradients(lax.conv_general_dilated, x, kernel, **options)
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-4)
