@@ -51,7 +51,7 @@ NETWORKS: dict[str, VGGConfig | NiNConfig] = {
 }
 DTYPES = ("bfloat16", "float32")
 TIMED = ("train", "forward")  # the parts that PyTorch has, too
-POOLS = "train, pool by comparing"
+PLAIN = "train, plain forms"
 SCALES = (384, 256, 512)
 TOY_SCALES = (64, 80, 96)
 
@@ -98,7 +98,7 @@ def make_plan(networks: Iterable[str], scales: Iterable[int]) -> list[Group]:
         Group(first, bfloat16, 256, (dense,)),
         *(Group(name, bfloat16, 256, ("train",)) for name in reversed(others)),
         Group(first, float32, 256, ("train",)),
-        Group(first, bfloat16, 256, (POOLS,)),
+        Group(first, bfloat16, 256, (PLAIN,)),
         Group(first, bfloat16, 64, TIMED),
         Group(first, float32, 256, ("forward",)),
         *(Group(name, bfloat16, 256, ("forward",)) for name in others),

@@ -16,7 +16,7 @@ from vgg_jax.compilation import onednn_options, prepare_jax
 from vgg_jax.config import Config, from_dict
 from vgg_jax.distributed import make_mesh, shard_batch
 from vgg_jax.inference.forward import Network, Posteriors
-from vgg_jax.kernels import cpu as kernels
+from vgg_jax.kernels import platforms
 from vgg_jax.memory import evaluation_advice, naming_settings, training_advice
 from vgg_jax.models import ConvNet
 from vgg_jax.models.layers import BatchNorm
@@ -61,7 +61,7 @@ def open_parts(
         "parameters": lambda: run.count_parameters,
         "facts": lambda: facts,
         "train": part(run.train),
-        "train, pool by comparing": part(run.train_with_pools_that_compare),
+        "train, plain forms": part(run.train_with_plain_forms),
         "forward": part(run.forward if platform == "cpu" else run.posteriors),
         "logits": lambda: lambda: save_logits(settings, exchange),
     }
@@ -106,14 +106,14 @@ class _Run:
         """Makes a function that takes so many training steps."""
         return self._train(self._program)
 
-    def train_with_pools_that_compare(self) -> Steps:
-        """Makes the same with the max pools' gradients in the form that CPUs have."""
-        kernels.POOLS_COMPARE_ON = ("cpu", "cuda", "rocm")
+    def train_with_plain_forms(self) -> Steps:
+        """Makes the same without the forms of operations that are made for GPUs."""
+        gpus, platforms.GPUS = platforms.GPUS, ()
         try:
             take = self._train(build_program(self._config, self._mesh))
             take(1)  # compiles
         finally:
-            kernels.POOLS_COMPARE_ON = ("cpu",)
+            platforms.GPUS = gpus
         return take
 
     def _train(self, program: Program) -> Steps:

@@ -16,7 +16,7 @@ from benchmarks.cards import find_card
 from benchmarks.cases import make_case
 from benchmarks.gpu import Group, Row
 from vgg_jax.config import NiNConfig, VGGConfig
-from vgg_jax.kernels import cpu as kernels
+from vgg_jax.kernels import platforms
 from vgg_jax.models import MODELS, nin
 from vgg_jax.models.layers import MaxPool
 from vgg_jax.models.measure import summary
@@ -116,7 +116,7 @@ def test_every_part_runs_at_toy_sizes(
     for module in (in_jax, loop_in_jax):
         monkeypatch.setattr(module, "prepare_jax", lambda: None)
     side.theirs = THEIRS
-    parts = ("train", "forward", gpu.POOLS, f"dense, Q={gpu.TOY_SCALES[0]}", "logits")
+    parts = ("train", "forward", gpu.PLAIN, f"dense, Q={gpu.TOY_SCALES[0]}", "logits")
     groups = [Group("small", "float32", 64, parts)]
     groups.append(Group("small", "bfloat16", 64, ("loop",)))
     plan(monkeypatch, *groups)
@@ -131,7 +131,7 @@ def test_every_part_runs_at_toy_sizes(
         assert row[1] == "logits" or float(row[4].split(" ")[0].replace(",", "")) >= 0
     assert "logits differ by at most 1.0e-05" in rows[4][-1]
     assert "train.py's loop on JPEGs, waited" in rows[5][-1]
-    assert kernels.POOLS_COMPARE_ON == ("cpu",)
+    assert platforms.GPUS == ("cuda", "rocm")
     written = json.loads(file.read_text())["rows"]
     assert all(row["images_per_second"]["JAX"] > 0 for row in written if row["images"])
     assert code == 1 and f"{parameters} in PyTorch" in rows[0][-1]

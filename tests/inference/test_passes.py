@@ -22,7 +22,7 @@ from vgg_jax.inference.tiling import run_tiled
 from vgg_jax.memory import OutOfMemory
 from vgg_jax.models import ConvNet
 from vgg_jax.preprocessing import Normalization
-from vgg_jax.tools.tpu_check import lower_dense
+from vgg_jax.tools.programs import lower_dense
 
 
 def network_of(model: ConvNet, config: Config) -> Network:

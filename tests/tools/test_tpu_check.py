@@ -14,7 +14,8 @@ from tests.weights.networks import random_network
 from vgg_jax.config import Config, DataConfig, VGGConfig
 from vgg_jax.preprocessing import Normalization
 from vgg_jax.tools import tpu_check
-from vgg_jax.tools.tpu_check import main, memory_advice, topology_mesh
+from vgg_jax.tools.programs import memory_advice
+from vgg_jax.tools.tpu_check import main, topology_mesh
 from vgg_jax.tools.tpu_report import Report
 from vgg_jax.weights import save_weights
 

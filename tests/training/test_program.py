@@ -22,6 +22,7 @@ from vgg_jax.config import (
 )
 from vgg_jax.distributed import make_mesh, shard_batch
 from vgg_jax.tools import init_check, tpu_check
+from vgg_jax.tools.programs import PROGRAMS
 from vgg_jax.training import program as programs
 from vgg_jax.training.objectives import CLASSIFICATION, ExampleMetrics
 from vgg_jax.training.program import Program, build_program, with_choices_for
@@ -122,7 +123,7 @@ def test_a_crop_too_small_for_the_network_is_refused() -> None:
         build_program(config(crop=16), make_mesh())
 
 
-@pytest.mark.parametrize("program", tpu_check.PROGRAMS)
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_commands_without_data_need_the_number_of_classes(program: str) -> None:
     without = config(num_classes=None)
     for work in (

@@ -84,8 +84,8 @@ class _Windows:
 
         form = _max_pool_gradient if wanted == 1 else _max_pool_change
         # A GPU waits for its memory; on CPU narrow numbers are slower.
-        cpu = functools.partial(form, windows=self, numbers=np.int32)
-        gpu = functools.partial(form, windows=self, numbers=np.int8)
+        cpu = functools.partial(form, windows=self, integer=np.int32)
+        gpu = functools.partial(form, windows=self, integer=np.int8)
         return choose(x, given, plain=plain, cpu=cpu, gpu=gpu)
 
 
@@ -136,13 +136,15 @@ def _pixel(blocks: jax.Array, a: int, b: int, windows: _Windows) -> jax.Array:
     return blocks[:, a::stride, b::stride][:, :rows, :columns]
 
 
-def _choice(x: jax.Array, windows: _Windows, numbers: type[np.integer]) -> jax.Array:
+def _choice(
+    x: jax.Array, windows: _Windows, integer: type[np.signedinteger]
+) -> jax.Array:
     """Numbers the pixel that each window chose, as in a window of whole blocks.
 
-    The numbers are of the type `numbers`, or of a wider one where they are large.
+    The numbers are of the type `integer`, or of a wider one where they are large.
     """
     last = windows.number(windows.side - 1, windows.side - 1)
-    dtype = np.promote_types(numbers, np.min_scalar_type(-last))
+    dtype = np.promote_types(integer, np.min_scalar_type(-last))
     blocks = _to_blocks(x, windows, -np.inf)
     largest = jnp.full((), -np.inf, x.dtype)
     choice = jnp.zeros((), dtype)
@@ -155,10 +157,10 @@ def _choice(x: jax.Array, windows: _Windows, numbers: type[np.integer]) -> jax.A
 
 
 def _max_pool_change(
-    x: jax.Array, change: jax.Array, windows: _Windows, numbers: type[np.integer]
+    x: jax.Array, change: jax.Array, windows: _Windows, integer: type[np.signedinteger]
 ) -> jax.Array:
     """Gives each window the change of its first largest value."""
-    choice, blocks = _choice(x, windows, numbers), _to_blocks(change, windows, 0.0)
+    choice, blocks = _choice(x, windows, integer), _to_blocks(change, windows, 0.0)
     total = jnp.zeros((), change.dtype)
     for a, b in np.ndindex(windows.side, windows.side):
         is_chosen = choice == windows.number(a, b)
@@ -167,7 +169,7 @@ def _max_pool_change(
 
 
 def _max_pool_gradient(
-    x: jax.Array, g: jax.Array, windows: _Windows, numbers: type[np.integer]
+    x: jax.Array, g: jax.Array, windows: _Windows, integer: type[np.signedinteger]
 ) -> jax.Array:
     """Gives each pixel the gradient of the windows whose first largest value it is."""
     n, height, width, channels = x.shape
@@ -175,7 +177,7 @@ def _max_pool_gradient(
     (top, _), (left, _) = windows.padding
     stride, overlap = windows.stride, windows.overlap
     down, across = rows + overlap - 1, columns + overlap - 1
-    choice = once(_choice(x, windows, numbers))
+    choice = once(_choice(x, windows, integer))
     inside = np.arange(stride)
     total = jnp.zeros((), g.dtype)
     for i, j in np.ndindex(overlap, overlap):

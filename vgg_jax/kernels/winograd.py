@@ -105,11 +105,11 @@ def _pixels(
         before: how many rows above x, and columns left of it, the first windows begin.
     """
     tiles = [-(-n // TILE) for n in output]
-    pads = [
+    above_and_below, sides = (
         (first, side + TILE * (count - 1) - first - n)
         for n, first, count in zip(x.shape[1:3], before, tiles, strict=True)
-    ]
-    x = pad(x, *pads)
+    )
+    x = pad(x, above_and_below, sides)
     rows, columns = (TILE * (count - 1) + 1 for count in tiles)
 
     def pixel(i: int, j: int) -> jax.Array:

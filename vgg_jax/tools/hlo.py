@@ -1,8 +1,9 @@
-"""Reads from the HLO text of a program compiled for TPU what the program costs.
+"""Reads from the HLO text of a compiled program what the program costs.
 
-`compiled.as_text()` has a line an instruction. The compiler writes its own estimate of
-the cycles beside most of them ("estimated_cycles"), and the layer whose operation it is
-("op_name").
+`compiled.as_text()` has a line an instruction, and beside it the layer whose operation
+it is ("op_name"). The TPU compiler also writes its own estimate of the cycles of most
+of them ("estimated_cycles"); of a program for a GPU the bytes can be counted that each
+kernel reads and writes.
 """
 
 import dataclasses
@@ -37,6 +38,11 @@ _FREE = {
     "async-update",
     "async-done",
 }
+# Instructions of a program for a GPU that run no kernel of their own.
+_NO_KERNEL = _FREE - {"custom-call"} | {"after-all", "partition-id"}
+# What multiplies matrices on a GPU: a call of a library, or a fusion of one of these.
+_LIBRARIES = re.compile(r'custom_call_target="__(cudnn|cublas)')
+_PRODUCTS = {"dot", "convolution"}
 _NOTABLE_BYTES = 2**20  # results below this are not worth a warning
 # Words of a source name that say how a function was transformed, not what it is.
 _WRAPPERS = re.compile(
@@ -133,6 +139,24 @@ class Costs:
 
 
 @dataclasses.dataclass(frozen=True)
+class Kernel:
+    """An instruction of a program for a GPU.
+
+    Args:
+        source: the layer and the JAX operation, "conv1_1/conv_general_dilated".
+        result: the type and shape of what it computes.
+        is_product: whether it is a convolution or a product of matrices.
+        bytes: what it reads from memory and writes to it, for all executions together,
+            each array once.
+    """
+
+    source: str
+    result: str
+    is_product: bool
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
 class _Instruction:
     name: str
     opcode: str
@@ -171,10 +195,9 @@ def program_costs(text: str) -> Costs:
             continue
         estimate = re.search(r'"estimated_cycles":"(\d+)"', instruction.rest)
         if estimate:
-            name = re.search(r'op_name="([^"]*)"', instruction.rest)
             operations.append(
                 Operation(
-                    source=source_name(name[1]) if name else instruction.name,
+                    source=_source(instruction),
                     result=_LAYOUT.sub("", instruction.result),
                     cycles=times * int(estimate[1]),
                     executions=times,
@@ -199,6 +222,45 @@ def program_costs(text: str) -> Costs:
         ),
         unknown_loops=unknown_loops,
     )
+
+
+def kernels(text: str) -> tuple[Kernel, ...]:
+    """Returns the kernels of an HLO module for a GPU but for collectives, in order.
+
+    Raises:
+        ValueError: the text is not that of a compiled module.
+    """
+    computations, entry = _parse(text)
+    if entry is None:
+        raise ValueError("expected the text of a compiled HLO module, found no ENTRY")
+    found = []
+    for instruction, fused, times in _executed(computations, entry, 1):
+        opcode = instruction.opcode
+        kind = opcode.removesuffix("-start")
+        done = opcode.endswith("-done")
+        if fused or done or opcode in _NO_KERNEL or kind in COLLECTIVES:
+            continue
+        arrays = [instruction.result]  # that of a start has the operands, too
+        if kind == opcode:
+            arrays += _operands(instruction, computations)
+        inner = computations.get(instruction.called("calls") or "", [])
+        found.append(
+            Kernel(
+                source=_source(instruction),
+                result=_LAYOUT.sub("", instruction.result),
+                is_product=opcode in _PRODUCTS
+                or _LIBRARIES.search(instruction.rest) is not None
+                or any(one.opcode in _PRODUCTS for one in inner),
+                bytes=times * sum(map(_bytes, arrays)),
+            )
+        )
+    return tuple(found)
+
+
+def _source(instruction: _Instruction) -> str:
+    """Returns the source of an instruction, or its own name where it tells none."""
+    name = re.search(r'op_name="([^"]*)"', instruction.rest)
+    return source_name(name[1]) if name else instruction.name
 
 
 def source_name(op_name: str) -> str:
@@ -263,6 +325,8 @@ def _turns(
 
     It is told for a loop that counts from 0 to a constant, as `jax.lax.scan` makes.
     """
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
+        return int(known[1])
     condition = computations.get(loop.called("condition") or "", [])
     limits = [i.rest.partition(")")[0] for i in condition if i.opcode == "constant"]
     counts_up = any(

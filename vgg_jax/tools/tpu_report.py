@@ -6,6 +6,7 @@ from typing import Any
 from vgg_jax.console import format_columns
 from vgg_jax.memory import GIB
 from vgg_jax.tools.hlo import Costs
+from vgg_jax.tools.programs import Memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,28 +72,6 @@ CHIPS = {
 
 
 COSTLIEST = 10
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Memory:
-    """What a program takes of one chip's memory (HBM), in bytes.
-
-    Args:
-        arguments: the arrays that it is given.
-        outputs: the results that do not take the place of arguments.
-        temporaries: what it needs while it runs.
-        code: the program itself.
-    """
-
-    arguments: int
-    outputs: int
-    temporaries: int
-    code: int
-
-    @property
-    def needed(self) -> int:
-        """The sum of all four, as they are in memory at once."""
-        return self.arguments + self.outputs + self.temporaries + self.code
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
