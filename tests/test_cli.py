@@ -35,7 +35,7 @@ COMMANDS = [
     *("vgg_jax.localization.__main__", "vgg_jax.report.__main__"),
     *("vgg_jax.tools.bucket_cost", "vgg_jax.tools.color_pca"),
     *("vgg_jax.tools.crop_vs_dense", "vgg_jax.tools.init_check"),
-    *("vgg_jax.tools.summary", "vgg_jax.tools.tpu_check"),
+    *("vgg_jax.tools.gpu_check", "vgg_jax.tools.summary", "vgg_jax.tools.tpu_check"),
     *("vgg_jax.tools.whitening", "vgg_jax.weights.__main__"),
 ]
 

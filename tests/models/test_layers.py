@@ -151,6 +151,7 @@ def test_the_gradient_of_a_maximum_goes_to_the_largest_pixel() -> None:
 
 
 def test_the_derivative_of_relu_by_hand() -> None:
+    """That of a number that is none is 1, as in PyTorch; in `jax.nn.relu` it is 0."""
     x = jnp.asarray([-2.0, -0.0, 0.0, 1e-30, 3.0, jnp.nan])
     assert jax.vmap(jax.grad(relu))(x).tolist() == [0, 0, 0, 1, 1, 1]
 

@@ -163,8 +163,8 @@ def test_images_of_several_sizes_are_those_of_one_in_either_order() -> None:
 
 
 def test_relu_is_that_of_jax_in_every_mode() -> None:
-    x = jnp.asarray([-2.0, -0.0, 0.0, 1e-30, 3.0, -jnp.inf, jnp.inf, jnp.nan])
-    change = jnp.arange(1.0, 9.0)
+    x = jnp.asarray([-2.0, -0.0, 0.0, 1e-30, 3.0, -jnp.inf, jnp.inf])
+    change = jnp.arange(1.0, 8.0)
     for mode in (jax.jvp, lambda f, x, g: jax.vjp(f, *x)[1](*g)):
         found, expected = (mode(f, (x,), (change,)) for f in (relu, jax.nn.relu))
         jax.tree.map(np.testing.assert_array_equal, found, expected)

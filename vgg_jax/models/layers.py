@@ -336,7 +336,7 @@ def relu(x: jax.Array) -> jax.Array:
     return jnp.maximum(x, 0)
 
 
-# Not `y > 0`: of a maximum with 0 XLA makes that `x > 0`, and keeps x.
+# Not `y > 0`: XLA makes `x > 0` of it, since y is a maximum with 0, and keeps x.
 relu.defjvps(lambda change, y, x: jnp.where(y != 0, change, 0))
 
 

@@ -1,5 +1,6 @@
 """This module has the convolutional network that runs rows of layers."""
 
+import itertools
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -153,6 +154,7 @@ class _Call(NamedTuple):
         convs: the convolution of each of `layers.Statistics`, by its name.
         signs: by what their maps are multiplied, [C], by the names of convolutions and
             of normalizations.
+        normalized: the ReLUs that follow a normalization of `measured`.
     """
 
     train: bool | None
@@ -161,6 +163,7 @@ class _Call(NamedTuple):
     measured: Collection[str]
     convs: dict[str, str]
     signs: dict[str, jax.Array]
+    normalized: Collection[str]
 
 
 class ConvNet(nnx.Module):
@@ -440,6 +443,11 @@ class ConvNet(nnx.Module):
                 if row.signed
                 for name in (row.name, row.conv)
             },
+            normalized=[
+                row.name
+                for before, row in itertools.pairwise(order)
+                if isinstance(row, rows.Relu) and before.name in measured
+            ],
         )
         moments: dict[str, Moments] = {}
         rest = order
@@ -529,6 +537,10 @@ class ConvNet(nnx.Module):
                 return rows.local_response_norm(
                     x, size=size, alpha=alpha, beta=beta, k=k
                 )
+            case rows.Relu() if layer.name in call.normalized:
+                # Its derivative is made of x, which the normalization's derivative
+                # computes again anyway from what it keeps.
+                return jax.nn.relu(x)
             case rows.Relu():
                 return rows.relu(x)
             case rows.MaxPool():
