@@ -151,6 +151,7 @@ class _Call(NamedTuple):
         train, rngs: the arguments of `ConvNet.__call__`.
         wanted: the names of the rows whose maps somebody needs.
         measured: the normalizations that take the statistics of the batch.
+        foreign: the rows whose module somebody has put in the place of the network's.
         convs: the convolution of each of `layers.Statistics`, by its name.
         signs: by what their maps are multiplied, [C], by the names of convolutions and
             of normalizations.
@@ -161,6 +162,7 @@ class _Call(NamedTuple):
     rngs: Randomness | None
     wanted: Collection[str]
     measured: Collection[str]
+    foreign: Collection[str]
     convs: dict[str, str]
     signs: dict[str, jax.Array]
     normalized: Collection[str]
@@ -173,6 +175,9 @@ class ConvNet(nnx.Module):
     `nnx.view(model, deterministic=..., use_running_average=...)` does for a view of it;
     `train` at a call goes before either. Training, dropout is on, and batch
     normalization takes the statistics of the batch and moves the running ones.
+
+    A module may be replaced by another that takes and gives a map, NHWC, such as
+    `model.fc8 = nnx.Conv(4096, 10, (1, 1), rngs=rngs)`.
 
     `model.devices` is how many devices share a batch, each with as many images in a
     row; None says nothing of it. Where it is known, programs for TPU run two images of
@@ -423,19 +428,23 @@ class ConvNet(nnx.Module):
         if collect is not None:
             wanted = [layer.name for layer in layers] if names is None else names
         is_running = None if train is None else not train
+        foreign = [row.name for row in layers if self._has_foreign_module(row)]
         measured = [
             row.name
             for row in layers
             if isinstance(row, rows.BatchNorm)
+            and row.name not in foreign
             and not getattr(self, row.name).is_running(is_running)
         ]
-        order = rows.in_running_order(layers, wanted, measured)
+        fixed = {*wanted, *foreign}
+        order = rows.in_running_order(layers, fixed, measured)
         statistics = [row for row in order if isinstance(row, rows.Statistics)]
         call = _Call(
             train,
             rngs,
             wanted,
             measured,
+            foreign,
             convs={row.name: row.conv for row in statistics},
             signs={
                 name: getattr(self, row.name).sign()
@@ -451,8 +460,8 @@ class ConvNet(nnx.Module):
         )
         moments: dict[str, Moments] = {}
         rest = order
-        if paired := self._paired(order, x, sizes, wanted):
-            apart = self._apart(order[len(paired) :], sizes, wanted)
+        if paired := self._paired(order, x, sizes, fixed):
+            apart = self._apart(order[len(paired) :], sizes, fixed)
             x, moments = self._run_pairs(x, paired, apart, sizes, counted, call)
             rest = order[len(paired + apart) :]
             if sizes is not None:
@@ -524,11 +533,19 @@ class ConvNet(nnx.Module):
             case rows.Conv():
                 if known and layer.padding:
                     x = _fill_outside(x, known)
+                if layer.name in call.foreign:
+                    return module(x)
                 return module.multiply(x, sign=sign, pairs=pairs)
+            case rows.Bias() if layer.name in call.foreign:
+                return x
             case rows.Bias():
                 return module.add_bias(x, pairs=pairs)
             case rows.Statistics():
                 return x
+            case rows.BatchNorm() if layer.name in call.foreign:
+                if isinstance(module, nnx.BatchNorm) and call.train is not None:
+                    return module(x, use_running_average=not call.train)
+                return module(x)
             case rows.BatchNorm():
                 return module.normalize(x, moments, sign=sign, pairs=pairs)
             case rows.Dropout():
@@ -552,6 +569,14 @@ class ConvNet(nnx.Module):
             case _:
                 raise TypeError(f"ConvNet has no rule for {layer}")
 
+    def _has_foreign_module(self, layer: rows.Layer) -> bool:
+        """Whether a row's module is of another class than the network's own."""
+        own = {rows.Conv: Conv, rows.BatchNorm: BatchNorm}
+        return any(
+            isinstance(layer, row) and not isinstance(getattr(self, layer.name), module)
+            for row, module in own.items()
+        )
+
     def _move_statistics(self, moments: dict[str, Moments], call: _Call) -> None:
         """Moves the running statistics towards those of the batch."""
         for name, (mean, var, cells) in moments.items():
@@ -566,12 +591,12 @@ class ConvNet(nnx.Module):
         order: tuple[rows.Layer, ...],
         x: jax.Array,
         sizes: jax.Array | None,
-        wanted: Collection[str],
+        fixed: Collection[str],
     ) -> tuple[rows.Layer, ...]:
         """Returns the first rows if two images side by side can run them, else ().
 
         They end where one image fills the lanes of a TPU, after the convolution that
-        makes so many channels, and before a map that is wanted.
+        makes so many channels, and before a row of `fixed`.
         """
         if self.devices is None or not tpu.can_pair(len(x), self.devices):
             return ()
@@ -579,7 +604,7 @@ class ConvNet(nnx.Module):
         for layer in order:
             # The statistics of a convolution's map are cheapest where it is made.
             fits = 2 * channels <= tpu.LANES or isinstance(layer, rows.Statistics)
-            if not fits or not _can_be_paired(layer, sizes) or layer.name in wanted:
+            if not fits or not _can_be_paired(layer, sizes) or layer.name in fixed:
                 break
             paired.append(layer)
             channels = rows.channels_after(layer, channels)
@@ -590,7 +615,7 @@ class ConvNet(nnx.Module):
         self,
         order: tuple[rows.Layer, ...],
         sizes: jax.Array | None,
-        wanted: Collection[str],
+        fixed: Collection[str],
     ) -> tuple[rows.Layer, ...]:
         """Returns the rows up to a pool if the images of pairs can run them apart.
 
@@ -598,7 +623,7 @@ class ConvNet(nnx.Module):
         second images are then put together when the pool has made them smaller.
         """
         for number, layer in enumerate(order, 1):
-            if not _can_be_paired(layer, sizes) or layer.name in wanted:
+            if not _can_be_paired(layer, sizes) or layer.name in fixed:
                 break
             if isinstance(layer, rows.MaxPool):
                 return order[:number]

@@ -1,0 +1,119 @@
+"""Modules that somebody puts in the place of a network's own."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.models.drawn import images
+from vgg_jax import create_model
+from vgg_jax.models.network import ConvNet
+
+X = jnp.asarray(images(4, 32, 32, 3))
+
+
+def new_model() -> ConvNet:
+    """A VGG-11 of 8 to 64 channels, whose normalizations are not the identity."""
+    model = create_model(
+        "vgg11_bn",
+        width=1 / 8,
+        num_classes=5,
+        head="global_pool",
+        dropout=0,
+        rngs=nnx.Rngs(0),
+    )
+    rng = np.random.default_rng(0)
+    for name in ("bn1_1", "bn2_1"):
+        norm = getattr(model, name)
+        norm.scale[...] = jnp.asarray(rng.normal(size=norm.num_features), jnp.float32)
+        norm.bias[...] = jnp.asarray(rng.normal(size=norm.num_features), jnp.float32)
+        norm.mean[...] = jnp.asarray(rng.normal(size=norm.num_features), jnp.float32)
+    return model
+
+
+def filled(module: nnx.Module, like: nnx.Module) -> Any:
+    """A module with the parameters of another."""
+    nnx.update(module, nnx.state(like, (nnx.Param, nnx.BatchStat)))
+    return module
+
+
+def same_conv(model: ConvNet, name: str) -> nnx.Conv:
+    own = getattr(model, name)
+    sizes = (own.in_features, own.out_features, own.kernel_size)
+    options = {"padding": own.padding, "rngs": nnx.Rngs(1)}
+    return filled(nnx.Conv(*sizes, **options), own)
+
+
+def same_norm(model: ConvNet, name: str) -> nnx.BatchNorm:
+    own = getattr(model, name)
+    options = {"momentum": own.momentum, "epsilon": own.epsilon, "rngs": nnx.Rngs(1)}
+    options["use_running_average"] = own.use_running_average
+    return filled(nnx.BatchNorm(own.num_features, **options), own)
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("name", ["conv1_1", "conv3_2", "bn1_1", "bn2_1", "bn3_2"])
+@pytest.mark.parametrize("devices", [None, 1])
+def test_a_module_of_flax_gives_what_the_own_one_gives(
+    name: str, train: bool, devices: int | None
+) -> None:
+    own, other = new_model(), new_model()
+    own.devices = other.devices = devices
+    same = same_conv if name.startswith("conv") else same_norm
+    setattr(other, name, same(other, name))
+
+    def run(model: ConvNet) -> tuple[jax.Array, Any, Any]:
+        def loss(model: ConvNet) -> tuple[jax.Array, jax.Array]:
+            logits = model(X, train=train)
+            return (logits**2).sum(), logits
+
+        gradients, logits = nnx.grad(loss, has_aux=True)(model)
+        return logits, gradients, nnx.state(model, nnx.BatchStat)
+
+    (found, *changes), (expected, *expected_changes) = run(other), run(own)
+    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
+    largest = max(float(jnp.abs(a).max()) for a in jax.tree.leaves(expected_changes[0]))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3 * max(1, largest)),
+        *(nnx.to_pure_dict(part[0]) for part in (changes, expected_changes)),
+    )
+    for norm in ("bn1_1", "bn2_1", "bn3_2"):
+        means = [
+            nnx.to_pure_dict(c[1])[norm]["mean"] for c in (changes, expected_changes)
+        ]
+        np.testing.assert_allclose(*means, rtol=1e-3, atol=1e-4)
+
+
+def test_programs_for_tpu_run_it() -> None:
+    model = new_model()
+    model.devices = 1
+    model.conv2_1 = same_conv(model, "conv2_1")
+    graphdef, state = nnx.split(model)
+    traced = jax.jit(lambda s, x: nnx.merge(graphdef, s)(x)).trace(state, X)
+    assert "convolution" in traced.lower(lowering_platforms=("tpu",)).as_text()
+
+
+def test_another_number_of_classes() -> None:
+    model = new_model()
+    model.fc8 = nnx.Conv(64, 9, (1, 1), rngs=nnx.Rngs(0))
+    assert model(X).shape == (4, 9)
+    assert model.score_map(jnp.zeros((1, 64, 96, 3))).shape == (1, 2, 3, 9)
+
+
+def test_a_module_of_ones_own_sees_the_map_of_its_row() -> None:
+    class Twice(nnx.Module):
+        def __init__(self, inner: nnx.Module):
+            self.inner = inner
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return 2 * self.inner(x)  # type: ignore[operator]
+
+    own, other = new_model(), new_model()
+    other.conv1_1 = Twice(other.conv1_1)
+    names = ("conv1_1", "pool1")
+    found, expected = (model.features(X, names) for model in (other, own))
+    np.testing.assert_allclose(found["conv1_1"], 2 * expected["conv1_1"], rtol=1e-5)
+    assert found["pool1"].shape == expected["pool1"].shape
