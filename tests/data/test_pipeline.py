@@ -9,6 +9,7 @@ from pathlib import Path
 
 import chex
 import cv2
+import grain
 import numpy as np
 import pytest
 
@@ -28,6 +29,7 @@ from vgg_jax.data.pipeline import (
     decoding_threads,
     eval_batches,
     train_batches,
+    train_order,
     whole_image_batches,
 )
 from vgg_jax.data.sources import open_source
@@ -180,6 +182,17 @@ def test_every_epoch_has_each_example_once_in_another_order():
     np.testing.assert_array_equal(np.sort(numbers), [range(30)] * 3)
     assert len(np.unique(numbers, axis=0)) == 3
     np.testing.assert_array_equal(stream["label"], stream["image"][:, 0, 0, 2] % 2)
+
+
+@pytest.mark.parametrize(("size", "rows"), [(1, 3), (10, 4), (55_000, 128)])
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1])
+def test_the_order_is_that_of_grain(size, rows, seed):
+    expected = grain.MapDataset.range(size).seed(seed).shuffle().repeat()
+    expected = expected.batch(rows, drop_remainder=True)
+    found = train_order(size, seed, rows)
+    for number in (0, 1, 2, size // rows, 3 * size // rows + 1, 100_000):
+        np.testing.assert_array_equal(found[number], expected[number])
+        assert found[number].dtype == expected[number].dtype
 
 
 def test_nothing_is_dropped_when_the_batch_does_not_divide_the_epoch():

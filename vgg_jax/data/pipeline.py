@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing import resource_tracker
@@ -14,6 +15,7 @@ from typing import TypeVar
 import grain
 import numpy as np
 from absl import flags, logging
+from grain.experimental import index_shuffle
 
 from vgg_jax.config import DataConfig, validate
 from vgg_jax.data import transforms
@@ -133,8 +135,30 @@ def train_order(size: int, seed: int, rows: int) -> grain.MapDataset[np.ndarray]
     Every epoch of `size` examples has each once, in an order of its own. With several
     processes the first has the first batch, the next the second, and so on in turn.
     """
-    numbers = grain.MapDataset.range(size).seed(seed).shuffle().repeat()
-    return numbers.batch(rows, drop_remainder=True)
+    return grain.MapDataset.range(sys.maxsize // rows).map(_Order(size, seed, rows))
+
+
+class _Order:
+    """Maps the number of a batch to those of its examples, int64 [rows].
+
+    It is the order of Grain's `MapDataset.range(size).seed(seed).shuffle().repeat()`,
+    in batches, in less than half of its time.
+    """
+
+    def __init__(self, size: int, seed: int, rows: int):
+        self._size, self._rows = size, rows
+        # As Grain makes it for a transformation right after the seed.
+        self._seed = int(np.random.SeedSequence((seed, 1)).generate_state(1)[0])
+
+    def __call__(self, number: int) -> np.ndarray:
+        examples = []
+        for position in range(number * self._rows, (number + 1) * self._rows):
+            epoch, index = divmod(position, self._size)
+            seed = (self._seed + epoch) % 2**32
+            examples.append(
+                index_shuffle(index, max_index=self._size - 1, seed=seed, rounds=4)
+            )
+        return np.array(examples)
 
 
 def eval_batches(
