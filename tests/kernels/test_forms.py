@@ -208,9 +208,18 @@ def test_max_pool_equals_lax(window, stride, padding, size):
     chex.assert_trees_all_close(found, expected, atol=1e-6)
 
 
-def test_a_window_of_more_pixels_than_a_byte_has_numbers(forms):
-    # Its chosen pixels have numbers up to 143.
-    test_max_pool_equals_lax(12, 12, ((0, 0), (0, 0)), size=(13, 24))
+@pytest.mark.parametrize(
+    ("window", "stride", "size"),
+    [  # The last of the pixels that are chosen have the numbers 143, 127, 128 and 130.
+        (12, 12, (13, 24)),
+        (8, 15, (39, 24)),
+        (9, 15, (39, 24)),
+        (2, 129, (131, 3)),
+    ],
+)
+@pytest.mark.usefixtures("forms")
+def test_a_window_of_about_as_many_pixels_as_a_byte_has_numbers(window, stride, size):
+    test_max_pool_equals_lax(window, stride, ((0, 0), (0, 0)), size=size)
 
 
 def test_max_pool_gives_a_tie_to_its_first_pixel():
@@ -438,6 +447,22 @@ def test_gpus_run_the_plain_convolutions_and_pools_that_compare(platform):
     assert convolutions(found) == convolutions(expected)
     assert "select_and_scatter" in expected and "select_and_scatter" not in found
     assert "xi8>" in found  # the numbers of the chosen pixels
+
+
+@pytest.mark.usefixtures("forms")
+def test_a_window_of_the_whole_map_gives_the_sums_of_sixteen_bits():
+    x, kernel = normal(0, 3, 7, 5, 64), normal(1, 7, 5, 64, 6)
+    x, kernel = (a.astype(jnp.bfloat16) for a in (x, kernel))
+    options = {"dimension_numbers": DIMENSIONS, "preferred_element_type": jnp.float32}
+    found, expected = (
+        jax.jit(functools.partial(conv, **options), static_argnums=(2, 3))(
+            x, kernel, (1, 1), "VALID"
+        )
+        for conv in (convolution.conv_general_dilated, lax.conv_general_dilated)
+    )
+    assert found.dtype == jnp.float32
+    # Rounded to bfloat16 they would be wrong by 0.2.
+    np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize(

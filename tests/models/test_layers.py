@@ -12,7 +12,7 @@ from flax import nnx
 from jax.test_util import check_grads
 
 from tests import reference
-from vgg_jax.models import modules
+from vgg_jax.models import create_model, modules
 from vgg_jax.models.layers import (
     AveragePool,
     Conv,
@@ -165,6 +165,25 @@ def test_the_derivative_of_relu_is_made_of_its_result() -> None:
     text = jax.jit(value_and_gradient).lower(x, x).compile().as_text()
     (compared,) = re.findall(r" compare\(%(\w+)", text)
     assert compared.startswith("max")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_measured"), [("vgg11", False), ("vgg11_bn", True)]
+)
+def test_only_behind_batch_statistics_a_relu_derives_by_its_input(
+    name: str, is_measured: bool
+) -> None:
+    model = create_model(name, width=1 / 16, num_classes=3, rngs=nnx.Rngs(0))
+    graphdef, state = nnx.split(model)
+    first = model.layers[: 1 + [row.name for row in model.layers].index("relu1_1")]
+
+    def loss(x: jax.Array, state: Any) -> jax.Array:
+        return nnx.merge(graphdef, state).run(x, first, train=True).sum()
+
+    x = jnp.ones((2, 8, 8, 3))
+    text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(x, state).as_text()
+    directions = set(re.findall(r"stablehlo.compare +(NE|GT),", text))
+    assert ("GT" in directions, "NE" in directions) == (is_measured, not is_measured)
 
 
 def test_the_gradient_of_a_bias_is_summed_in_float32() -> None:

@@ -1,1 +1,1 @@
-"""This package has fast forms of operations, for programs on one platform alone."""
+"""This package has fast forms of operations, chosen by the platform of a program."""

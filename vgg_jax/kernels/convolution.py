@@ -211,7 +211,7 @@ def conv_general_dilated(
     preferred_element_type: Any = None,
     out_sharding: Any = None,
 ) -> jax.Array:
-    """Computes `jax.lax.conv_general_dilated`, fast on CPU for NHWC and HWIO arrays.
+    """Computes `jax.lax.conv_general_dilated`, in fast forms of NHWC and HWIO arrays.
 
     It is an argument of `nnx.Conv(..., conv_general_dilated=conv_general_dilated)`.
     What the layers of this package do not use (dilation, groups, a precision) goes to

@@ -1,10 +1,11 @@
 """This module has max pooling whose gradient is fast on CPU and on GPUs.
 
-XLA's gradient scatters: on CPU by a slow loop; on GPUs from three arrays of the places
+XLA's gradient scatters: on CPU by a slow loop; on GPUs from arrays of the places
 of the largest values, by adding to single numbers of an array of zeros. On these
 platforms it compares instead: each window numbers the pixel that it chose, and each
 pixel takes the gradient of the windows that have its number. Values, gradients and
-their ties are those of `jax.lax` everywhere.
+their ties are those of `jax.lax` everywhere, but for gradients of windows that hold a
+NaN.
 """
 
 import dataclasses
@@ -144,7 +145,7 @@ def _choice(
     The numbers are of the type `integer`, or of a wider one where they are large.
     """
     last = windows.number(windows.side - 1, windows.side - 1)
-    dtype = np.promote_types(integer, np.min_scalar_type(-last))
+    dtype = np.promote_types(integer, np.min_scalar_type(-last - 1))
     blocks = _to_blocks(x, windows, -np.inf)
     largest = jnp.full((), -np.inf, x.dtype)
     choice = jnp.zeros((), dtype)

@@ -327,7 +327,7 @@ def _constant(value: float, like: jax.Array) -> np.generic:
 
 @jax.custom_jvp
 def relu(x: jax.Array) -> jax.Array:
-    """Computes max(x, 0), whose derivative at 0 is 0.
+    """Computes max(x, 0), whose derivative at 0 is 0, and at NaN 1.
 
     Unlike that of `jax.nn.relu` its derivative is made of the result, which the next
     layer keeps for its own, so that no program keeps x as well, and cuDNN computes it

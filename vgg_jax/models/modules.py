@@ -60,7 +60,8 @@ class Conv(nnx.Conv):
         assert self.bias is not None  # every convolution of a network has one
         bias = self.bias[...]
         bias = tpu.pair_bias(bias) if pairs else bias
-        # The gradient of a bias is summed in the bias's type, not in a narrow one of x.
+        # So the gradient of a bias is summed in the bias's type, not in a narrow one of
+        # x, in which a sum over all pixels of a batch is wrong by percents and more.
         return x + jnp.broadcast_to(bias, x.shape).astype(x.dtype)
 
 

@@ -6,15 +6,17 @@
 
 Compiles the training step and the dense evaluator of a configuration for cards that
 need not be there, in seconds. Prints memory, the bytes that kernels read and write, and
-communication; it is not a measurement, and which convolutions cuDNN will choose is
-decided on a card. Any setting can follow, such as --config.batch_size=512. Exits with 1
-where a program does not fit into a card's memory.
+communication; it is not a measurement. Which convolutions cuDNN chooses, and what
+memory it needs for these, is decided on a card. Any setting can follow, such as
+--config.batch_size=512. Exits with 1 where a program does not fit into what JAX takes
+of a card's memory, three quarters.
 """
 
 import argparse
 import dataclasses
 import importlib.metadata
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -32,15 +34,16 @@ from vgg_jax.tools.hlo import Collective, Kernel, kernels, program_costs
 from vgg_jax.tools.programs import (
     Memory,
     add_arguments,
-    config_of,
-    leave_devices_alone,
     lower_program,
     memory_advice,
+    prepare,
     settings_line,
 )
 from vgg_jax.training.program import with_choices_for
 
 LARGEST = 10  # kernels that a report names
+# What JAX takes of a card's memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION says more.
+SHARE = 0.75
 INSTALL = "pip install -r requirements-cuda.txt (needs no GPU)"
 
 
@@ -56,7 +59,7 @@ class Card:
         shared_memory: bytes of one that its blocks share; a block can have a KiB less.
         cache: bytes of L2.
         clock: cycles/s.
-        memory: bytes.
+        memory: bytes, as CUDA reports them.
         bandwidth: of that memory, bytes/s.
         peak: the most it computes in bfloat16, FLOP/s, and in float32 by TF32 half of
             it.
@@ -116,7 +119,7 @@ CARDS = {
         shared_memory=164 * 1024,
         cache=40 * 2**20,
         clock=1.41e9,
-        memory=80 * 10**9,
+        memory=85_100_068_864,
         bandwidth=2.039e12,
         peak=312e12,
     ),
@@ -128,7 +131,7 @@ CARDS = {
         shared_memory=228 * 1024,
         cache=50 * 2**20,
         clock=1.98e9,
-        memory=80 * 10**9,
+        memory=84_929_347_584,
         bandwidth=3.35e12,
         peak=989.5e12,
     ),
@@ -140,7 +143,7 @@ CARDS = {
         shared_memory=228 * 1024,
         cache=50 * 2**20,
         clock=1.98e9,
-        memory=141 * 10**9,
+        memory=151_397_597_184,
         bandwidth=4.8e12,
         peak=989.5e12,
     ),
@@ -179,8 +182,8 @@ class Report:
 
     @property
     def fits(self) -> bool:
-        """Whether the program fits a card's memory."""
-        return self.memory.needed <= self.card.memory
+        """Whether the program fits what JAX takes of a card's memory."""
+        return self.memory.needed <= SHARE * self.card.memory
 
     def bytes(self, *, products: bool) -> int:
         """Returns what convolutions and products move, or what all else does."""
@@ -232,7 +235,8 @@ class Report:
             (
                 "memory needed",
                 f"{memory.needed / GIB:.2f} GiB",
-                f"of {self.card.memory / GIB:.0f} GiB",
+                f"of {SHARE * self.card.memory / GIB:.0f} GiB, which JAX takes of "
+                f"{self.card.memory / GIB:.0f}",
             ),
             ("  arguments", f"{memory.arguments / GIB:.2f} GiB", ""),
             ("  outputs of their own", f"{memory.outputs / GIB:.2f} GiB", ""),
@@ -298,8 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(values: argparse.Namespace) -> int:
     """Compiles and reports; returns 0, or 1 where a program does not fit a card."""
     known = [find_cards(name) for name in values.cards]
-    leave_devices_alone()
-    config = config_of(values)
+    config = prepare(values)
     reports = []
     for card, count in known:
         mesh = mesh_of(card, count)
@@ -317,10 +320,10 @@ def find_cards(words: str) -> tuple[Card, int]:
     Raises:
         UsageError: the card is unknown, or the number is none.
     """
-    name, _, number = words.partition(":")
+    name, colon, number = words.partition(":")
     if name not in CARDS:
         raise cli.UsageError(f"unknown card {name!r}: {did_you_mean(name, CARDS)}")
-    if number and not (number.isdecimal() and int(number) > 0):
+    if colon and not (re.fullmatch(r"\d{1,6}", number, re.ASCII) and int(number)):
         raise cli.UsageError(f"expected cards such as {name}:8, got {words!r}")
     return CARDS[name], int(number or 1)
 

@@ -43,6 +43,7 @@ _NO_KERNEL = _FREE - {"custom-call"} | {"after-all", "partition-id"}
 # What multiplies matrices on a GPU: a call of a library, or a fusion of one of these.
 _LIBRARIES = re.compile(r'custom_call_target="__(cudnn|cublas)')
 _PRODUCTS = {"dot", "convolution"}
+_SLICES = {"slice", "dynamic-slice", "gather"}
 _NOTABLE_BYTES = 2**20  # results below this are not worth a warning
 # Words of a source name that say how a function was transformed, not what it is.
 _WRAPPERS = re.compile(
@@ -147,7 +148,7 @@ class Kernel:
         result: the type and shape of what it computes.
         is_product: whether it is a convolution or a product of matrices.
         bytes: what it reads from memory and writes to it, for all executions together,
-            each array once.
+            each array once; of one of which it takes slices, these.
     """
 
     source: str
@@ -240,9 +241,6 @@ def kernels(text: str) -> tuple[Kernel, ...]:
         done = opcode.endswith("-done")
         if fused or done or opcode in _NO_KERNEL or kind in COLLECTIVES:
             continue
-        arrays = [instruction.result]  # that of a start has the operands, too
-        if kind == opcode:
-            arrays += _operands(instruction, computations)
         inner = computations.get(instruction.called("calls") or "", [])
         found.append(
             Kernel(
@@ -251,10 +249,68 @@ def kernels(text: str) -> tuple[Kernel, ...]:
                 is_product=opcode in _PRODUCTS
                 or _LIBRARIES.search(instruction.rest) is not None
                 or any(one.opcode in _PRODUCTS for one in inner),
-                bytes=times * sum(map(_bytes, arrays)),
+                bytes=times * _moved(instruction, inner, computations),
             )
         )
     return tuple(found)
+
+
+def _moved(
+    instruction: _Instruction,
+    inner: list[_Instruction],
+    computations: dict[str, list[_Instruction]],
+) -> int:
+    """Returns the bytes that a kernel reads and writes: each array, or its slices.
+
+    Args:
+        instruction: the kernel.
+        inner: the instructions of a fusion, the last of which makes the result.
+        computations: those of the program.
+    """
+    if instruction.opcode.endswith("-start"):
+        return _bytes(instruction.result)  # it has the operands, too
+    written = _bytes(instruction.result)
+    if not inner:  # an instruction by itself is the body of its own
+        inner = [instruction]
+        names = instruction.operands
+    else:
+        parameters = {
+            i.rest.partition(")")[0]: i.name for i in inner if i.opcode == "parameter"
+        }
+        names = tuple(parameters[str(k)] for k in range(len(instruction.operands)))
+    if inner[-1].opcode == "dynamic-update-slice":
+        # In place: the update is written, of which the last array is not a part.
+        update = inner[-1].operands[1]
+        types = {i.name: i.result for i in inner}
+        operands = _operands(instruction, computations)
+        types |= dict(zip(names, operands, strict=True))
+        written = _bytes(types[update])
+    return written + sum(
+        min(_bytes(whole), _bytes_read(name, whole, inner))
+        for name, whole in zip(names, _operands(instruction, computations), strict=True)
+    )
+
+
+def _bytes_read(name: str, whole: str, inner: list[_Instruction]) -> int:
+    """Returns the bytes that a fusion reads of an operand, of which it may take slices.
+
+    Args:
+        name: of the operand inside of the fusion.
+        whole: its type.
+        inner: the fusion's instructions.
+    """
+    total = 0
+    for user in inner:
+        if name not in user.operands:
+            continue
+        is_first = user.operands.index(name) == 0
+        if is_first and user.opcode in _SLICES:
+            total += _bytes(user.result)
+        elif user.opcode == "bitcast":
+            total += _bytes_read(user.name, whole, inner)
+        elif not (is_first and user.opcode == "dynamic-update-slice"):
+            return _bytes(whole)
+    return total
 
 
 def _source(instruction: _Instruction) -> str:

@@ -16,6 +16,7 @@ from vgg_jax import cli
 from vgg_jax.config import Config
 from vgg_jax.data.zca import preprocessing_of
 from vgg_jax.distributed import batch_sharding, replicated
+from vgg_jax.files import validate_writable
 from vgg_jax.inference.dense import Shape, largest_batch
 from vgg_jax.inference.forward import Network, Posteriors
 from vgg_jax.memory import evaluation_advice, training_advice
@@ -93,21 +94,26 @@ def add_arguments(parser: cli.Parser) -> None:
     )
 
 
-def config_of(values: argparse.Namespace) -> Config:
-    """Returns the configuration that these arguments tell."""
+def prepare(values: argparse.Namespace) -> Config:
+    """Returns the configuration that these arguments tell, before anything compiles.
+
+    JAX runs on CPU then, and compiles for other devices without its cache.
+
+    Raises:
+        OSError: the file for the numbers cannot be written.
+    """
+    jax.config.update("jax_platforms", "cpu")
+    # A program for devices that are not there cannot be read back.
+    jax.config.update("jax_enable_compilation_cache", False)
+    if values.json is not None:
+        validate_writable(values.json.parent)
+        values.json.parent.mkdir(parents=True, exist_ok=True)
     config: Config = values.config
     if values.weights is not None:
         config, _ = settings_of_weights(
             values.weights, config, values.source, values.channels
         )
     return config
-
-
-def leave_devices_alone() -> None:
-    """Has JAX run on CPU, and compile for other devices without its cache."""
-    jax.config.update("jax_platforms", "cpu")
-    # A program for devices that are not there cannot be read back.
-    jax.config.update("jax_enable_compilation_cache", False)
 
 
 def lower_program(config: Config, program: str, mesh: Mesh) -> Lowered:

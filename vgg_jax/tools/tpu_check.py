@@ -32,10 +32,9 @@ from vgg_jax.tools.hlo import program_costs
 from vgg_jax.tools.programs import (
     Memory,
     add_arguments,
-    config_of,
-    leave_devices_alone,
     lower_program,
     memory_advice,
+    prepare,
     settings_line,
 )
 from vgg_jax.tools.tpu_report import CHIPS, Report, format_growth
@@ -69,8 +68,7 @@ def run(values: argparse.Namespace) -> int:
     """Compiles and reports; returns 0, or 1 where a program does not fit a chip."""
     for topology in values.topology:
         chip_kind(topology)
-    leave_devices_alone()
-    config = config_of(values)
+    config = prepare(values)
     meshes = {name: topology_mesh(name) for name in values.topology}
     reports: list[Report] = []
     for program in values.programs:
