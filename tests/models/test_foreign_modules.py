@@ -1,5 +1,6 @@
 """Modules that somebody puts in the place of a network's own."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,7 +11,10 @@ from flax import nnx
 
 from tests.models.drawn import images
 from vgg_jax import create_model
+from vgg_jax.export.program import Program
+from vgg_jax.models.modules import BatchNorm, Conv
 from vgg_jax.models.network import ConvNet
+from vgg_jax.weights import load_weights, save_weights
 
 X = jnp.asarray(images(4, 32, 32, 3))
 
@@ -94,6 +98,88 @@ def test_programs_for_tpu_run_it() -> None:
     graphdef, state = nnx.split(model)
     traced = jax.jit(lambda s, x: nnx.merge(graphdef, s)(x)).trace(state, X)
     assert "convolution" in traced.lower(lowering_platforms=("tpu",)).as_text()
+
+
+class Zero(nnx.Module):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return 0 * x
+
+
+@pytest.mark.parametrize("name", ["conv3_2", "bn2_1", "relu2_1", "pool2", "drop5"])
+def test_any_row_runs_the_module_that_is_there(name: str) -> None:
+    model = new_model()
+    setattr(model, name, Zero())
+    assert model.replaced == (name,)
+    assert not model.features(X, (name,))[name].any()
+    assert model(X, train=True, rngs=nnx.Rngs(0)).shape == (4, 5)
+
+
+@pytest.mark.parametrize("own", [Conv, BatchNorm])
+def test_so_does_one_of_a_class_that_is_made_of_the_own_one(own: type) -> None:
+    class Changed(own):  # type: ignore[misc]
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return 0 * x
+
+    model = new_model()
+    name = "conv2_1" if own is Conv else "bn2_1"
+    module = getattr(model, name)
+    if own is Conv:
+        sizes = (module.in_features, module.out_features, (3, 3))
+        setattr(model, name, Changed(*sizes, padding=1, rngs=nnx.Rngs(0)))
+    else:
+        setattr(model, name, Changed(module.num_features, rngs=nnx.Rngs(0)))
+    assert model.replaced == (name,)
+    assert not model.features(X, (name,))[name].any()
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_train_reaches_what_a_module_holds(train: bool) -> None:
+    own, other = new_model(), new_model()
+    other.bn1_1 = nnx.Sequential(same_norm(other, "bn1_1"))
+    found, expected = (model(X, train=train) for model in (other, own))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    moved = other.bn1_1.layers[0].mean
+    np.testing.assert_allclose(moved[...], own.bn1_1.mean[...], rtol=1e-4, atol=1e-5)
+
+
+def conv(*sizes: int, **options: Any) -> nnx.Conv:
+    return nnx.Conv(*sizes, (3, 3), rngs=nnx.Rngs(0), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "is_replaced"),
+    [
+        ("conv2_1", conv(8, 16), False),
+        ("conv2_1", conv(8, 16, padding=1, strides=1), False),
+        ("conv2_1", conv(8, 16, padding=2, kernel_dilation=2), True),
+        ("conv2_1", conv(8, 16, strides=2), True),
+        ("conv2_1", conv(8, 16, use_bias=False), True),
+        ("conv2_1", conv(8, 16, padding="VALID"), True),
+        ("bn2_1", nnx.BatchNorm(16, True, epsilon=1e-5, rngs=nnx.Rngs(0)), False),
+        ("bn2_1", nnx.BatchNorm(16, epsilon=0.5, rngs=nnx.Rngs(0)), True),
+        ("bn2_1", nnx.BatchNorm(16, use_scale=False, rngs=nnx.Rngs(0)), True),
+        ("bn2_1", nnx.GroupNorm(16, num_groups=4, rngs=nnx.Rngs(0)), True),
+        ("fc8", nnx.Conv(64, 9, (1, 1), rngs=nnx.Rngs(0)), True),
+        ("fc8", nnx.Linear(64, 5, rngs=nnx.Rngs(0)), True),
+    ],
+)
+def test_files_and_exports_are_of_what_the_rows_say(
+    name: str, module: nnx.Module, is_replaced: bool, tmp_path: Path
+) -> None:
+    model = new_model()
+    setattr(model, name, module)
+    assert model.replaced == (name,) * is_replaced
+    file = tmp_path / "weights.safetensors"
+    if is_replaced:
+        with pytest.raises(ValueError, match=f"in the place of {name}, which computes"):
+            save_weights(model, file)
+        with pytest.raises(ValueError, match="own layers for an export"):
+            Program(model=model)
+        return
+    save_weights(model, file)
+    loaded = new_model()
+    load_weights(loaded, file)
+    np.testing.assert_allclose(loaded(X), model(X), rtol=1e-4, atol=1e-4)
 
 
 def test_another_number_of_classes() -> None:

@@ -52,6 +52,7 @@ class Program:
         """Refuses what does not fit the network."""
         model = self.model
         names = [row.name for row in model.layers]
+        model.refuse_replaced("an export")
         if self.output not in (*OUTPUTS, *names):
             raise ValueError(
                 f"unknown output {self.output!r}: "

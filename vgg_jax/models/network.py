@@ -101,6 +101,45 @@ def _can_be_paired(layer: rows.Layer, sizes: jax.Array | None) -> bool:
             return False
 
 
+def _run_foreign(module: Any, x: jax.Array, train: bool | None) -> jax.Array:
+    """Runs a module that somebody has put in the place of a network's own."""
+    if train is not None and isinstance(module, nnx.Module):
+        modes = {"deterministic": not train, "use_running_average": not train}
+        module = nnx.view(module, raise_if_not_found=False, **modes)
+    y: jax.Array = module(x)
+    return y
+
+
+def _computes(module: Any, layer: rows.Layer) -> bool:
+    """Returns whether a module computes what a row says."""
+    match layer:
+        case rows.Conv(_, features, kernel, stride, padding):
+            same = ("SAME",) if stride == 1 and kernel == 2 * padding + 1 else ()
+            return (
+                type(module) in (Conv, nnx.Conv)
+                and module.bias is not None
+                and module.mask is None
+                and module.out_features == features
+                and module.kernel_size == (kernel, kernel)
+                and module.strides in (stride, (stride, stride))
+                and module.padding in (padding, *same)
+                and module.input_dilation in (1, (1, 1))
+                and module.kernel_dilation in (1, (1, 1))
+                and module.feature_group_count == 1
+            )
+        case rows.BatchNorm():
+            return (
+                type(module) in (BatchNorm, nnx.BatchNorm)
+                and module.scale is not None
+                and module.bias is not None
+                and module.epsilon == rows.EPSILON
+            )
+        case rows.Dropout():
+            return type(module) is nnx.Dropout
+        case _:
+            return module is None
+
+
 def _fill_outside(x: jax.Array, sizes: Sequence[jax.Array]) -> jax.Array:
     """Sets to 0 what is outside of an image, or of each of two side by side."""
     if len(sizes) == 1:
@@ -176,8 +215,9 @@ class ConvNet(nnx.Module):
     `train` at a call goes before either. Training, dropout is on, and batch
     normalization takes the statistics of the batch and moves the running ones.
 
-    A module may be replaced by another that takes and gives a map, NHWC, such as
-    `model.fc8 = nnx.Conv(4096, 10, (1, 1), rngs=rngs)`.
+    `setattr(model, name, module)` has another module do the work of any row: it takes
+    the row's input and gives its map, both NHWC, is told neither sizes nor `rngs`, and
+    `train` as `nnx.view` tells it. `model.replaced` names such rows.
 
     `model.devices` is how many devices share a batch, each with as many images in a
     row; None says nothing of it. Where it is known, programs for TPU run two images of
@@ -534,18 +574,16 @@ class ConvNet(nnx.Module):
                 if known and layer.padding:
                     x = _fill_outside(x, known)
                 if layer.name in call.foreign:
-                    return module(x)
+                    return _run_foreign(module, x, call.train)
                 return module.multiply(x, sign=sign, pairs=pairs)
             case rows.Bias() if layer.name in call.foreign:
                 return x
+            case _ if layer.name in call.foreign:
+                return _run_foreign(module, x, call.train)
             case rows.Bias():
                 return module.add_bias(x, pairs=pairs)
             case rows.Statistics():
                 return x
-            case rows.BatchNorm() if layer.name in call.foreign:
-                if isinstance(module, nnx.BatchNorm) and call.train is not None:
-                    return module(x, use_running_average=not call.train)
-                return module(x)
             case rows.BatchNorm():
                 return module.normalize(x, moments, sign=sign, pairs=pairs)
             case rows.Dropout():
@@ -569,13 +607,42 @@ class ConvNet(nnx.Module):
             case _:
                 raise TypeError(f"ConvNet has no rule for {layer}")
 
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """The names of the rows that a module computes as they do not say.
+
+        A module of Flax that computes the row is none of them, such as
+        `nnx.Conv(64, 64, (3, 3))` in the place of conv1_2.
+        """
+        return tuple(
+            row.name
+            for row in self.layers
+            if not _computes(getattr(self, row.name, None), row)
+        )
+
+    def refuse_replaced(self, what: str) -> None:
+        """Refuses a network of which rows say something else than what is computed.
+
+        Args:
+            what: what cannot be made of it, for the message.
+
+        Raises:
+            ValueError: `replaced` is not empty.
+        """
+        if self.replaced:
+            name = self.replaced[0]
+            module = type(getattr(self, name, None)).__name__
+            raise ValueError(
+                f"expected the network's own layers for {what}, got {module} in the "
+                f"place of {name}, which computes something else than its row says; "
+                "for another number of classes make the network with num_classes=N"
+            )
+
     def _has_foreign_module(self, layer: rows.Layer) -> bool:
         """Whether a row's module is of another class than the network's own."""
-        own = {rows.Conv: Conv, rows.BatchNorm: BatchNorm}
-        return any(
-            isinstance(layer, row) and not isinstance(getattr(self, layer.name), module)
-            for row, module in own.items()
-        )
+        module = getattr(self, layer.name, None)
+        own = (Conv, BatchNorm, nnx.Dropout, type(None))
+        return type(module) not in own
 
     def _move_statistics(self, moments: dict[str, Moments], call: _Call) -> None:
         """Moves the running statistics towards those of the batch."""

@@ -268,7 +268,12 @@ def _moved(
         computations: those of the program.
     """
     if instruction.opcode.endswith("-start"):
-        return _bytes(instruction.result)  # it has the operands, too
+        # Its body is one instruction; where it has none, its result has the operands.
+        body = [i for i in inner if i.opcode != "parameter"]
+        if len(body) != 1:
+            return _bytes(instruction.result)
+        inner = computations.get(body[0].called("calls") or "", [])
+        return _moved(body[0], inner, computations)
     written = _bytes(instruction.result)
     if not inner:  # an instruction by itself is the body of its own
         inner = [instruction]
@@ -366,6 +371,9 @@ def _executed(
             case "conditional":  # the branches' sum, not knowing which one is taken
                 branches = re.search(r"branch_computations=\{(.*?)\}", instruction.rest)
                 inner = re.findall(r"[\w.-]+", branches[1]) if branches else []
+                inner += re.findall(
+                    r"\b(?:true|false)_computation=%?([\w.-]+)", instruction.rest
+                )
             case "fusion" | "async-start":
                 inner = [instruction.called("calls")]
                 fused = instruction.opcode == "fusion"

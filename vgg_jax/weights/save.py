@@ -75,11 +75,12 @@ def save_weights(
     Raises:
         ImportError: the library that writes the format is missing.
         OSError: the file cannot be written.
-        ValueError: another ending, unknown names or channels, or another number of
-            classes.
+        ValueError: another ending, unknown names or channels, another number of
+            classes, or layers that other modules compute.
     """
     place = files.parse_path(path)
     validate_channels(channels)
+    model.refuse_replaced("a file of weights")
     if class_names is not None and len(class_names) != model.num_classes:
         raise ValueError(
             f"expected the names of {model.num_classes} classes, got {len(class_names)}"
