@@ -146,6 +146,10 @@ def conv(*sizes: int, **options: Any) -> nnx.Conv:
     return nnx.Conv(*sizes, (3, 3), rngs=nnx.Rngs(0), **options)
 
 
+def batch_norm(**options: Any) -> nnx.BatchNorm:
+    return nnx.BatchNorm(16, use_running_average=True, rngs=nnx.Rngs(0), **options)
+
+
 @pytest.mark.parametrize(
     ("name", "module", "is_replaced"),
     [
@@ -155,9 +159,9 @@ def conv(*sizes: int, **options: Any) -> nnx.Conv:
         ("conv2_1", conv(8, 16, strides=2), True),
         ("conv2_1", conv(8, 16, use_bias=False), True),
         ("conv2_1", conv(8, 16, padding="VALID"), True),
-        ("bn2_1", nnx.BatchNorm(16, True, epsilon=1e-5, rngs=nnx.Rngs(0)), False),
-        ("bn2_1", nnx.BatchNorm(16, epsilon=0.5, rngs=nnx.Rngs(0)), True),
-        ("bn2_1", nnx.BatchNorm(16, use_scale=False, rngs=nnx.Rngs(0)), True),
+        ("bn2_1", batch_norm(epsilon=1e-5), False),
+        ("bn2_1", batch_norm(epsilon=0.5), True),
+        ("bn2_1", batch_norm(use_scale=False), True),
         ("bn2_1", nnx.GroupNorm(16, num_groups=4, rngs=nnx.Rngs(0)), True),
         ("fc8", nnx.Conv(64, 9, (1, 1), rngs=nnx.Rngs(0)), True),
         ("fc8", nnx.Linear(64, 5, rngs=nnx.Rngs(0)), True),
