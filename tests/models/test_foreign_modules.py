@@ -114,6 +114,16 @@ def test_any_row_runs_the_module_that_is_there(name: str) -> None:
     assert model(X, train=True, rngs=nnx.Rngs(0)).shape == (4, 5)
 
 
+def test_a_module_of_the_own_kind_runs_in_the_place_of_any_row() -> None:
+    model = new_model()
+    model.bn2_1 = nnx.Dropout(0.5)
+    model.relu2_1 = Conv(16, 16, (1, 1), padding=0, rngs=nnx.Rngs(0))
+    assert model.replaced == ("bn2_1", "relu2_1")
+    maps = model.features(X, ("conv2_1", "bn2_1", "relu2_1"), train=False)
+    np.testing.assert_array_equal(maps["bn2_1"], maps["conv2_1"])
+    assert bool((maps["relu2_1"] < 0).any())
+
+
 @pytest.mark.parametrize("own", [Conv, BatchNorm])
 def test_so_does_one_of_a_class_that_is_made_of_the_own_one(own: type) -> None:
     class Changed(own):  # type: ignore[misc]

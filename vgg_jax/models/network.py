@@ -101,6 +101,19 @@ def _can_be_paired(layer: rows.Layer, sizes: jax.Array | None) -> bool:
             return False
 
 
+def _own_class(layer: rows.Layer) -> type:
+    """Returns the class of the module that a network makes for a row."""
+    match layer:
+        case rows.Conv():
+            return Conv
+        case rows.BatchNorm():
+            return BatchNorm
+        case rows.Dropout():
+            return nnx.Dropout
+        case _:
+            return type(None)
+
+
 def _run_foreign(module: Any, x: jax.Array, train: bool | None) -> jax.Array:
     """Runs a module that somebody has put in the place of a network's own."""
     if train is not None and isinstance(module, nnx.Module):
@@ -640,9 +653,7 @@ class ConvNet(nnx.Module):
 
     def _has_foreign_module(self, layer: rows.Layer) -> bool:
         """Whether a row's module is of another class than the network's own."""
-        module = getattr(self, layer.name, None)
-        own = (Conv, BatchNorm, nnx.Dropout, type(None))
-        return type(module) not in own
+        return type(getattr(self, layer.name, None)) is not _own_class(layer)
 
     def _move_statistics(self, moments: dict[str, Moments], call: _Call) -> None:
         """Moves the running statistics towards those of the batch."""
