@@ -58,7 +58,8 @@ def test_kernels_of_a_program_with_a_loop() -> None:
 
 
 # A slice of an array, a fusion that slices, one that writes a row of an array in place,
-# a product that no library computes, and an asynchronous sum over cards and copy.
+# a product that no library computes, an asynchronous sum over cards, copy and fusion,
+# and the branches of a condition.
 SMALL = """
 %fused_slice (p0: f32[1000,64], p1: s32[]) -> f32[1,64] {
   %p0 = f32[1000,64]{1,0} parameter(0)
@@ -74,6 +75,22 @@ SMALL = """
   ROOT %put = f32[1000,64]{1,0} dynamic-update-slice(%p0.1, %p1.1, %p2.1, %p2.1)
 }
 
+%async (q0: f32[1000,64], q1: s32[]) -> f32[1,64] {
+  %q0 = f32[1000,64]{1,0} parameter(0)
+  %q1 = s32[] parameter(1)
+  ROOT %later = f32[1,64]{1,0} fusion(%q0, %q1), kind=kLoop, calls=%fused_slice
+}
+
+%yes (y: f32[10,10]) -> f32[10,10] {
+  %y = f32[10,10]{1,0} parameter(0)
+  ROOT %sine = f32[10,10]{1,0} sine(%y)
+}
+
+%no (z: f32[10,10]) -> f32[10,10] {
+  %z = f32[10,10]{1,0} parameter(0)
+  ROOT %cosine = f32[10,10]{1,0} cosine(%z)
+}
+
 ENTRY %main (a: f32[1000,64], i: s32[]) -> f32[1000,64] {
   %a = f32[1000,64]{1,0} parameter(0)
   %i = s32[] parameter(1)
@@ -85,6 +102,9 @@ ENTRY %main (a: f32[1000,64], i: s32[]) -> f32[1000,64] {
   %sum = f32[10,10]{1,0} all-reduce-done(%sent)
   %copying = (f32[10,10], f32[10,10], u32[]) copies-start(%sum)
   %copied = f32[10,10]{1,0} copies-done(%copying)
+  %begun = ((f32[1000,64], s32[]), f32[1,64], u32[]) fusion-start(%a, %i), calls=%async
+  %ended = f32[1,64]{1,0} fusion-done(%begun)
+  %if = f32[10] conditional(%p, %sum), true_computation=%yes, false_computation=%no
   ROOT %written = f32[1000,64]{1,0} fusion(%a, %row, %i), calls=%fused_update
 }
 """
@@ -98,6 +118,9 @@ def test_kernels_that_touch_a_part_of_an_array_move_that_part() -> None:
         "dot": (4 * (2 * 10 * 64 + 100), True),
         "gemm": (4 * 300, True),
         "copying": (4 * 200 + 4, False),
+        "begun": (2 * 4 * 64 + 4, False),
+        "sine": (4 * 200, False),
+        "cosine": (4 * 200, False),
         "written": (2 * 4 * 64 + 4, False),
     }
 

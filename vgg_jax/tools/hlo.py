@@ -284,7 +284,7 @@ def _moved(
         }
         names = tuple(parameters[str(k)] for k in range(len(instruction.operands)))
     if inner[-1].opcode == "dynamic-update-slice":
-        # In place: the update is written, of which the last array is not a part.
+        # In place: the update is all that is written.
         update = inner[-1].operands[1]
         types = {i.name: i.result for i in inner}
         operands = _operands(instruction, computations)
