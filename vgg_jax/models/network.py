@@ -642,8 +642,8 @@ class ConvNet(nnx.Module):
         Raises:
             ValueError: `replaced` is not empty.
         """
-        if self.replaced:
-            name = self.replaced[0]
+        if replaced := self.replaced:
+            name = replaced[0]
             module = type(getattr(self, name, None)).__name__
             raise ValueError(
                 f"expected the network's own layers for {what}, got {module} in the "

@@ -28,18 +28,15 @@ from vgg_jax import cli
 from vgg_jax.config import Config
 from vgg_jax.console import did_you_mean, format_columns
 from vgg_jax.distributed import make_mesh
-from vgg_jax.files import write_json
 from vgg_jax.memory import GIB
 from vgg_jax.tools.hlo import Collective, Kernel, kernels, program_costs
 from vgg_jax.tools.programs import (
     Memory,
     add_arguments,
+    finish,
     lower_program,
-    memory_advice,
     prepare,
-    settings_line,
 )
-from vgg_jax.training.program import with_choices_for
 
 LARGEST = 10  # kernels that a report names
 # What JAX takes of a card's memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION says more.
@@ -110,6 +107,19 @@ class Card:
         )
 
 
+_H100 = Card(
+    name="NVIDIA H100 80GB HBM3",
+    capability=9,
+    cores=132,
+    lanes=128,
+    shared_memory=228 * 1024,
+    cache=50 * 2**20,
+    clock=1.98e9,
+    memory=84_929_347_584,
+    bandwidth=3.35e12,
+    peak=989.5e12,
+)
+
 CARDS = {
     "a100": Card(
         name="NVIDIA A100-SXM4-80GB",
@@ -123,29 +133,10 @@ CARDS = {
         bandwidth=2.039e12,
         peak=312e12,
     ),
-    "h100": Card(
-        name="NVIDIA H100 80GB HBM3",
-        capability=9,
-        cores=132,
-        lanes=128,
-        shared_memory=228 * 1024,
-        cache=50 * 2**20,
-        clock=1.98e9,
-        memory=84_929_347_584,
-        bandwidth=3.35e12,
-        peak=989.5e12,
-    ),
-    "h200": Card(
-        name="NVIDIA H200",
-        capability=9,
-        cores=132,
-        lanes=128,
-        shared_memory=228 * 1024,
-        cache=50 * 2**20,
-        clock=1.98e9,
-        memory=151_397_597_184,
-        bandwidth=4.8e12,
-        peak=989.5e12,
+    "h100": _H100,
+    # The same chip with more and faster memory.
+    "h200": dataclasses.replace(
+        _H100, name="NVIDIA H200", memory=151_397_597_184, bandwidth=4.8e12
     ),
 }
 
@@ -309,9 +300,7 @@ def run(values: argparse.Namespace) -> int:
         for program in values.programs:
             reports.append(compile_program(config, program, card, mesh))
             print(f"{reports[-1]}\n", flush=True)
-    if values.json:
-        write_json(values.json, [report.to_dict() for report in reports])
-    return cli.DONE if all(report.fits for report in reports) else cli.FAILED
+    return finish(reports, values.json)
 
 
 def find_cards(words: str) -> tuple[Card, int]:
@@ -353,7 +342,6 @@ def compile_program(config: Config, program: str, card: Card, mesh: Mesh) -> Rep
     Raises:
         ValueError: settings do not fit one another, or the cards.
     """
-    config = with_choices_for(mesh, config)
     lowered = lower_program(config, program, mesh)
     compiled: Any = lowered.stage.compile()
     text = compiled.as_text()
@@ -362,13 +350,13 @@ def compile_program(config: Config, program: str, card: Card, mesh: Mesh) -> Rep
         card=card,
         cards=mesh.size,
         batch_size=lowered.batch_size,
-        settings=settings_line(config, program),
-        dtype=str(config.model.dtype),
+        settings=lowered.settings,
+        dtype=lowered.dtype,
         model_flops=lowered.model_flops,
         memory=Memory.of(compiled),
         kernels=kernels(text),
         collectives=program_costs(text).collectives,
-        advice=tuple(memory_advice(config, program, mesh.size)),
+        advice=lowered.advice,
     )
 
 

@@ -177,8 +177,6 @@ def program_costs(text: str) -> Costs:
         ValueError: the text is not that of a compiled module.
     """
     computations, entry = _parse(text)
-    if entry is None:
-        raise ValueError("expected the text of a compiled HLO module, found no ENTRY")
     operations = []
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
@@ -232,8 +230,6 @@ def kernels(text: str) -> tuple[Kernel, ...]:
         ValueError: the text is not that of a compiled module.
     """
     computations, entry = _parse(text)
-    if entry is None:
-        raise ValueError("expected the text of a compiled HLO module, found no ENTRY")
     found = []
     for instruction, fused, times in _executed(computations, entry, 1):
         opcode = instruction.opcode
@@ -336,8 +332,12 @@ def source_name(op_name: str) -> str:
     return f"{kept or op_name} (gradient)" if "transpose(" in op_name else kept
 
 
-def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str | None]:
-    """Returns each computation's instructions by its name, and the entry's name."""
+def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
+    """Returns each computation's instructions by its name, and the entry's name.
+
+    Raises:
+        ValueError: the text is not that of a compiled module.
+    """
     computations: dict[str, list[_Instruction]] = {}
     entry = None
     current: list[_Instruction] = []
@@ -349,6 +349,8 @@ def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str | None]:
             _, name, result, opcode, rest = match.groups()
             operands = tuple(re.findall(r"%([\w.-]+)", rest.partition(")")[0]))
             current.append(_Instruction(name, opcode, result, operands, rest))
+    if entry is None:
+        raise ValueError("expected the text of a compiled HLO module, found no ENTRY")
     return computations, entry
 
 

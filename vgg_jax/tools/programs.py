@@ -4,9 +4,9 @@ import argparse
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,16 @@ from vgg_jax import cli
 from vgg_jax.config import Config
 from vgg_jax.data.zca import preprocessing_of
 from vgg_jax.distributed import batch_sharding, replicated
-from vgg_jax.files import validate_writable
+from vgg_jax.files import validate_writable, write_json
 from vgg_jax.inference.dense import Shape, largest_batch
 from vgg_jax.inference.forward import Network, Posteriors
 from vgg_jax.memory import evaluation_advice, training_advice
 from vgg_jax.models.measure import summary
-from vgg_jax.training.program import abstract_model, build_program
+from vgg_jax.training.program import (
+    abstract_model,
+    build_program,
+    with_choices_for,
+)
 from vgg_jax.training.workdir.weights_folder import settings_of_weights
 
 PROGRAMS = ("train_step", "dense")
@@ -69,11 +73,28 @@ class Lowered:
         batch_size: how many images all devices together take at once.
         model_flops: FLOP of the convolutions of these images by their definition, on
             all devices: twice the multiply-adds, and twice that again for gradients.
+        dtype: the type that the network computes in.
+        settings: the settings on which the speed depends, "bfloat16, shard_fc".
+        advice: flags with which it needs less memory, the mildest first.
     """
 
     stage: jax.stages.Lowered
     batch_size: int
     model_flops: float
+    dtype: str
+    settings: str
+    advice: tuple[str, ...]
+
+
+class Report(Protocol):
+    """What a command says of a program."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the program fits a device's memory."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns every number as JSON can hold it."""
 
 
 def add_arguments(parser: cli.Parser) -> None:
@@ -120,13 +141,14 @@ def lower_program(config: Config, program: str, mesh: Mesh) -> Lowered:
     """Lowers one of `PROGRAMS` for the devices of a mesh.
 
     Args:
-        config: the configuration, with the choices for these devices.
+        config: the configuration.
         program: the program's name.
         mesh: the devices.
 
     Raises:
         ValueError: settings do not fit one another, or the devices.
     """
+    config = with_choices_for(mesh, config)
     options = dataclasses.asdict(config.model)
     if program == "train_step":
         train = build_program(config, mesh)
@@ -138,7 +160,21 @@ def lower_program(config: Config, program: str, mesh: Mesh) -> Lowered:
         batch_size = per_device * mesh.size
         stage, passes = lower_dense(config, mesh, shape, batch_size), 2
     multiply_adds = summary(options.pop("name"), shape, **options).multiply_adds
-    return Lowered(stage, batch_size, 2.0 * passes * multiply_adds * batch_size)
+    return Lowered(
+        stage,
+        batch_size,
+        model_flops=2.0 * passes * multiply_adds * batch_size,
+        dtype=str(config.model.dtype),
+        settings=settings_line(config, program),
+        advice=tuple(memory_advice(config, program, mesh.size)),
+    )
+
+
+def finish(reports: Sequence[Report], file: Path | None) -> int:
+    """Writes the numbers of reports to a file, or not, and returns the exit code."""
+    if file is not None:
+        write_json(file, [report.to_dict() for report in reports])
+    return cli.DONE if all(report.fits for report in reports) else cli.FAILED
 
 
 def lower_dense(

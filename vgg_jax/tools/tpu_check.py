@@ -27,18 +27,15 @@ from vgg_jax import cli
 from vgg_jax.config import Config
 from vgg_jax.console import did_you_mean
 from vgg_jax.distributed import make_mesh
-from vgg_jax.files import write_json
 from vgg_jax.tools.hlo import program_costs
 from vgg_jax.tools.programs import (
     Memory,
     add_arguments,
+    finish,
     lower_program,
-    memory_advice,
     prepare,
-    settings_line,
 )
 from vgg_jax.tools.tpu_report import CHIPS, Report, format_growth
-from vgg_jax.training.program import with_choices_for
 
 # The compiler asks for no chip and no metadata server, and several may run at once.
 _ENVIRONMENT = {
@@ -80,9 +77,7 @@ def run(values: argparse.Namespace) -> int:
             print(f"{reports[-1]}\n", flush=True)
     if len(meshes) > 1:
         print(format_growth(reports))
-    if values.json:
-        write_json(values.json, [report.to_dict() for report in reports])
-    return cli.DONE if all(report.fits for report in reports) else cli.FAILED
+    return finish(reports, values.json)
 
 
 def chip_kind(topology: str) -> str:
@@ -135,7 +130,6 @@ def compile_program(config: Config, program: str, topology: str, mesh: Mesh) -> 
     Raises:
         ValueError: settings do not fit one another, or the chips.
     """
-    config = with_choices_for(mesh, config)
     lowered = lower_program(config, program, mesh)
     make_report = functools.partial(
         Report,
@@ -143,9 +137,9 @@ def compile_program(config: Config, program: str, topology: str, mesh: Mesh) -> 
         topology=topology,
         chips=mesh.size,
         batch_size=lowered.batch_size,
-        settings=settings_line(config, program),
+        settings=lowered.settings,
         model_flops=lowered.model_flops,
-        advice=tuple(memory_advice(config, program, mesh.size)),
+        advice=lowered.advice,
     )
     try:
         compiled: Any = lowered.stage.compile()
