@@ -6,6 +6,8 @@ Pictures are 500x375 and 1600x1200 JPEGs made of photographs that scikit-learn a
 matplotlib ship. Rates are images a second of one thread, where nothing else is said.
 """
 
+import importlib.util
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ import matplotlib
 import numpy as np
 import sklearn.datasets
 
+from vgg_jax.compilation import keep_memory
 from vgg_jax.config import DataConfig
 from vgg_jax.data import transforms
 from vgg_jax.data.base import Example
@@ -29,6 +32,7 @@ SECONDS = 2.0  # how long each measurement takes
 SHORT_SIDE, CROP, BATCH = 256, 224, 64
 SIZES = ((500, 375), (1600, 1200))  # of the pictures, width and height
 READERS = ((0, 1), (0, 2), (0, 4), (2, 1))  # processes, and threads of each
+LARGEST_SCALES = (256, 512)
 SIDES = (28, 32, 48, 64, 96, 128)  # of small pictures, in pixels
 
 
@@ -41,7 +45,7 @@ class Encoded:
         self._files = files
 
     def __len__(self) -> int:
-        return 1024
+        return 1_281_167  # as ImageNet has: an order of few takes longer to draw
 
     def __getitem__(self, index: int, /) -> Example:
         data = self._files[index % len(self._files)]
@@ -92,6 +96,8 @@ def print_rate(name: str, value: float) -> None:
 def image_rates(files: list[bytes]) -> None:
     """Prints how fast one image is prepared, with and without the tricks."""
 
+    places = np.random.default_rng(0).random((1000, 2)).tolist()
+
     def whole(i: int) -> np.ndarray:
         return transforms.decode(files[i % len(files)], 3)
 
@@ -102,10 +108,13 @@ def image_rates(files: list[bytes]) -> None:
         image = transforms.rescale(image, SHORT_SIDE)
         return transforms.cut(image, CROP, transforms.place_crop(0.5, 0.5))[0]
 
+    def crop_alone(i: int) -> np.ndarray:
+        crop = transforms.Crop(SHORT_SIDE, CROP, *places[i % len(places)])
+        return transforms.decode_crop(files[i % len(files)], 3, "", crop)[0]
+
     def crop_first(image: np.ndarray, exact_shrinking: bool = False) -> np.ndarray:
-        return transforms.rescaled_crop(
-            image, SHORT_SIDE, CROP, 0.5, 0.5, exact_shrinking=exact_shrinking
-        )
+        crop = transforms.Crop(SHORT_SIDE, CROP, 0.5, 0.5, exact_shrinking)
+        return transforms.rescaled_crop(image, crop)
 
     print_rate("decode whole", measure_rate(whole))
     print_rate("decode as the pipeline does", measure_rate(part))
@@ -123,6 +132,7 @@ def image_rates(files: list[bytes]) -> None:
         "decode as the pipeline does, crop, rescale",
         measure_rate(lambda i: crop_first(part(i))),
     )
+    print_rate("decode a random crop, rescale", measure_rate(crop_alone))
 
 
 def train_rate(files: list[bytes], config: DataConfig) -> float:
@@ -139,15 +149,18 @@ def train_rate(files: list[bytes], config: DataConfig) -> float:
 
 def pipeline_rates(files: list[bytes]) -> None:
     """Prints the rates of `train_batches` by threads and processes, on all cores."""
-    for workers, threads in READERS:
+    for (workers, threads), largest in itertools.product(READERS, LARGEST_SCALES):
         config = DataConfig(
             dataset="imagenet2012",
             color_shift=0.1,
+            scale_min=SHORT_SIDE,
+            scale_max=largest,
             num_workers=workers,
             num_threads=threads,
         )
+        scales = f"S = {SHORT_SIDE}" + f" to {largest}" * (largest > SHORT_SIDE)
         print_rate(
-            f"train_batches, {workers} processes, {threads} threads each",
+            f"train_batches, {workers} processes, {threads} threads each, {scales}",
             train_rate(files, config),
         )
 
@@ -252,8 +265,11 @@ def normalization_rates() -> None:
 
 def main() -> None:
     """Prints all rates."""
+    keep_memory()  # as train.py does
+    windows = importlib.util.find_spec("nvidia") is not None
     print(
-        f"images/s, S = {SHORT_SIDE}, crop {CROP}; {cv2.getNumThreads()} OpenCV threads"
+        f"images/s, S = {SHORT_SIDE}, crop {CROP}; {cv2.getNumThreads()} OpenCV "
+        f"threads; {'with' if windows else 'without'} nvImageCodec"
     )
     for width, height in SIZES:
         files = make_jpegs(width, height)

@@ -182,10 +182,30 @@ def test_other_sets_are_refused_or_stay_on_the_host(
     assert put_on_devices(source, unasked, accelerators(), channels=3) is None
 
 
-def test_a_set_that_no_memory_holds_is_refused_with_its_size() -> None:
+def test_a_set_of_large_images_is_refused_or_stays_on_the_host() -> None:
+    """The host interpolates only their crops, which is not what `cut` gives."""
+    config = dataclasses.replace(CONFIG, scale_max=317)
+    message = "fewer than 100,000 pixels at scale_max, got 317x317"
+    with pytest.raises(NotForDevices, match=message):
+        put_on_devices(Noise((16, 16)), config, make_mesh(), channels=3)
+    unasked = dataclasses.replace(config, on_device=None)
+    assert put_on_devices(Noise((16, 16)), unasked, accelerators(), channels=3) is None
+
+
+def test_a_set_that_no_memory_holds_is_refused_with_its_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    zeros = np.zeros
+
+    def refuse(shape: Any, dtype: Any) -> np.ndarray:
+        if np.prod(shape) > 1e8:
+            raise MemoryError
+        return zeros(shape, dtype)
+
+    monkeypatch.setattr(on_device.np, "zeros", refuse)
     source = Noise(*[(16, 16)] * 9)
-    config = dataclasses.replace(CONFIG, scale_min=256, scale_max=8000)
-    with pytest.raises(NotForDevices, match=r"9 images at 7745 scales take 12.* GiB"):
+    config = dataclasses.replace(CONFIG, scale_max=316)
+    with pytest.raises(NotForDevices, match=r"9 images at 301 scales take 0.8 GiB"):
         put_on_devices(source, config, make_mesh(), channels=3)
 
 

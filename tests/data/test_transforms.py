@@ -65,6 +65,7 @@ def test_decode_applies_exif_orientation(picture, orientation):
     assert upright.size == ((30, 20) if orientation < 5 else (20, 30))
     assert_near(transforms.decode(data, 3), upright, atol=0)
     data = encode(image, "JPEG", exif=exif, quality=95, subsampling=0)
+    assert jpeg_header(data) == (20, 30, 3, True)
     assert_near(transforms.decode(data, 3), upright, atol=12)
     assert_near(transforms.decode(data, 1)[..., 0], upright.convert("L"), atol=12)
 
@@ -213,7 +214,7 @@ def test_a_jpeg_may_be_padded_before_its_markers():
     frame = data.index(b"\xff\xc0")
     for padding in (b"\xff" * 5, b"\xff\x00", b"\xff\xd0", b"some"):
         padded = data[:frame] + padding + data[frame:]
-        assert jpeg_header(padded) == (60, 80, 3)
+        assert jpeg_header(padded) == (60, 80, 3, False)
     padded = transforms.decode(data[:frame] + b"\xff" * 5 + data[frame:], 3)
     np.testing.assert_array_equal(padded, transforms.decode(data, 3))
 
@@ -311,10 +312,10 @@ def test_a_png_called_jpeg_or_a_jpeg_of_any_kind_has_its_header_read(mode):
     image = PIL.Image.fromarray(NOISE).convert(mode)
     for options in ({}, {"progressive": True}, {"comment": b"c" * 70}):
         data = encode(image, "JPEG", **options)
-        assert jpeg_header(data) == (60, 80, len(mode))
-    assert jpeg_header(encode(image.convert("RGB"), "PNG")) == (0, 0, 0)
+        assert jpeg_header(data) == (60, 80, len(mode), False)
+    assert jpeg_header(encode(image.convert("RGB"), "PNG")) == (0, 0, 0, False)
     for bad in (b"", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00\x00", data[:50]):
-        assert jpeg_header(bad) == (0, 0, 0)
+        assert jpeg_header(bad) == (0, 0, 0, False)
 
 
 def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(picture):
@@ -357,17 +358,21 @@ def test_a_huge_jpeg_takes_little_memory():
     data = cv2.imencode(".jpg", image)[1].tobytes()
     decoded = transforms.decode(data, 3, "", 256)
     assert decoded.shape == (1125, 1500, 3)
-    crop = transforms.rescaled_crop(decoded, 256, 224, 0.999, 0.5)
+    crop = transforms.rescaled_crop(decoded, transforms.Crop(256, 224, 0.999, 0.5))
     assert_near(crop[:, 100, 0], np.linspace(32, 255, 224), atol=2)
 
 
 def test_a_tiny_image_is_enlarged_to_the_crop(picture):
     data = encode(PIL.Image.fromarray(picture(5, 8)), "PNG")
     image = transforms.decode(data, 3, "", 256)
-    crop = transforms.rescaled_crop(image, 256, 224, 0.0, 0.999)
-    np.testing.assert_array_equal(crop, transforms.rescale(image, 256)[:224, -224:])
+    crop = transforms.rescaled_crop(image, transforms.Crop(256, 224, 0.0, 0.999))
+    assert_near(crop, transforms.rescale(image, 256)[:224, -224:], atol=1)
     pixel = transforms.decode(encode(PIL.Image.new("RGB", (1, 1)), "PNG"), 3, "", 32)
-    assert transforms.rescaled_crop(pixel, 32, 32, 0.5, 0.5).shape == (32, 32, 3)
+    assert transforms.rescaled_crop(pixel, transforms.Crop(32, 32, 0.5, 0.5)).shape == (
+        32,
+        32,
+        3,
+    )
 
 
 def test_decode_refuses_other_channel_counts():
@@ -423,9 +428,10 @@ def test_the_crop_before_rescaling_is_the_one_after_it(photographs):
     """Where the scale is a whole number both see the same pixels."""
     image = transforms.decode(photographs[0], 3)[:320, :480]
     after = transforms.rescale(image, 160)
-    before = transforms.rescaled_crop(image, 160, 128, 10 / 65, 30 / 225)
+    crop = transforms.Crop(160, 128, 10 / 65, 30 / 225)
+    before = transforms.rescaled_crop(image, crop)
     np.testing.assert_array_equal(before, after[5:133, 15:143])
-    gray = transforms.rescaled_crop(image[..., :1], 160, 128, 10 / 65, 30 / 225)
+    gray = transforms.rescaled_crop(image[..., :1], crop)
     np.testing.assert_array_equal(gray, before[..., :1])
 
 
@@ -451,10 +457,37 @@ def test_a_crop_can_shrink_by_the_exact_mean(photographs):
     expected = cv2.resize(
         image[27:401, 133:507], (224, 224), interpolation=cv2.INTER_AREA
     )
-    exact = transforms.rescaled_crop(image, *place, exact_shrinking=True)
+    exact = transforms.rescaled_crop(image, transforms.Crop(*place, True))
     np.testing.assert_array_equal(exact, expected)
-    sampled = transforms.rescaled_crop(image, *place)
+    sampled = transforms.rescaled_crop(image, transforms.Crop(*place))
     assert 0 < np.abs(sampled.astype(int) - expected).mean() < 2
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("short_side", [250, 301, 463])
+def test_a_crop_of_a_large_image_is_interpolated_alone(channels, short_side):
+    image = NOISE[:50, :, :channels]
+    whole = transforms.rescale(image, short_side)
+    assert whole.shape[0] * whole.shape[1] >= transforms.LARGE
+    for size in (1, 100, 250):
+        for place in ((0.0, 0.0), (0.3, 0.6), (0.9999, 0.9999)):
+            [expected] = transforms.cut(whole, size, transforms.place_crop(*place))
+            crop = transforms.Crop(short_side, size, *place)
+            pixels = transforms.rescaled_crop(image, crop)
+            assert_near(pixels, expected, atol=1)
+    one_pixel = transforms.rescaled_crop(image[:1, :1], transforms.Crop(400, 9, 0, 0))
+    np.testing.assert_array_equal(
+        one_pixel, np.broadcast_to(image[:1, :1], (9, 9, channels))
+    )
+
+
+def test_a_crop_of_a_smaller_image_is_cut_from_all_of_it():
+    image = NOISE[:50]
+    whole = transforms.rescale(image, 249)
+    assert whole.shape[0] * whole.shape[1] < transforms.LARGE
+    pixels = transforms.rescaled_crop(image, transforms.Crop(249, 100, 0.3, 0.6))
+    [expected] = transforms.cut(whole, 100, transforms.place_crop(0.3, 0.6))
+    np.testing.assert_array_equal(pixels, expected)
 
 
 @pytest.mark.parametrize("short_side", [40, 47, 59])
@@ -463,7 +496,10 @@ def test_the_crop_before_rescaling_has_the_scale_and_reaches_the_edges(short_sid
     image[..., 0] = 3 * np.arange(60)[:, np.newaxis]
     image[..., 1] = 3 * np.arange(80)
     ends = [
-        transforms.rescaled_crop(image, short_side, 32, *place).astype(float) / 3
+        transforms.rescaled_crop(image, transforms.Crop(short_side, 32, *place)).astype(
+            float
+        )
+        / 3
         for place in ((0.0, 0.0), (0.9999, 0.9999))
     ]
     scale = 60 / short_side
@@ -491,7 +527,7 @@ def test_crop_larger_than_the_image_is_refused():
         with pytest.raises(ValueError, match="61x61 crop from an image of 60x80"):
             crop()
     with pytest.raises(ValueError, match="33x33 crop from an image of short side 32"):
-        transforms.rescaled_crop(NOISE, 32, 33, 0.0, 0.0)
+        transforms.rescaled_crop(NOISE, transforms.Crop(32, 33, 0.0, 0.0))
 
 
 def test_flip_mirrors_left_to_right():

@@ -39,8 +39,11 @@ class Decoder:
     channels: int
     max_pixels: int  # see `transforms.decode`
 
-    def __call__(self, index: int, short_side: int | None) -> Row:
-        """Decodes example `index`, which will be rescaled to `short_side` or not.
+    def __call__(self, index: int, wanted: int | transforms.Crop | None) -> Row:
+        """Decodes example `index`.
+
+        The row has a crop of it, or the image, which will be rescaled to the short side
+        that is `wanted`, or not.
 
         Raises:
             ValueError: its label is not that of a class.
@@ -56,17 +59,20 @@ class Decoder:
                 f"classes, got {example['label']} in {example['name']}; correct it, or "
                 "prepare the data again"
             )
+        file = (example["image"], self.channels, example["name"])
+        box = np.array(example["box"]) if "box" in example else None
         try:
-            image = transforms.decode(
-                example["image"],
-                self.channels,
-                example["name"],
-                short_side,
-                max_pixels=self.max_pixels,
-            )
+            if isinstance(wanted, transforms.Crop):
+                image, shape = transforms.decode_crop(
+                    *file, wanted, max_pixels=self.max_pixels
+                )
+                if box is not None:
+                    window = transforms.rescaled_crop_window(shape, wanted)
+                    box = boxes.relative_to(window, box)
+            else:
+                image = transforms.decode(*file, wanted, max_pixels=self.max_pixels)
         except CorruptImage as error:
             return Row(index, example["label"], None, str(error))
-        box = np.array(example["box"]) if "box" in example else None
         return Row(index, example["label"], image, box=box)
 
 
@@ -154,19 +160,14 @@ class TrainCrops:
     def _crop(
         self, index: int, short_side: int, place: list[float], is_mirrored: bool
     ) -> Row:
-        row = self.decoder(index, short_side)
-        if row.image is not None:
-            shape, [down, right] = row.image.shape[:2], place
-            cut = (short_side, self.crop, down, right)
-            row.image = transforms.rescaled_crop(
-                row.image, *cut, exact_shrinking=self.exact_shrinking
-            )
-            if row.box is not None:
-                window = transforms.rescaled_crop_window(shape, *cut)
-                row.box = boxes.relative_to(window, row.box)
-            if is_mirrored:
-                row.image = transforms.flip(row.image)
-                row.box = None if row.box is None else boxes.mirror(row.box)
+        down, right = place
+        row = self.decoder(
+            index,
+            transforms.Crop(short_side, self.crop, down, right, self.exact_shrinking),
+        )
+        if row.image is not None and is_mirrored:
+            row.image = transforms.flip(row.image)
+            row.box = None if row.box is None else boxes.mirror(row.box)
         return row
 
 

@@ -19,7 +19,7 @@ JPEG_MARKER = re.compile(rb"\xff([^\x00\xff])")
 # The markers that head a frame: of the Cx, C4, C8 and CC are tables.
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 WITHOUT_LENGTH = frozenset(range(0xD0, 0xD8)) | {0x01}
-END, SCAN = 0xD9, 0xDA
+END, SCAN, APP1 = 0xD9, 0xDA, 0xE1
 
 # The chunks of a PNG that make its pixels, and the one that says which way is up. Those
 # of animations, texts and profiles make work and no pixels.
@@ -32,20 +32,24 @@ class JpegHeader(NamedTuple):
     height: int
     width: int
     components: int  # 1 is gray, 3 is color, 4 is CMYK
+    has_exif: bool  # which may say that the picture is to be turned
 
 
 def jpeg_header(data: bytes) -> JpegHeader:
     """Reads the header of a JPEG without decoding it, as libjpeg would."""
     offset = len(JPEG) if data.startswith(JPEG) else len(data)
+    frame, has_exif = (0, 0, 0), False
     while match := JPEG_MARKER.search(data, offset):
         marker, offset = match[1][0], match.end()
-        if marker in FRAMES and offset + 8 <= len(data):
-            return JpegHeader(*struct.unpack_from(">HHB", data, offset + 3))
+        if marker in FRAMES and offset + 8 <= len(data) and not any(frame):
+            frame = struct.unpack_from(">HHB", data, offset + 3)
         if marker in (END, SCAN):
             break
+        if marker == APP1 and data.startswith(b"Exif", offset + 2):
+            has_exif = True
         if marker not in WITHOUT_LENGTH:
             offset += int.from_bytes(data[offset : offset + 2], "big")
-    return JpegHeader(0, 0, 0)
+    return JpegHeader(*frame, has_exif)
 
 
 def jpeg_scans(data: bytes) -> int:

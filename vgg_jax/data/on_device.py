@@ -189,7 +189,7 @@ def put_on_devices(
 
     Raises:
         NotForDevices: `config.on_device` is True, and the images differ in shape, are
-            to shrink, or do not fit into the memory.
+            to shrink, are large or do not fit into the memory.
         CorruptImage: unless `config.on_corrupt_image` is "skip".
         CancelledError: the event was set.
     """
@@ -231,6 +231,13 @@ def _put(
         )
     sides = [transforms.rescaled_shape(shape, scale) for scale in scales]
     whole = (*sides[-1], channels)
+    if math.prod(sides[-1]) >= transforms.LARGE:
+        raise NotForDevices(
+            f"data.on_device=True is for small images: expected fewer than "
+            f"{transforms.LARGE:,} pixels at scale_max, got {sides[-1][0]}x"
+            f"{sides[-1][1]}, of which the host computes only the crops; use "
+            "--config.data.on_device=false"
+        )
     length = -(-math.prod(whole) // TILE) * TILE
     size = len(scales) * len(source) * length
     if size > LARGEST and config.on_device is None:

@@ -1,7 +1,9 @@
 """This module operates on one image, uint8 [H, W, channels] with pixels 0-255."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -17,6 +19,7 @@ from vgg_jax.data.headers import (
     png_pixels,
     png_size,
 )
+from vgg_jax.data.jpeg_window import decode_window
 
 Image = np.ndarray
 
@@ -29,6 +32,8 @@ CropLayout = Callable[[int, int], Sequence[tuple[int, int]]]
 MAX_ASPECT = 64
 # Of a progressive JPEG; programs make some ten, and each is a pass over all pixels.
 MAX_SCANS = 100
+# Pixels of an enlarged image, of which only a crop is computed.
+LARGE = 100_000
 # OpenCV's flags for decoding a JPEG at a part of its size: its blocks of 8x8
 # coefficients give blocks of 1, 2 or 4. (For a PNG they would skip pixels.)
 REDUCTIONS = (
@@ -36,6 +41,23 @@ REDUCTIONS = (
     (4, cv2.IMREAD_REDUCED_GRAYSCALE_4),
     (2, cv2.IMREAD_REDUCED_GRAYSCALE_2),
 )
+
+
+class Crop(NamedTuple):
+    """A crop of a rescaled image, section 3.1.
+
+    Args:
+        short_side: what the image is rescaled to, in pixels.
+        size: the crop's side, in pixels; at most `short_side`.
+        down, right: fractions of the places where it fits, see `place_crop`.
+        exact_shrinking: whether it shrinks as `rescale` does, not by `sample`.
+    """
+
+    short_side: int
+    size: int
+    down: float
+    right: float
+    exact_shrinking: bool = False
 
 
 def decode(
@@ -60,20 +82,80 @@ def decode(
         CorruptImage: truncated, not an image, or of absurd size.
         ValueError: `channels` is neither 1 nor 3.
     """
+    header = _header(data, channels, name, max_pixels)
+    return _decode(data, header, channels, name, short_side)
+
+
+def decode_crop(
+    data: bytes,
+    channels: int,
+    name: str,
+    crop: Crop,
+    *,
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[Image, tuple[int, ...]]:
+    """Decodes a crop of an image: [size, size, C], and the image's height and width.
+
+    It is what `rescaled_crop` makes of what `decode` gives, to the bit; what lies
+    outside of the crop is not decoded where `decode_window` can leave it out.
+
+    Raises:
+        CorruptImage: truncated, not an image, or of absurd size.
+        ValueError: `channels` is neither 1 nor 3, or the crop's `short_side` is smaller
+            than its size.
+    """
+    header = _header(data, channels, name, max_pixels)
+    shape = (header.height, header.width)
+    reduced = _reduction(min(shape), crop.short_side)
+    if header.is_upright_color and channels == 3 and min(shape) and not reduced:
+        window = decode_window(data, *_window(shape, crop))
+        if window is not None:
+            return _from_window(window, shape, crop), shape
+    image = _decode(data, header, channels, name, crop.short_side)
+    return rescaled_crop(image, crop), image.shape[:2]
+
+
+class _Header(NamedTuple):
+    """What a file says of its image; zeros for one that is neither JPEG nor PNG."""
+
+    height: int
+    width: int
+    is_upright_color: bool  # a JPEG in color, decoded the way it lies in the file
+
+
+def _header(data: bytes, channels: int, name: str, max_pixels: int) -> _Header:
+    """Reads the header of an image.
+
+    Raises:
+        CorruptImage: the image would take too much memory or time.
+        ValueError: there are not images of so many channels.
+    """
     if channels not in (1, 3):
         raise ValueError(f"expected 1 (gray) or 3 (RGB) channels, found {channels}")
-    mode = cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_GRAYSCALE
-    shape = jpeg_header(data)[:2] if data.startswith(JPEG) else png_size(data)
-    _refuse_absurd_size(shape, name, max_pixels)
-    image = None
-    whole: bytes | None = data
-    if data.startswith(PNG):
-        whole = png_pixels(data)
-    elif jpeg_scans(data) > MAX_SCANS:
+    if not data.startswith(JPEG):
+        shape = png_size(data)
+        _refuse_absurd_size(shape, name, max_pixels)
+        return _Header(*shape, is_upright_color=False)
+    height, width, components, has_exif = jpeg_header(data)
+    _refuse_absurd_size((height, width), name, max_pixels)
+    if jpeg_scans(data) > MAX_SCANS:
         raise CorruptImage(
             f"cannot use {name}: expected a JPEG of at most {MAX_SCANS} scans, found "
             f"{jpeg_scans(data)}"
         )
+    return _Header(height, width, components == 3 and not has_exif)
+
+
+def _decode(
+    data: bytes, header: _Header, channels: int, name: str, short_side: int | None
+) -> Image:
+    """Decodes a whole image that has this header, as `decode` does."""
+    mode = cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_GRAYSCALE
+    shape = (header.height, header.width)
+    image = None
+    whole: bytes | None = data
+    if data.startswith(PNG):
+        whole = png_pixels(data)
     elif short_side is not None:
         mode |= _reduction(min(shape), short_side)
     if whole and min(shape):
@@ -120,29 +202,65 @@ def rescaled_shape(shape: tuple[int, ...], short_side: int) -> tuple[int, int]:
     return round(height * short_side / short), round(width * short_side / short)
 
 
-def rescaled_crop(
-    image: Image,
-    short_side: int,
-    size: int,
-    down: float,
-    right: float,
-    *,
-    exact_shrinking: bool = False,
-) -> Image:
+def rescaled_crop(image: Image, crop: Crop) -> Image:
     """Cuts a crop of what `rescale` gives, without rescaling what it leaves out.
 
-    `down` and `right` are fractions of the places where it fits, see `place_crop`. An
-    image that shrinks is cropped first, at whole pixels: the crop lies within half
-    a pixel of the other order's, and its scale is within half a pixel of its side. It
-    shrinks by `sample`, or with `exact_shrinking` as `rescale` shrinks.
+    An image that shrinks is cropped first, at whole pixels: the crop lies within half
+    a pixel of the other order's, and its scale is within half a pixel of its side. Of
+    one that grows to `LARGE` pixels or more only the crop is interpolated, in other
+    arithmetic than `rescale` has: gray levels differ by at most 1.
 
     Raises:
-        ValueError: `short_side` is smaller than the crop.
+        ValueError: the crop's `short_side` is smaller than its size.
     """
-    shape, side = _before_crop(image.shape[:2], short_side, size)
-    [corner] = place_crop(down, right)(*_slack(shape, side))
-    crop = _crop(_resize(image, *shape), side, *corner)
-    return _resize(crop, size, size) if exact_shrinking else sample(crop, size)
+    shape = image.shape[:2]
+    top, left, height, width = _window(shape, crop)
+    return _from_window(image[top : top + height, left : left + width], shape, crop)
+
+
+def _window(shape: tuple[int, ...], crop: Crop) -> tuple[int, int, int, int]:
+    """Returns what of an image a crop is made of: top, left, height and width."""
+    before, corner, side = _before_rescaling(shape, crop)
+    if before == shape:
+        return (*corner, side, side)
+    if math.prod(before) < LARGE:
+        return (0, 0, shape[0], shape[1])
+    # Each pixel is between the middles of two, of which the picture's edge has one.
+    near = [
+        [
+            math.floor((pixel + 0.5) * old / new - 0.5)
+            for pixel in (start, start + side - 1)
+        ]
+        for start, old, new in zip(corner, shape, before, strict=True)
+    ]
+    [top, bottom], [left, right] = near
+    top, left = max(top, 0), max(left, 0)
+    bottom, right = min(bottom + 2, shape[0]), min(right + 2, shape[1])
+    return top, left, bottom - top, right - left
+
+
+def _from_window(window: Image, shape: tuple[int, ...], crop: Crop) -> Image:
+    """Makes a crop of its window on an image of this shape: [size, size, C]."""
+    before, corner, side = _before_rescaling(shape, crop)
+    if before == shape:
+        if crop.exact_shrinking:
+            return _resize(window, crop.size, crop.size)
+        return sample(window, crop.size)
+    if math.prod(before) < LARGE:
+        return _crop(_resize(window, *before), side, *corner)
+    top, left, _, _ = _window(shape, crop)
+    down, right = shape[0] / before[0], shape[1] / before[1]
+    matrix = np.array(
+        [
+            [right, 0, (corner[1] + 0.5) * right - 0.5 - left],
+            [0, down, (corner[0] + 0.5) * down - 0.5 - top],
+        ]
+    )
+    method = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    pixels = cv2.warpAffine(
+        window, matrix, (side, side), flags=method, borderMode=cv2.BORDER_REPLICATE
+    )
+    return pixels.reshape(side, side, window.shape[2])
 
 
 def sample(image: Image, size: int) -> Image:
@@ -156,15 +274,15 @@ def sample(image: Image, size: int) -> Image:
     return _resize(_resize(image, points, points, cv2.INTER_LINEAR), size, size)
 
 
-def rescaled_crop_window(
-    shape: tuple[int, ...], short_side: int, size: int, down: float, right: float
-) -> np.ndarray:
+def rescaled_crop_window(shape: tuple[int, ...], crop: Crop) -> np.ndarray:
     """Returns the box of the crop that `rescaled_crop` takes: [4].
 
     It is relative to the image, which has this shape (`vgg_jax.boxes`).
     """
-    before = _before_crop(shape, short_side, size)
-    return crop_windows(*before, place_crop(down, right))[0]
+    shape, corner, side = _before_rescaling(shape, crop)
+    return boxes.relative_to(
+        boxes.window(0, 0, *shape), boxes.window(*corner, side, side)
+    )
 
 
 def center_crop(image: Image, size: int) -> Image:
@@ -257,18 +375,26 @@ def _resize(image: Image, height: int, width: int, method: int | None = None) ->
     return resized.reshape(height, width, image.shape[2])
 
 
-def _before_crop(
-    shape: tuple[int, ...], short_side: int, size: int
-) -> tuple[tuple[int, int], int]:
-    """Returns the size of the image that `rescaled_crop` cuts, and the cut's side."""
+def _before_rescaling(
+    shape: tuple[int, ...], crop: Crop
+) -> tuple[tuple[int, int], tuple[int, int], int]:
+    """Returns the size of the image that `rescaled_crop` cuts, and the cut.
+
+    That is its upper left corner and its side.
+    """
     short = min(shape)
-    if short <= short_side:  # enlarged: a pixel's neighbors outside the crop matter
-        return rescaled_shape(shape, short_side), size
-    if short_side < size:
+    if short <= crop.short_side:  # enlarged: neighbors outside of the crop matter
+        before, side = rescaled_shape(shape, crop.short_side), crop.size
+    elif crop.short_side < crop.size:
         raise ValueError(
-            f"cannot take a {size}x{size} crop from an image of short side {short_side}"
+            f"cannot take a {crop.size}x{crop.size} crop from an image of short side "
+            f"{crop.short_side}"
         )
-    return (shape[0], shape[1]), round(size * short / short_side)
+    else:
+        before = (shape[0], shape[1])
+        side = round(crop.size * short / crop.short_side)
+    [corner] = place_crop(crop.down, crop.right)(*_slack(before, side))
+    return before, corner, side
 
 
 def _slack(shape: tuple[int, ...], size: int) -> tuple[int, int]:

@@ -353,7 +353,8 @@ class RunLog:
             distributed.warn(
                 f"for {share:.0%} of the time the devices wait for images; "
                 "data.num_workers decodes in so many processes and data.num_threads "
-                "in so many threads of each: as many in all as the host has cores"
+                "in so many threads of each: as many in all as the host has cores; "
+                "requirements-jpeg.txt decodes of a JPEG only the crop"
             )
 
     def write_validation(self, step: int, values: Mapping[str, float]) -> None:
