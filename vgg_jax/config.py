@@ -326,8 +326,9 @@ class DataConfig(Section):
     on_device: bool | None = setting(
         None,
         "training images stay on the devices, and crops are cut there: for images of "
-        "one shape whose short side is at most scale_min; None does it up to 1 GiB, on "
-        "CPU for runs of 64,000 images and more",
+        "one shape whose short side is at most scale_min, with fewer than 100,000 "
+        "pixels at scale_max; None does it up to 1 GiB, on CPU for runs of 64,000 "
+        "images and more",
         resumable=True,
     )
     on_corrupt_image: str = setting(
