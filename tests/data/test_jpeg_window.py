@@ -23,6 +23,11 @@ SAMPLINGS = {
     "4:4:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440,
     "4:1:1": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411,
 }
+# OpenCV turns the picture as this says; nvImageCodec asks for all of the three entries.
+TORN_EXIF = bytes.fromhex(
+    "457869660000 4d4d002a00000008 0003"
+    "010900030000000100060000 011200030000000100060000 01"
+)
 CROP = transforms.Crop(40, 32, 0.4, 0.8)
 
 
@@ -94,7 +99,18 @@ def test_crops_of_a_color_jpeg_decode_their_windows(short_side):
 @pytest.mark.parametrize("has_library", [pytest.param(True, marks=on_linux), False])
 @pytest.mark.parametrize(
     "kind",
-    ["color", "gray", "CMYK", "progressive", "turned", "half", "RGB", "PNG", "behind"],
+    [
+        "color",
+        "gray",
+        "CMYK",
+        "progressive",
+        "turned",
+        "turned, torn",
+        "half",
+        "RGB",
+        "PNG",
+        "behind",
+    ],
 )
 def test_a_crop_is_the_same_whatever_is_decoded(monkeypatch, kind, has_library):
     if not has_library:
@@ -108,6 +124,9 @@ def test_a_crop_is_the_same_whatever_is_decoded(monkeypatch, kind, has_library):
         exif = PIL.Image.Exif()
         exif[0x0112] = 6
         data = encode(image, exif=exif)
+    elif kind == "turned, torn":
+        data = encode(image, exif=TORN_EXIF)
+        assert whole(data).shape == (81, 60, 3)
     elif kind == "PNG":
         data = cv2.imencode(".png", image)[1].tobytes()
     else:
