@@ -32,20 +32,27 @@ SECONDS = 2.0  # how long each measurement takes
 SHORT_SIDE, CROP, BATCH = 256, 224, 64
 SIZES = ((500, 375), (1600, 1200))  # of the pictures, width and height
 READERS = ((0, 1), (0, 2), (0, 4), (2, 1))  # processes, and threads of each
+IMAGENET_IMAGES, FASHION_MNIST_IMAGES = 1_281_167, 60_000
 LARGEST_SCALES = (256, 512)
 SIDES = (28, 32, 48, 64, 96, 128)  # of small pictures, in pixels
 
 
 class Encoded:
-    """A source of encoded pictures in memory, which repeats them."""
+    """A source of encoded pictures in memory, which repeats them.
+
+    Args:
+        files: the pictures.
+        count: how many it has; an order of few takes longer to draw.
+    """
 
     class_names = ("one",)
 
-    def __init__(self, files: list[bytes]):
+    def __init__(self, files: list[bytes], count: int = IMAGENET_IMAGES):
         self._files = files
+        self._count = count
 
     def __len__(self) -> int:
-        return 1_281_167  # as ImageNet has: an order of few takes longer to draw
+        return self._count
 
     def __getitem__(self, index: int, /) -> Example:
         data = self._files[index % len(self._files)]
@@ -185,7 +192,8 @@ def small_set_rates() -> None:
     """Prints rates of 28x28 images, cropped on the host and on the device."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (64, 28, 28, 1), np.uint8)
-    source = Encoded([cv2.imencode(".png", image)[1].tobytes() for image in images])
+    files = [cv2.imencode(".png", image)[1].tobytes() for image in images]
+    source = Encoded(files, FASHION_MNIST_IMAGES)
     config = DataConfig(
         dataset="fashion_mnist",
         crop=32,

@@ -190,11 +190,12 @@ def test_rates_of_the_input_pipeline(
     monkeypatch.setattr(data, "SIZES", ((320, 240),))
     monkeypatch.setattr(data, "READERS", ((0, 1),))
     monkeypatch.setattr(data, "SIDES", (28,))
+    monkeypatch.setattr(data, "FASHION_MNIST_IMAGES", 200)
     data.main()
     lines = capsys.readouterr().out.splitlines()
     assert "320x240" in lines[1] and "normalization, cpu" in lines
     rates = [number(line.split()[-1]) for line in lines if line[:2] == "  "]
-    assert len(rates) == 18 and min(rates) > 0
+    assert len(rates) == 20 and min(rates) > 0
 
 
 def test_dense_evaluators_agree(tmp_path: Path, capsys: Printed) -> None:
