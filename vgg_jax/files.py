@@ -32,7 +32,7 @@ DIGEST = "blake2b"  # the name, in a file, of the digest of all else that it hol
 
 
 def parse_path(text: str | os.PathLike[str]) -> epath.Path:
-    """Makes a path of its text, such as `runs/vgg16` or `gs://BUCKET/vgg16`.
+    """Makes a path of its text, such as `runs/vgg16`, `~/runs` or `gs://BUCKET/vgg16`.
 
     Raises:
         ValueError: it is neither a local path nor one in a bucket of Google's.
@@ -47,7 +47,9 @@ def parse_path(text: str | os.PathLike[str]) -> epath.Path:
         )
     if url:
         buckets.connect()
-    return epath.Path(text)
+        return epath.Path(text)
+    # A shell leaves it to the program in `--workdir=~/runs`.
+    return epath.Path(os.path.expanduser(text))
 
 
 def is_in_bucket(path: Path) -> bool:

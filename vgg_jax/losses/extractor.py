@@ -92,7 +92,8 @@ class FeatureExtractor:
 
         Raises:
             ValueError: unknown names, pools or dtype, of which the message has the
-                nearest, or a normalization for another number of channels.
+                nearest, a normalization for another number of channels, or layers that
+                other modules compute.
         """
         known = [row.name for row in model.layers]
         if isinstance(names, str) or not names:
@@ -108,6 +109,7 @@ class FeatureExtractor:
                 f"channel, got {normalization.channels}"
             )
         deepest = max(known.index(name) for name in names)
+        model.refuse_replaced("a feature extractor", model.layers[: deepest + 1])
         layers = _with_pools(model.layers[: deepest + 1], pools)
         trunk = nnx.eval_shape(
             lambda: ConvNet(

@@ -79,6 +79,18 @@ class Moments(NamedTuple):
 Slots = tuple[jax.Array | None, ...]
 
 
+def takes_running_average(
+    module: nnx.BatchNorm, use_running_average: bool | None
+) -> bool:
+    """Returns whether a module takes the running statistics; None is as it is set.
+
+    No method: `nnx.tabulate` traces those, which then have no truth.
+    """
+    if use_running_average is None:
+        return bool(module.use_running_average)
+    return use_running_average
+
+
 class BatchNorm(nnx.BatchNorm):
     """`nnx.BatchNorm` with the running variance of torchvision.
 
@@ -106,17 +118,11 @@ class BatchNorm(nnx.BatchNorm):
             mask: the cells that count, [N, h, w, 1] or a shape that broadcasts to it;
                 None counts all.
         """
-        if self.is_running(use_running_average) or 0 in x.shape:
+        if takes_running_average(self, use_running_average) or 0 in x.shape:
             return self.normalize(x)
         moments = self.moments((x,), (mask,))
         self.move(moments)
         return self.normalize(x, moments)
-
-    def is_running(self, use_running_average: bool | None) -> bool:
-        """Returns whether the running statistics are used; None is as it is set."""
-        if use_running_average is None:
-            return bool(self.use_running_average)
-        return use_running_average
 
     def moments(self, parts: Sequence[jax.Array], masks: Slots = (None,)) -> Moments:
         """Computes the statistics of a batch, of maps [N, h, w, C].

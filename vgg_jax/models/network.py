@@ -10,12 +10,20 @@ import numpy as np
 from flax import nnx
 from flax.typing import Initializer
 from jax import lax
+from jax.export import is_symbolic_dim
 
 from vgg_jax.console import did_you_mean
 from vgg_jax.kernels import tpu
 from vgg_jax.kernels.convolution import conv_general_dilated
 from vgg_jax.models import layers as rows
-from vgg_jax.models.modules import BatchNorm, Conv, Moments, Slots, promote_factors
+from vgg_jax.models.modules import (
+    BatchNorm,
+    Conv,
+    Moments,
+    Slots,
+    promote_factors,
+    takes_running_average,
+)
 
 _init = jax.nn.initializers
 
@@ -114,12 +122,35 @@ def _own_class(layer: rows.Layer) -> type:
             return type(None)
 
 
-def _run_foreign(module: Any, x: jax.Array, train: bool | None) -> jax.Array:
-    """Runs a module that somebody has put in the place of a network's own."""
+def _run_foreign(
+    module: Any, layer: rows.Layer, x: jax.Array, train: bool | None, is_sized: bool
+) -> jax.Array:
+    """Runs a module that somebody has put in the place of a network's own.
+
+    Args:
+        module: the module.
+        layer: the row.
+        x: the row's input.
+        train: what holds for all rows, see `_Call`.
+        is_sized: whether images are smaller than their batch, so that rows tell which
+            cells are theirs.
+
+    Raises:
+        ValueError: its map is of another height or width than that of a convolution, or
+            of any row where `is_sized`.
+    """
     if train is not None and isinstance(module, nnx.Module):
         modes = {"deterministic": not train, "use_running_average": not train}
         module = nnx.view(module, raise_if_not_found=False, **modes)
     y: jax.Array = module(x)
+    if isinstance(layer, rows.Conv) or is_sized:
+        expected = tuple(map(layer.output_size, x.shape[1:3]))
+        if not any(map(is_symbolic_dim, expected)) and y.shape[1:3] != expected:
+            raise ValueError(
+                f"expected a map of height and width {expected}, as {layer} gives, from "
+                f"{type(module).__name__} in its place, got {y.shape[1:3]}; of a "
+                "convolution, say the padding and the strides"
+            )
     return y
 
 
@@ -229,8 +260,9 @@ class ConvNet(nnx.Module):
     normalization takes the statistics of the batch and moves the running ones.
 
     `setattr(model, name, module)` has another module do the work of any row: it takes
-    the row's input and gives its map, both NHWC, is told neither sizes nor `rngs`, and
-    `train` as `nnx.view` tells it. `model.replaced` names such rows.
+    the row's input and gives its map, both NHWC (a convolution's has the row's height
+    and width), is told neither sizes nor `rngs`, and `train` as `nnx.view` tells it.
+    `model.replaced` names such rows.
 
     `model.devices` is how many devices share a batch, each with as many images in a
     row; None says nothing of it. Where it is known, programs for TPU run two images of
@@ -487,7 +519,7 @@ class ConvNet(nnx.Module):
             for row in layers
             if isinstance(row, rows.BatchNorm)
             and row.name not in foreign
-            and not getattr(self, row.name).is_running(is_running)
+            and not takes_running_average(getattr(self, row.name), is_running)
         ]
         fixed = {*wanted, *foreign}
         order = rows.in_running_order(layers, fixed, measured)
@@ -587,12 +619,12 @@ class ConvNet(nnx.Module):
                 if known and layer.padding:
                     x = _fill_outside(x, known)
                 if layer.name in call.foreign:
-                    return _run_foreign(module, x, call.train)
+                    return _run_foreign(module, layer, x, call.train, bool(known))
                 return module.multiply(x, sign=sign, pairs=pairs)
             case rows.Bias() if layer.name in call.foreign:
                 return x
             case _ if layer.name in call.foreign:
-                return _run_foreign(module, x, call.train)
+                return _run_foreign(module, layer, x, call.train, bool(known))
             case rows.Bias():
                 return module.add_bias(x, pairs=pairs)
             case rows.Statistics():
@@ -633,16 +665,20 @@ class ConvNet(nnx.Module):
             if not _computes(getattr(self, row.name, None), row)
         )
 
-    def refuse_replaced(self, what: str) -> None:
+    def refuse_replaced(
+        self, what: str, layers: Sequence[rows.Layer] | None = None
+    ) -> None:
         """Refuses a network of which rows say something else than what is computed.
 
         Args:
             what: what cannot be made of it, for the message.
+            layers: the rows that matter; None for all.
 
         Raises:
-            ValueError: `replaced` is not empty.
+            ValueError: `replaced` has some of them.
         """
-        if replaced := self.replaced:
+        names = [row.name for row in layers or self.layers]
+        if replaced := [name for name in self.replaced if name in names]:
             name = replaced[0]
             module = type(getattr(self, name, None)).__name__
             raise ValueError(

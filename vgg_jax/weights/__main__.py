@@ -245,6 +245,19 @@ def convert_run(folder: Path, output: Path, values: argparse.Namespace) -> None:
     print(f"step {step:,} of {folder} written to {output}")
 
 
+def refuse_existing(output: Path) -> None:
+    """Refuses to write over what is there, which may be a run.
+
+    Raises:
+        FileExistsError: there is a file, or a folder with something in it.
+    """
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise FileExistsError(
+            f"{output} is there already and is not overwritten; give another name, or "
+            "remove it first"
+        )
+
+
 def _recognize(path: Path, contents: Contents) -> Recognized:
     """Finds the network of a file.
 
@@ -322,10 +335,12 @@ def run(values: argparse.Namespace) -> int:
             inspect_file(name, values.source, values.channels)
         case "verify", [name]:
             verify_file(name)
-        case "convert", [name, output] if is_run(parse_path(name)):
-            convert_run(parse_path(name), parse_path(output), values)
         case "convert", [name, output]:
-            convert_file(name, parse_path(output), values)
+            refuse_existing(parse_path(output))
+            if is_run(parse_path(name)):
+                convert_run(parse_path(name), parse_path(output), values)
+            else:
+                convert_file(name, parse_path(output), values)
     return cli.DONE
 
 

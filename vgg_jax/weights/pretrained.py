@@ -20,6 +20,7 @@ from vgg_jax.weights.create import complete
 from vgg_jax.weights.fetch import EXTRA
 from vgg_jax.weights.folders import PRETRAINED_CONFIG as CONFIG
 from vgg_jax.weights.folders import PRETRAINED_WEIGHTS as WEIGHTS
+from vgg_jax.weights.folders import is_run
 from vgg_jax.weights.load import Loaded, abstract_network, load_weights
 from vgg_jax.weights.save import save_weights
 
@@ -47,7 +48,8 @@ def save_pretrained(
         license: the license of the weights.
 
     Raises:
-        ValueError: the name and the options are not those of this network.
+        ValueError: the name and the options are not those of this network, or the
+            folder is that of a run.
     """
     told = {
         "num_classes": model.num_classes,
@@ -61,6 +63,11 @@ def save_pretrained(
             "another one; give the options that made it, such as width"
         )
     place = files.parse_path(folder)
+    if is_run(place):
+        raise ValueError(
+            f"{place} is the folder of a run, whose settings would be lost; give "
+            "another"
+        )
     place.mkdir(parents=True, exist_ok=True)
     if loaded is not None:
         normalization = normalization or loaded.normalization

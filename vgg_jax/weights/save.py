@@ -79,6 +79,7 @@ def save_weights(
             classes, or layers that other modules compute.
     """
     place = files.parse_path(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
     validate_channels(channels)
     model.refuse_replaced("a file of weights")
     if class_names is not None and len(class_names) != model.num_classes:
