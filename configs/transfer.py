@@ -11,6 +11,7 @@ on how many pictures there are is decided below, and printed. Not run on picture
 all have; docs/transfer.md has a benchmark.
 """
 
+import json
 import re
 from pathlib import Path
 
@@ -70,9 +71,11 @@ def count_pictures(data_dir: str) -> tuple[int, int]:
 def from_weights(init_from: str, images: int, batch_size: int) -> Config:
     """Trains the last layer of VGG-16, or of the network that the weights are named."""
     side = 224
+    name, width = network_of(init_from)
     return Config(
         model=VGGConfig(
-            name=network_of(init_from),
+            name=name,
+            width=width,
             num_classes=None,
             head="global_pool",
             dropout=0.5,
@@ -92,16 +95,21 @@ def from_weights(init_from: str, images: int, batch_size: int) -> Config:
     )
 
 
-def network_of(init_from: str) -> str:
-    """Returns the VGG that weights are named after, as in vgg19-dcbb9e9d.pth.
+def network_of(init_from: str) -> tuple[str, float]:
+    """Returns the name and the width of the VGG whose weights are named.
 
-    It is VGG-16 where the name tells none.
+    A run, also one in runs/, has its own. Weights are those of the network that they
+    are named after, as in vgg19-dcbb9e9d.pth, or of VGG-16 where the name tells none.
     """
+    for run in (Path(init_from), Path("runs", init_from)):
+        if (run / "config.json").is_file():
+            network = json.loads((run / "config.json").read_text())["model"]
+            return network["name"], network["width"]
     name = Path(init_from).stem
     if init_from in PUBLISHED:
         name = PUBLISHED[init_from].network
     named = [n for n in MODELS if n[:3] == "vgg" and re.match(rf"{n}(\b|_)", name)]
-    return max(named, key=len, default="vgg16")
+    return max(named, key=len, default="vgg16"), 1.0
 
 
 def from_nothing(init_from: str, images: int, batch_size: int) -> Config:

@@ -608,3 +608,10 @@ def test_a_workdir_that_cannot_be_written_to_is_refused_before_data_is_opened(
         "and write\n"
     )
     assert not (tmp_path / "a").exists()
+
+
+def test_a_path_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell leaves it to the program in `--workdir=~/runs`."""
+    monkeypatch.setenv("HOME", "/home/me")
+    assert os.fspath(cli.path("~/runs")) == "/home/me/runs"
+    assert os.fspath(cli.path("runs/~")) == "runs/~"

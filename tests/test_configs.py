@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib.util
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from flax import nnx
 
 from vgg_jax import MODELS, create_model
-from vgg_jax.config import NiNConfig
+from vgg_jax.config import NiNConfig, VGGConfig
 from vgg_jax.models.layers import output_size
 from vgg_jax.training.init_from import layers_taken
 
@@ -156,3 +157,23 @@ def test_each_file_of_the_paper_names_its_own_network_and_start() -> None:
             starts = {"384": name, "jitter": f"{name}_384"}
             assert config.model.name == name
             assert config.init_from == starts.get(path.stem.rpartition("_")[2])
+
+
+def test_a_second_run_on_ones_own_pictures_has_the_first_ones_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = importlib.util.spec_from_file_location("transfer", TRANSFER)
+    assert spec is not None and spec.loader is not None
+    transfer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(transfer)
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs" / "head"
+    run.mkdir(parents=True)
+    network = dataclasses.asdict(VGGConfig(name="vgg11", num_classes=3, width=0.5))
+    (run / "config.json").write_text(json.dumps({"model": network}))
+    for init_from in ("head", "runs/head", str(run)):
+        model = transfer.get_config(init_from=init_from).model
+        assert (model.name, model.width) == ("vgg11", 0.5)
+    for init_from, name in (("vgg19-dcbb9e9d.pth", "vgg19"), ("mine.pth", "vgg16")):
+        model = transfer.get_config(init_from=init_from).model
+        assert (model.name, model.width) == (name, 1)

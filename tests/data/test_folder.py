@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from vgg_jax.data.base import MAX_BYTES, CorruptImage
-from vgg_jax.data.folder import open_folder
+from vgg_jax.data.folder import open_folder, refuse_inside
+from vgg_jax.files import parse_path
 
 SPLITS = ("train", "validation", "test")
 
@@ -163,3 +164,30 @@ def test_held_out_part_without_pictures(folder):
     shutil.copy(next(folder.glob("bee/*.png")), folder / "ant" / "1.png")
     with pytest.raises(ValueError, match="every picture of ant"):
         open_folder(str(folder), "train", 1 - 1e-9)
+
+
+@pytest.mark.parametrize("place", [".", "runs", "runs/mine", "cat"])
+def test_a_run_among_the_pictures_is_refused(folder, place):
+    with pytest.raises(
+        ValueError, match="whose folders are the classes; give a --work"
+    ):
+        refuse_inside(str(folder), parse_path(folder / place))
+
+
+def test_a_run_beside_the_pictures_is_not(folder, tmp_path_factory):
+    refuse_inside(str(folder), parse_path(folder.parent / "runs"))
+    refuse_inside(str(folder), parse_path("gs://runs/mine"))
+    root = tmp_path_factory.mktemp("split")
+    (root / "train" / "cat").mkdir(parents=True)
+    refuse_inside(str(root), parse_path(root / "runs"))
+    with pytest.raises(ValueError, match="is below"):
+        refuse_inside(str(root), parse_path(root / "train" / "runs"))
+
+
+def test_a_jpeg_has_one_of_several_endings(folder):
+    for ending in ("jpe", "JFIF"):
+        shutil.copy(
+            next((folder / "ant").glob("*.jpg")), folder / "ant" / f"a.{ending}"
+        )
+    found = set().union(*(names(folder, split) for split in SPLITS))
+    assert {"ant/a.jpe", "ant/a.JFIF"} <= found

@@ -27,7 +27,7 @@ from tests.models.drawn import network
 from vgg_jax import losses
 from vgg_jax.distributed import make_mesh
 from vgg_jax.losses import FeatureExtractor
-from vgg_jax.models import ConvNet
+from vgg_jax.models import ConvNet, create_model
 
 RANGE = (-1, 1)
 X = photographs(2, 33, 38)
@@ -181,6 +181,16 @@ def test_images_may_overshoot_and_may_be_flat() -> None:
         for value in (0.0, 1.0):
             make("conv1_1")(np.full_like(X, value), input_range=RANGE)
         make("conv1_1")(X[:0], input_range=RANGE)
+
+
+def test_a_network_with_layers_of_ones_own_is_refused() -> None:
+    model = create_model("vgg11", width=1 / 16, rngs=nnx.Rngs(0))
+    model.fc8 = nnx.Linear(3, 2, rngs=nnx.Rngs(0))  # behind what is extracted
+    FeatureExtractor.from_model(model, ("relu2_1",), NORMALIZATION)
+    model.relu2_1 = jax.nn.gelu
+    FeatureExtractor.from_model(model, ("conv2_1",), NORMALIZATION)
+    with pytest.raises(ValueError, match="own layers for a feature extractor"):
+        FeatureExtractor.from_model(model, ("relu2_1",), NORMALIZATION)
 
 
 def test_what_is_no_image_or_range_or_layer_is_refused() -> None:

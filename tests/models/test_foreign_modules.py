@@ -217,3 +217,28 @@ def test_a_module_of_ones_own_sees_the_map_of_its_row() -> None:
     found, expected = (model.features(X, names) for model in (other, own))
     np.testing.assert_allclose(found["conv1_1"], 2 * expected["conv1_1"], rtol=1e-5)
     assert found["pool1"].shape == expected["pool1"].shape
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "found"),
+    [
+        ("conv2_1", conv(8, 16, padding="VALID"), r"\(16, 16\), as Conv.*\(14, 14\)"),
+        ("conv2_1", conv(8, 16, strides=2), r"\(16, 16\), as Conv.*\(8, 8\)"),
+    ],
+)
+def test_a_map_of_another_size_is_refused(
+    name: str, module: nnx.Module, found: str
+) -> None:
+    model = new_model()
+    setattr(model, name, module)
+    with pytest.raises(ValueError, match=f"expected a map .*{found}"):
+        model(X)
+
+
+def test_a_row_without_parameters_may_leave_the_map_as_large() -> None:
+    model = new_model()
+    model.pool5 = nnx.identity
+    assert model.features(X, ("pool5",))["pool5"].shape[1:3] == (2, 2)
+    sizes = jnp.full((len(X), 2), 20)
+    with pytest.raises(ValueError, match=r"expected a map .*\(1, 1\), as MaxPool"):
+        model.score_map(X, sizes=sizes)

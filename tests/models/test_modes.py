@@ -344,3 +344,11 @@ def test_kept_streams_serve_calls_without_any() -> None:
     model.train()
     with pytest.raises(ValueError, match="rngs"):
         model(images)
+
+
+@pytest.mark.parametrize("name", ["vgg11", "vgg11_bn", "nin_cifar"])
+def test_networks_can_be_tabulated(name: str) -> None:
+    options = {} if name == "nin_cifar" else {"fc_kernel": 1}
+    model = create_model(name, width=1 / 16, rngs=nnx.Rngs(0), **options)
+    table = nnx.tabulate(model, jnp.ones((1, 32, 32, 3)))
+    assert model.layers[0].name in table

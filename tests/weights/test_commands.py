@@ -217,3 +217,21 @@ def test_a_command_line_that_cannot_be_followed(
 ) -> None:
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_convert_writes_over_nothing(file: Path, run: Path, capsys: Capture) -> None:
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    for source in (run, file):
+        assert main(["convert", str(source), str(run)]) == 1
+        assert f"{run} is there already" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+    place = file.parent / "theirs.safetensors"
+    place.write_text("mine")
+    assert main(["convert", str(file), str(place)]) == 1
+    assert place.read_text() == "mine"
+
+
+def test_convert_makes_the_folder_of_its_file(file: Path, capsys: Capture) -> None:
+    place = file.parent / "new" / "place" / "w.safetensors"
+    assert main(["convert", str(file), str(place)]) == 0
+    assert place.is_file()

@@ -238,3 +238,11 @@ def test_fresh_weights_need_a_key() -> None:
         vgg_jax.create_model("vgg11")
     with pytest.raises(FileNotFoundError, match="did you mean 'torchvision/vgg11'"):
         vgg_jax.create_model("vgg11", weights="torchvision/vgg_11")
+
+
+def test_the_folder_of_a_run_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="is the folder of a run"):
+        save_pretrained(random_network("vgg11_bn"), tmp_path, "vgg11_bn", OPTIONS)
+    assert (tmp_path / "config.json").read_text() == "{}"

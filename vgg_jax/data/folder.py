@@ -3,9 +3,13 @@
 import os
 from pathlib import Path
 
-from vgg_jax.data.base import Example, hash_fraction, read_picture
+from etils import epath
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
+from vgg_jax.data.base import Example, hash_fraction, read_picture
+from vgg_jax.files import is_in_bucket, parse_path, resolve
+
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png")
+SPLITS = ("train", "test", "validation", "val")
 # Of a folder without test/ this part is kept for eval.py.
 TEST_FRACTION = 0.1
 
@@ -52,9 +56,7 @@ def open_folder(data_dir: str, split: str, validation_fraction: float) -> Folder
         return _held_out(root, list_classes(root), split, validation_fraction, True)
 
     train = list_classes(root / "train")
-    beside = [
-        root / name for name in ("test", "validation", "val") if (root / name).is_dir()
-    ]
+    beside = [root / name for name in SPLITS[1:] if (root / name).is_dir()]
     for folder in beside:
         _same_classes(root / "train", train, folder, list_classes(folder))
     if split == "test":
@@ -65,6 +67,26 @@ def open_folder(data_dir: str, split: str, validation_fraction: float) -> Folder
     if split == "validation":
         return Folder(beside[1], list_classes(beside[1]))
     return Folder(root / "train", train)
+
+
+def refuse_inside(data_dir: str, workdir: epath.Path) -> None:
+    """Refuses a run among the pictures, of which it would become a class.
+
+    Raises:
+        ValueError: the workdir is below a folder of classes.
+    """
+    if is_in_bucket(workdir) or is_in_bucket(parse_path(data_dir)):
+        return
+    root = resolve(parse_path(data_dir))
+    splits = [root / name for name in SPLITS]
+    classes = [split for split in splits if split.is_dir()] or [root]
+    workdir = resolve(workdir)
+    for folder in classes:
+        if folder in (workdir, *workdir.parents):
+            raise ValueError(
+                f"{workdir} is below {folder}, whose folders are the classes; give a "
+                "--workdir elsewhere"
+            )
 
 
 def list_classes(root: Path) -> Files:

@@ -147,8 +147,8 @@ def _run_foreign(
         expected = tuple(map(layer.output_size, x.shape[1:3]))
         if not any(map(is_symbolic_dim, expected)) and y.shape[1:3] != expected:
             raise ValueError(
-                f"expected a map of height and width {expected}, as {layer} gives, from "
-                f"{type(module).__name__} in its place, got {y.shape[1:3]}; of a "
+                f"expected a map of height and width {expected}, as {layer} gives, "
+                f"from {type(module).__name__} in its place, got {y.shape[1:3]}; of a "
                 "convolution, say the padding and the strides"
             )
     return y

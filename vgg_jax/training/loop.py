@@ -19,6 +19,7 @@ from vgg_jax.config import Config, shared_settings
 from vgg_jax.data import transforms
 from vgg_jax.data.base import sample_digest
 from vgg_jax.data.color import load_axes
+from vgg_jax.data.folder import refuse_inside
 from vgg_jax.data.on_device import Coming, DeviceSet, put_on_devices
 from vgg_jax.data.pipeline import train_batches
 from vgg_jax.data.sources import open_source, open_training
@@ -126,6 +127,8 @@ class Trainer:
         # What can be refused without data is: they may have to be prepared first.
         validate_settings(config, self.mesh.size)
         refuse_other_run(workdir, config)
+        if config.data.dataset == "folder":
+            refuse_inside(config.data.data_dir, workdir)
         if config.model.num_classes is None:
             class_names = open_source(config.data, "train").class_names
             config = with_num_classes(config, len(class_names))

@@ -175,8 +175,9 @@ def _settings_of(path: Path, weights: str) -> Config:
     network = recognize_network(read(os.fspath(path)))
     if network is None:
         raise ValueError(
-            f"{weights} has the weights of no network of the papers at full width; say "
-            "which it is for with --config"
+            f"{weights} has the weights of no network of the papers at full width; a "
+            "folder that `python -m vgg_jax.weights convert RUN OUT` writes says which "
+            "it is for, and so does --config where a command takes it"
         )
     classes = network.num_classes or 1000  # a trunk's are nobody's
     model: VGGConfig | NiNConfig
