@@ -174,6 +174,14 @@ def test_images_of_a_narrower_usual_range_are_a_warning_at_the_call(
     assert caught[0].filename == __file__
 
 
+@pytest.mark.parametrize("make_array", [np.asarray, jnp.asarray])
+def test_values_that_are_not_numbers_are_refused(make_array: Any) -> None:
+    images = np.zeros((1, 33, 38, 3), np.float32)
+    images[0, 5, 7, 1] = np.nan
+    with pytest.raises(ValueError, match="and some that are not finite"):
+        make("relu1_1")(make_array(images), input_range=RANGE)
+
+
 def test_images_may_overshoot_and_may_be_flat() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

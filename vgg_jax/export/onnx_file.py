@@ -44,7 +44,7 @@ IMAGES = "images"
 
 def write_onnx(
     program: Program,
-    path: files.Path,
+    path: str | os.PathLike[str],
     *,
     batch_size: int | None = 1,
     image_size: tuple[int, int] | None = None,
@@ -66,6 +66,7 @@ def write_onnx(
         OSError: the file cannot be written.
         ValueError: ONNX does not have a row of the network, or the sizes do not fit it.
     """
+    path = files.parse_path(path)
     refuse_existing(path)
     require_onnx()
     import onnx

@@ -1,5 +1,6 @@
 """This module writes a network as StableHLO, for every platform that JAX has."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 WEIGHTS, METADATA, PROGRAM = "weights.npz", "metadata.json", "program.stablehlo"
 
 
-def write_stablehlo(program: Program, folder: files.Path) -> None:
+def write_stablehlo(program: Program, folder: str | os.PathLike[str]) -> None:
     """Writes a network into a folder, from which JAX alone runs it.
 
     The folder gets the program, which `jax.export.deserialize` reads and which has no
@@ -31,6 +32,7 @@ def write_stablehlo(program: Program, folder: files.Path) -> None:
         FileExistsError: there is an exported network already.
         OSError: the files cannot be written.
     """
+    folder = files.parse_path(folder)
     refuse_existing(folder)
     weights = program.weights()
     exported = lower(program, weights)
