@@ -50,7 +50,8 @@ def get_config(data_dir: str = "", init_from: str = "") -> Config:
             f"{images:,} pictures of {classes} classes: about {held_out:,} are held "
             f"out for validation, whose {metric} chooses the best checkpoint; they do "
             f"not set the rate, which falls along a cosine. {network.name} of width "
-            f"{network.width:g}, {config.num_epochs:g} epochs, batches of {batch_size}"
+            f"{network.width:g}; where no flag says otherwise {config.num_epochs:g} "
+            f"epochs, batches of {batch_size}"
             + ("" if init_from else "; --config.init_from=FILE starts from weights"),
             flush=True,
         )

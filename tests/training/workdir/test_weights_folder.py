@@ -80,8 +80,21 @@ def test_settings_that_nothing_tells_are_the_configurations(weights: Path) -> No
     folder = make_weights_folder(str(weights), settings)
     _, kept, _ = restore_model(folder)
     assert kept.data.mean == settings.data.mean
-    with pytest.raises(ValueError, match="say which it is for with --config"):
+    with pytest.raises(ValueError, match=r"convert RUN OUT.* and so does --config"):
         make_weights_folder(str(weights))
+
+
+def test_weights_of_a_network_for_small_images_see_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = create_model("nin_cifar", num_classes=10, rngs=jax.random.key(0))
+    normalization = LINEAGES["torchvision"].normalization
+    save_weights(model, tmp_path / "nin.safetensors", normalization=normalization)
+    _, settings, _ = restore_model(make_weights_folder("nin.safetensors"))
+    assert settings.model.name == "nin_cifar" and settings.data.crop == 32
+    assert settings.evaluation.center_scale == 32
+    assert settings.evaluation.scales == (32,)
 
 
 def test_weights_without_a_classifier_name_nothing(weights: Path) -> None:

@@ -187,11 +187,20 @@ def _settings_of(path: Path, weights: str) -> Config:
     else:
         model = NiNConfig(name=network.network, num_classes=classes)
     metric = "top1_error" if classes <= 5 else "top5_error"
-    return Config(
+    config = Config(
         model=model,
         data=DataConfig(dataset="imagenet2012"),
         optimizer=OptimizerConfig(metric=metric),
     )
+    if network.network == "nin_cifar":  # of images of 32x32, without a larger scale
+        side = 32
+        config.data = dataclasses.replace(
+            config.data, crop=side, scale_min=side, scale_max=side
+        )
+        config.evaluation = dataclasses.replace(
+            config.evaluation, center_scale=side, scales=(side,)
+        )
+    return config
 
 
 def _abstract(config: Config, num_classes: int | None) -> ConvNet:
