@@ -6,7 +6,6 @@ Pictures are 500x375 and 1600x1200 JPEGs made of photographs that scikit-learn a
 matplotlib ship. Rates are images a second of one thread, where nothing else is said.
 """
 
-import importlib.util
 import itertools
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from vgg_jax.compilation import keep_memory
 from vgg_jax.config import DataConfig
 from vgg_jax.data import transforms
 from vgg_jax.data.base import Example
+from vgg_jax.data.jpeg_window import decode_window
 from vgg_jax.data.on_device import put_on_devices
 from vgg_jax.data.pipeline import train_batches
 from vgg_jax.distributed import make_mesh, shard_batch
@@ -274,7 +274,8 @@ def normalization_rates() -> None:
 def main() -> None:
     """Prints all rates."""
     keep_memory()  # as train.py does
-    windows = importlib.util.find_spec("nvidia") is not None
+    data = make_jpegs(32, 32)[0]
+    windows = decode_window(data, 0, 0, 16, 16) is not None
     print(
         f"images/s, S = {SHORT_SIDE}, crop {CROP}; {cv2.getNumThreads()} OpenCV "
         f"threads; {'with' if windows else 'without'} nvImageCodec"

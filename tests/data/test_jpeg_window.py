@@ -3,6 +3,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from vgg_jax.data import jpeg_window, transforms
 from vgg_jax.data.base import CorruptImage
-from vgg_jax.data.jpeg_window import decode_window
+from vgg_jax.data.jpeg_window import MIN_WIDTH, decode_window
 
 on_linux = pytest.mark.skipif(
     sys.platform != "linux", reason="requirements-jpeg.txt is for Linux"
@@ -61,7 +62,7 @@ def whole_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("restart", "is_progressive"), [(0, 0), (3, 0), (0, 1)])
 def test_a_window_is_what_opencv_decodes(sampling, restart, is_progressive):
     rng = np.random.default_rng(0)
-    for height, width in rng.integers(2, 150, (12, 2)):
+    for height, width in rng.integers([1, MIN_WIDTH], 150, (12, 2)):
         options = [
             *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, SAMPLINGS[sampling]),
             *(cv2.IMWRITE_JPEG_RST_INTERVAL, restart),
@@ -70,7 +71,7 @@ def test_a_window_is_what_opencv_decodes(sampling, restart, is_progressive):
         data = cv2.imencode(".jpg", noise(height, width), options)[1].tobytes()
         expected = whole(data)
         for _ in range(40):
-            h, w = rng.integers([1, 2], [height + 1, width + 1])
+            h, w = rng.integers([1, MIN_WIDTH], [height + 1, width + 1])
             y, x = rng.integers(0, [height - h + 1, width - w + 1])
             window = decode_window(data, y, x, h, w)
             np.testing.assert_array_equal(window, expected[y : y + h, x : x + w])
@@ -161,7 +162,7 @@ def test_nothing_is_printed_and_the_environment_is_left_alone():
     data = encode(noise(60, 80))
     code = f"""
 import os
-from vgg_jax.data.jpeg_window import decode_window
+from vgg_jax.data.jpeg_window import MIN_WIDTH, decode_window
 before = dict(os.environ)
 data = bytes.fromhex({data.hex()!r})
 assert decode_window(data, 0, 0, 8, 8).shape == (8, 8, 3)
@@ -177,10 +178,51 @@ assert dict(os.environ) == before, set(os.environ) ^ set(before)
     assert done.stdout + done.stderr == b""
 
 
-def test_without_the_library_there_are_no_windows(monkeypatch):
+@on_linux
+def test_a_narrow_window_is_not_decoded_by_itself():
+    """With one color for two pixels, the left edge of one column alone has another."""
     data = encode(noise(60, 80))
-    for package in ("nvidia_of_nobody.nvimgcodec", "jax.nvimgcodec"):
-        monkeypatch.setattr(jpeg_window, "PACKAGE", package)
-        jpeg_window._codec.cache_clear()
-        assert decode_window(data, 0, 0, 8, 8) is None
+    assert decode_window(data, 0, 0, 60, MIN_WIDTH - 1) is None
+
+
+@pytest.fixture
+def found_anew() -> Iterator[None]:
     jpeg_window._codec.cache_clear()
+    yield
+    jpeg_window._codec.cache_clear()
+
+
+@pytest.mark.usefixtures("found_anew")
+@pytest.mark.parametrize("package", ["nvidia_of_nobody.nvimgcodec", "jax.nvimgcodec"])
+def test_without_the_library_there_are_no_windows(monkeypatch, caplog, package):
+    monkeypatch.setattr(jpeg_window, "PACKAGE", package)
+    assert decode_window(encode(noise(60, 80)), 0, 0, 8, 8) is None
+    assert not caplog.records
+
+
+@on_linux
+@pytest.mark.usefixtures("found_anew")
+@pytest.mark.parametrize("trouble", ["version", "leftovers", "decoder", "disk"])
+def test_a_library_that_cannot_be_used_is_a_warning(
+    tmp_path, monkeypatch, caplog, trouble
+):
+    if trouble == "version":
+        monkeypatch.setattr(jpeg_window, "VERSION", "0.8.")
+    elif trouble == "leftovers":
+        (tmp_path / "left_over" / "codec").mkdir(parents=True)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setattr(jpeg_window, "PACKAGE", "left_over.codec")
+    else:
+        target = (jpeg_window, "_new_decoder")
+        if trouble == "disk":
+            target = (jpeg_window.tempfile, "TemporaryDirectory")
+        monkeypatch.setattr(*target, refuse)
+    data = encode(noise(60, 80))
+    assert decode_window(data, 0, 0, 8, 8) is None
+    assert decode_window(data, 0, 0, 8, 8) is None
+    [record] = caplog.records
+    assert "pictures are decoded whole" in record.getMessage()
+
+
+def refuse(*arguments: object) -> None:
+    raise OSError("no space left")

@@ -185,11 +185,13 @@ def test_other_sets_are_refused_or_stay_on_the_host(
 def test_a_set_of_large_images_is_refused_or_stays_on_the_host() -> None:
     """The host interpolates only their crops, which is not what `cut` gives."""
     config = dataclasses.replace(CONFIG, scale_max=317)
-    message = "fewer than 100,000 pixels at scale_max, got 317x317"
+    message = "grow to fewer than 100,000 pixels at scale_max, got 317x317"
     with pytest.raises(NotForDevices, match=message):
         put_on_devices(Noise((16, 16)), config, make_mesh(), channels=3)
     unasked = dataclasses.replace(config, on_device=None)
     assert put_on_devices(Noise((16, 16)), unasked, accelerators(), channels=3) is None
+    as_they_are = dataclasses.replace(CONFIG, scale_min=317, scale_max=317)
+    assert put_on_devices(Noise((317, 317)), as_they_are, make_mesh(), channels=3)
 
 
 def test_a_set_that_no_memory_holds_is_refused_with_its_size(

@@ -219,6 +219,17 @@ def test_a_jpeg_may_be_padded_before_its_markers():
     np.testing.assert_array_equal(padded, transforms.decode(data, 3))
 
 
+def test_of_several_frames_the_first_counts():
+    """libjpeg refuses the file, which says nothing of a size that is claimed first."""
+    data = encode(PIL.Image.fromarray(NOISE), "JPEG")
+    frame = data.index(b"\xff\xc0")
+    other = bytearray(data[frame : frame + 19])
+    other[5:9] = struct.pack(">HH", 7, 9)
+    for header in (data[:frame] + bytes(other), data[: frame + 19] + bytes(other)):
+        shape = jpeg_header(header + data[frame:])[:2]
+        assert shape == ((7, 9) if len(header) < frame + 20 else (60, 80))
+
+
 def test_a_jpeg_of_padding_alone_is_refused_at_once():
     """Padding was looked for from each of its bytes on: 40 kB took 185 s."""
     began = time.process_time()

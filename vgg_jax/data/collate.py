@@ -42,8 +42,10 @@ class Decoder:
     def __call__(self, index: int, wanted: int | transforms.Crop | None) -> Row:
         """Decodes example `index`.
 
-        The row has a crop of it, or the image, which will be rescaled to the short side
-        that is `wanted`, or not.
+        Args:
+            index: its number.
+            wanted: a crop; or the short side that the image will be rescaled to, None
+                for that of the file.
 
         Raises:
             ValueError: its label is not that of a class.
@@ -59,18 +61,18 @@ class Decoder:
                 f"classes, got {example['label']} in {example['name']}; correct it, or "
                 "prepare the data again"
             )
-        file = (example["image"], self.channels, example["name"])
+        picture = (example["image"], self.channels, example["name"])
         box = np.array(example["box"]) if "box" in example else None
         try:
             if isinstance(wanted, transforms.Crop):
                 image, shape = transforms.decode_crop(
-                    *file, wanted, max_pixels=self.max_pixels
+                    *picture, wanted, max_pixels=self.max_pixels
                 )
                 if box is not None:
                     window = transforms.rescaled_crop_window(shape, wanted)
                     box = boxes.relative_to(window, box)
             else:
-                image = transforms.decode(*file, wanted, max_pixels=self.max_pixels)
+                image = transforms.decode(*picture, wanted, max_pixels=self.max_pixels)
         except CorruptImage as error:
             return Row(index, example["label"], None, str(error))
         return Row(index, example["label"], image, box=box)

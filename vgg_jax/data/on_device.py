@@ -231,10 +231,10 @@ def _put(
         )
     sides = [transforms.rescaled_shape(shape, scale) for scale in scales]
     whole = (*sides[-1], channels)
-    if math.prod(sides[-1]) >= transforms.LARGE:
+    if sides[-1] != shape and math.prod(sides[-1]) >= transforms.LARGE:
         raise NotForDevices(
-            f"data.on_device=True is for small images: expected fewer than "
-            f"{transforms.LARGE:,} pixels at scale_max, got {sides[-1][0]}x"
+            "data.on_device=True is for small images: expected them to grow to fewer "
+            f"than {transforms.LARGE:,} pixels at scale_max, got {sides[-1][0]}x"
             f"{sides[-1][1]}, of which the host computes only the crops; use "
             "--config.data.on_device=false"
         )

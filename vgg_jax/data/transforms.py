@@ -108,9 +108,10 @@ def decode_crop(
     shape = (header.height, header.width)
     reduced = _reduction(min(shape), crop.short_side)
     if header.is_upright_color and channels == 3 and min(shape) and not reduced:
-        window = decode_window(data, *_window(shape, crop))
-        if window is not None:
-            return _from_window(window, shape, crop), shape
+        window, make = _plan(shape, crop)
+        pixels = decode_window(data, *window)
+        if pixels is not None:
+            return make(pixels), shape
     image = _decode(data, header, channels, name, crop.short_side)
     return rescaled_crop(image, crop), image.shape[:2]
 
@@ -213,54 +214,62 @@ def rescaled_crop(image: Image, crop: Crop) -> Image:
     Raises:
         ValueError: the crop's `short_side` is smaller than its size.
     """
-    shape = image.shape[:2]
-    top, left, height, width = _window(shape, crop)
-    return _from_window(image[top : top + height, left : left + width], shape, crop)
+    (top, left, height, width), make = _plan(image.shape[:2], crop)
+    return make(image[top : top + height, left : left + width])
 
 
-def _window(shape: tuple[int, ...], crop: Crop) -> tuple[int, int, int, int]:
-    """Returns what of an image a crop is made of: top, left, height and width."""
+def _plan(
+    shape: tuple[int, ...], crop: Crop
+) -> tuple[tuple[int, int, int, int], Callable[[Image], Image]]:
+    """Plans a crop of an image of this shape.
+
+    Returns:
+        The window that the crop needs, as top, left, height and width; and a function
+        that makes the crop of the window's pixels.
+    """
     before, corner, side = _before_rescaling(shape, crop)
+    if before == shape and crop.exact_shrinking:
+        return (*corner, side, side), lambda window: _resize(window, *(crop.size,) * 2)
     if before == shape:
-        return (*corner, side, side)
+        return (*corner, side, side), lambda window: sample(window, crop.size)
     if math.prod(before) < LARGE:
-        return (0, 0, shape[0], shape[1])
-    # Each pixel is between the middles of two, of which the picture's edge has one.
-    near = [
-        [
-            math.floor((pixel + 0.5) * old / new - 0.5)
-            for pixel in (start, start + side - 1)
-        ]
-        for start, old, new in zip(corner, shape, before, strict=True)
-    ]
-    [top, bottom], [left, right] = near
-    top, left = max(top, 0), max(left, 0)
-    bottom, right = min(bottom + 2, shape[0]), min(right + 2, shape[1])
-    return top, left, bottom - top, right - left
+        whole = (0, 0, shape[0], shape[1])
+        return whole, lambda image: _crop(_resize(image, *before), side, *corner)
+    (top, down, height), (left, right, width) = (
+        _interpolated(*axis, side) for axis in zip(shape, before, corner, strict=True)
+    )
+    matrix = np.array([[right[0], 0, right[1]], [0, down[0], down[1]]])
+
+    def interpolate(window: Image) -> Image:
+        method = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        border = cv2.BORDER_REPLICATE
+        pixels = cv2.warpAffine(
+            window, matrix, (side, side), flags=method, borderMode=border
+        )
+        return pixels.reshape(side, side, window.shape[2])
+
+    return (top, left, height, width), interpolate
 
 
-def _from_window(window: Image, shape: tuple[int, ...], crop: Crop) -> Image:
-    """Makes a crop of its window on an image of this shape: [size, size, C]."""
-    before, corner, side = _before_rescaling(shape, crop)
-    if before == shape:
-        if crop.exact_shrinking:
-            return _resize(window, crop.size, crop.size)
-        return sample(window, crop.size)
-    if math.prod(before) < LARGE:
-        return _crop(_resize(window, *before), side, *corner)
-    top, left, _, _ = _window(shape, crop)
-    down, right = shape[0] / before[0], shape[1] / before[1]
-    matrix = np.array(
-        [
-            [right, 0, (corner[1] + 0.5) * right - 0.5 - left],
-            [0, down, (corner[0] + 0.5) * down - 0.5 - top],
-        ]
-    )
-    method = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    pixels = cv2.warpAffine(
-        window, matrix, (side, side), flags=method, borderMode=cv2.BORDER_REPLICATE
-    )
-    return pixels.reshape(side, side, window.shape[2])
+def _interpolated(
+    length: int, enlarged: int, start: int, count: int
+) -> tuple[int, tuple[float, float], int]:
+    """Returns which pixels along an axis the pixels of an enlarged image lie between.
+
+    Args:
+        length, enlarged: the axis's pixels before and after.
+        start, count: which pixels of the enlarged one.
+
+    Returns:
+        The first pixel; the step from one enlarged pixel to the next, and the place of
+        the first, from the middle of that pixel; and how many pixels there are.
+    """
+    step = length / enlarged
+    place = (start + 0.5) * step - 0.5
+    # The half of a pixel at either end of the axis has one neighbor.
+    first = max(0, math.floor(place))
+    last = min(length - 1, math.floor(place + (count - 1) * step) + 1)
+    return first, (step, place - first), last - first + 1
 
 
 def sample(image: Image, size: int) -> Image:
