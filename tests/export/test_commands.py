@@ -126,6 +126,7 @@ def test_boxes_and_whitening_are_refused(
     program = load.load_program(run, output="scores", input="normalized")
     assert program.normalization is None and program.facts["step"] == 3
     settings = dataclasses.replace(settings, localization=LocalizationConfig())
+    monkeypatch.setattr(load, "read_class_names", lambda workdir: ("one", "two"))
     with pytest.raises(ValueError, match="predicts boxes, not classes"):
         load.load_program(run, output="scores", input="normalized")
     load.load_program(run, output="pool5", input="normalized")

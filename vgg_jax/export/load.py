@@ -33,7 +33,8 @@ def load_program(workdir: Path, *, output: str, input: str) -> Program:
         output=output,
         input=input,
         normalization=_normalization(config, input),
-        class_names=read_class_names(workdir),
+        # A network of boxes has four outputs a class.
+        class_names=None if config.localization else read_class_names(workdir),
         facts=_facts(config, step, facts),
     )
     needs_head = program.rows == model.layers
