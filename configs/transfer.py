@@ -11,7 +11,6 @@ on how many pictures there are is decided below, and printed. Not run on picture
 all have; docs/transfer.md has a benchmark.
 """
 
-import json
 import re
 from pathlib import Path
 
@@ -23,7 +22,10 @@ from vgg_jax.config import (
     VGGConfig,
 )
 from vgg_jax.data.folder import list_classes
+from vgg_jax.files import parse_path
 from vgg_jax.models import MODELS
+from vgg_jax.training.workdir.facts import read_config
+from vgg_jax.weights.folders import is_run
 from vgg_jax.weights.published import PUBLISHED
 
 HELD_OUT_PER_CLASS = 5  # validation images that a class should have
@@ -102,10 +104,11 @@ def network_of(init_from: str) -> tuple[str, float]:
     A run, also one in runs/, has its own. Weights are those of the network that they
     are named after, as in vgg19-dcbb9e9d.pth, or of VGG-16 where the name tells none.
     """
-    for run in (Path(init_from), Path("runs", init_from)):
-        if (run / "config.json").is_file():
-            network = json.loads((run / "config.json").read_text())["model"]
-            return network["name"], network["width"]
+    for folder in (parse_path(init_from), parse_path("runs") / init_from):
+        if is_run(folder):
+            network = read_config(folder).model
+            if isinstance(network, VGGConfig):
+                return network.name, network.width
     name = Path(init_from).stem
     if init_from in PUBLISHED:
         name = PUBLISHED[init_from].network

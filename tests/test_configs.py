@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import importlib.util
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,12 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from tests.runs import save_run
 from vgg_jax import MODELS, create_model
-from vgg_jax.config import NiNConfig, VGGConfig
+from vgg_jax.config import Config, DataConfig, NiNConfig, VGGConfig
 from vgg_jax.models.layers import output_size
 from vgg_jax.training.init_from import layers_taken
+from vgg_jax.weights import save_pretrained
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CURRICULUM = CONFIGS / "curriculum.py"
@@ -28,6 +29,7 @@ PODS = {
 }
 RECIPE = CONFIGS / "imagenet.py"  # what others are made of
 TRANSFER = CONFIGS / "transfer.py"  # whose network depends on the pictures
+SMALL = {"width": 1 / 16, "fc_kernel": 1}
 FILES = sorted(set(CONFIGS.glob("*.py")) - {CURRICULUM, BOXES, RECIPE, TRANSFER})
 
 
@@ -168,12 +170,20 @@ def test_a_second_run_on_ones_own_pictures_has_the_first_ones_network(
     spec.loader.exec_module(transfer)
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "runs" / "head"
-    run.mkdir(parents=True)
-    network = dataclasses.asdict(VGGConfig(name="vgg11", num_classes=3, width=0.5))
-    (run / "config.json").write_text(json.dumps({"model": network}))
-    for init_from in ("head", "runs/head", str(run)):
+    network = VGGConfig(name="vgg11", num_classes=9, width=1 / 16, fc_kernel=1)
+    save_run(run, Config(model=network, data=DataConfig(dataset="folder")))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for init_from in ("head", "runs/head", str(run), "~/runs/head"):
         model = transfer.get_config(init_from=init_from).model
-        assert (model.name, model.width) == ("vgg11", 0.5)
-    for init_from, name in (("vgg19-dcbb9e9d.pth", "vgg19"), ("mine.pth", "vgg16")):
+        assert (model.name, model.width) == ("vgg11", 1 / 16)
+    folder = tmp_path / "pretrained"
+    save_pretrained(
+        create_model("vgg11", rngs=nnx.Rngs(0), **SMALL), folder, "vgg11", SMALL
+    )
+    for init_from, name in (
+        ("vgg19-dcbb9e9d.pth", "vgg19"),
+        ("mine.pth", "vgg16"),
+        (str(folder), "vgg16"),
+    ):
         model = transfer.get_config(init_from=init_from).model
         assert (model.name, model.width) == (name, 1)

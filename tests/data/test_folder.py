@@ -177,6 +177,10 @@ def test_a_run_among_the_pictures_is_refused(folder, place):
 def test_a_run_beside_the_pictures_is_not(folder, tmp_path_factory):
     refuse_inside(str(folder), parse_path(folder.parent / "runs"))
     refuse_inside(str(folder), parse_path("gs://runs/mine"))
+    refuse_inside(str(folder), parse_path(folder / ".runs" / "mine"))
+    (folder / "test").mkdir()  # a class, for there is no train/
+    with pytest.raises(ValueError, match="is below"):
+        refuse_inside(str(folder), parse_path(folder / "runs"))
     root = tmp_path_factory.mktemp("split")
     (root / "train" / "cat").mkdir(parents=True)
     refuse_inside(str(root), parse_path(root / "runs"))

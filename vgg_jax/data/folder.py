@@ -77,12 +77,13 @@ def refuse_inside(data_dir: str, workdir: epath.Path) -> None:
     """
     if is_in_bucket(workdir) or is_in_bucket(parse_path(data_dir)):
         return
-    root = resolve(parse_path(data_dir))
-    splits = [root / name for name in SPLITS]
-    classes = [split for split in splits if split.is_dir()] or [root]
-    workdir = resolve(workdir)
-    for folder in classes:
-        if folder in (workdir, *workdir.parents):
+    root, workdir = resolve(parse_path(data_dir)), resolve(workdir)
+    splits = [root / name for name in SPLITS] if (root / "train").is_dir() else [root]
+    for folder in splits:
+        is_below = folder in workdir.parents
+        if folder == workdir or (
+            is_below and workdir.relative_to(folder).parts[0][0] != "."
+        ):
             raise ValueError(
                 f"{workdir} is below {folder}, whose folders are the classes; give a "
                 "--workdir elsewhere"
@@ -96,7 +97,10 @@ def list_classes(root: Path) -> Files:
         FileNotFoundError: `root` is not a folder.
         ValueError: it has no classes, or a class has no pictures.
     """
-    expected = f"expected {root}/CLASS/*.jpg (or .jpeg, .png), a folder for each class"
+    expected = (
+        f"expected {root}/CLASS/*.jpg (or {', '.join(SUFFIXES[1:])}), a folder for "
+        "each class"
+    )
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}; {expected}")
     with os.scandir(root) as entries:

@@ -57,14 +57,14 @@ def decode_window(
 @functools.cache
 def _codec() -> Any:
     """Returns the module of nvImageCodec; None where it cannot be used."""
-    try:
-        spec = importlib.util.find_spec(PACKAGE)
-    except ModuleNotFoundError:  # nothing of NVIDIA's is there
-        return None
-    if spec is None:
-        return None
     # Whatever is wrong with it, pictures can be decoded without it.
     try:
+        try:
+            spec = importlib.util.find_spec(PACKAGE)
+        except ModuleNotFoundError:  # nothing of NVIDIA's is there
+            spec = None
+        if spec is None:
+            return None
         with _importing:
             codec = _import(Path(*spec.submodule_search_locations or ()))
         if not codec.__version__.startswith(VERSION):

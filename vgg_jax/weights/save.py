@@ -79,7 +79,6 @@ def save_weights(
             classes, or layers that other modules compute.
     """
     place = files.parse_path(path)
-    place.parent.mkdir(parents=True, exist_ok=True)
     validate_channels(channels)
     model.refuse_replaced("a file of weights")
     if class_names is not None and len(class_names) != model.num_classes:
@@ -95,8 +94,10 @@ def save_weights(
     if place.name.endswith(SAFETENSORS):
         if names not in NAMES:
             raise ValueError(f"unknown names {names!r}: {did_you_mean(names, NAMES)}")
+        place.parent.mkdir(parents=True, exist_ok=True)
         _write_safetensors(place, _in_torch(model.layers, variables, names), metadata)
     elif place.name.endswith(KERAS):
+        place.parent.mkdir(parents=True, exist_ok=True)
         _write_keras(place, model.layers, variables, metadata)
     else:
         raise ValueError(
