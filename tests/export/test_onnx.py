@@ -91,7 +91,7 @@ def test_pools_that_round_up_do_so_at_every_size(
     name: str, size: tuple[int, int], tmp_path: Path
 ) -> None:
     model = network(name, **({"ceil_mode": True} if name == "vgg11" else {}))
-    write_onnx(Program(model=model, output="score_map"), tmp_path / "map.onnx")
+    write_onnx(Program(model=model, output="score_map"), str(tmp_path / "map.onnx"))
     images = drawn.images(1, *size, 3)
     assert_same(answer(tmp_path / "map.onnx", images), model.score_map(images))
 

@@ -78,7 +78,7 @@ def test_it_has_the_networks_answers_at_any_size(
     program = Program(
         model=model, output=output, input="float32", normalization=NORMALIZATION
     )
-    write_stablehlo(program, tmp_path)
+    write_stablehlo(program, str(tmp_path))
     for size in ((2, 32, 32), (1, 29, 46)):
         pixels = 60 * drawn.images(*size, 3) + 110
         images = NORMALIZATION(pixels)
