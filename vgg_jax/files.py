@@ -49,7 +49,7 @@ def parse_path(text: str | os.PathLike[str]) -> epath.Path:
         buckets.connect()
         return epath.Path(text)
     # A shell leaves it to the program in `--workdir=~/runs`.
-    return epath.Path(os.path.expanduser(text))
+    return epath.Path(text).expanduser()
 
 
 def is_in_bucket(path: Path) -> bool:
@@ -67,7 +67,7 @@ def beside(folder: Path, name: str) -> epath.Path:
 
     An absolute path, or one with a user's home, stays what it is.
     """
-    path = parse_path(name).expanduser()
+    path = parse_path(name)
     if path.is_absolute():
         return path
     joined = pathlib.PurePosixPath(*folder.parts, "..", *path.parts)

@@ -65,7 +65,7 @@ def local_folder(data_dir: str, part: str, cache_dir: str) -> pathlib.Path:
         FileNotFoundError: there is nothing in the bucket.
         OSError: the disk has too little space, or the bucket refuses.
     """
-    source = parse_path(data_dir).expanduser()
+    source = parse_path(data_dir)
     if not is_in_bucket(source):
         return pathlib.Path(source)
     inside = os.fspath(source).removeprefix(buckets.SCHEME)

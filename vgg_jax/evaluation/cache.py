@@ -51,7 +51,7 @@ def network_inputs(model: ConvNet, step: int) -> Inputs:
 
 def data_folder(config: DataConfig) -> str:
     """Returns the folder of a data set, as a whole path."""
-    return str(resolve(parse_path(config.data_dir).expanduser()))
+    return str(resolve(parse_path(config.data_dir)))
 
 
 def data_inputs(config: DataConfig, split: str, source: Source) -> Inputs:

@@ -69,7 +69,7 @@ def weights_path(config: Config, workdir: Path) -> Path | None:
     run's own folder.
     """
     assert config.init_from is not None
-    here = parse_path(config.init_from).expanduser()
+    here = parse_path(config.init_from)
     for path in (here, beside(workdir, config.init_from)):
         if path.exists() and not path.is_dir():
             return path

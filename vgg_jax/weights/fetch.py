@@ -34,7 +34,7 @@ MEBIBYTE = 2**20
 def cache_folder() -> Path:
     """Returns the folder of fetched weights: $VGG_JAX_WEIGHTS, else one in ~/.cache."""
     chosen = os.environ.get(FOLDER)
-    return files.parse_path(chosen or "~/.cache/vgg_jax/weights").expanduser()
+    return files.parse_path(chosen or "~/.cache/vgg_jax/weights")
 
 
 def fetch(name: str | os.PathLike[str]) -> Path:

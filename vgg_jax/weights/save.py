@@ -91,19 +91,19 @@ def save_weights(
         first = next(row.name for row in model.layers if isinstance(row, Conv))
         kernel = variables[first]["kernel"]
         variables[first]["kernel"] = exchange_red_and_blue(kernel, 2)
-    if place.name.endswith(SAFETENSORS):
-        if names not in NAMES:
-            raise ValueError(f"unknown names {names!r}: {did_you_mean(names, NAMES)}")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _write_safetensors(place, _in_torch(model.layers, variables, names), metadata)
-    elif place.name.endswith(KERAS):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _write_keras(place, model.layers, variables, metadata)
-    else:
+    is_safetensors = place.name.endswith(SAFETENSORS)
+    if is_safetensors and names not in NAMES:
+        raise ValueError(f"unknown names {names!r}: {did_you_mean(names, NAMES)}")
+    if not is_safetensors and not place.name.endswith(KERAS):
         raise ValueError(
             f"{place}: expected a name that ends in {SAFETENSORS} or {KERAS}, which "
             "says the format"
         )
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if is_safetensors:
+        _write_safetensors(place, _in_torch(model.layers, variables, names), metadata)
+    else:
+        _write_keras(place, model.layers, variables, metadata)
 
 
 def arrays_in_torch(model: ConvNet, names: str) -> dict[str, np.ndarray]:
