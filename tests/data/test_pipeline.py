@@ -18,9 +18,11 @@ from vgg_jax.data import transforms
 from vgg_jax.data.base import CorruptImage, Source
 from vgg_jax.data.collate import (
     Decoder,
+    Row,
     TrainCrops,
     TrainDraws,
     color_shifts,
+    stack,
     uniforms,
 )
 from vgg_jax.data.color import load_axes
@@ -475,6 +477,22 @@ def test_a_batch_has_as_many_images_as_its_bucket_says():
     # The last square goes out with the last wide one.
     assert shapes == [(4, 20, 20)] * 2 + [(2, 20, 32)] * 3
     assert sum(int(batch["weight"].sum()) for batch in batches) == 14
+
+
+def test_what_no_image_fills_is_black(monkeypatch):
+    """Also where the batch's memory held something else."""
+    used = np.full((4, 6, 6, 3), 99, np.uint8)
+    monkeypatch.setattr(np, "empty", lambda shape, dtype: used)
+    whole, small = np.full((6, 6, 3), 7, np.uint8), np.full((2, 3, 3), 8, np.uint8)
+    rows = [Row(5, 1, whole), Row(6, 1, None, "corrupt"), Row(7, 1, small)]
+    batch = stack(iter(rows), 4, whole.shape)
+    expected = np.zeros((4, 6, 6, 3), np.uint8)
+    expected[0] = 7
+    expected[2, :2, :3] = 8
+    np.testing.assert_array_equal(batch["image"], expected)
+    np.testing.assert_array_equal(batch["weight"], [1, 0, 1, 0])
+    np.testing.assert_array_equal(batch["index"], [5, 6, 7, -1])
+    assert batch["corrupt"] == ["corrupt"]
 
 
 def test_gray_batches():

@@ -65,7 +65,7 @@ def test_decode_applies_exif_orientation(picture, orientation):
     assert upright.size == ((30, 20) if orientation < 5 else (20, 30))
     assert_near(transforms.decode(data, 3), upright, atol=0)
     data = encode(image, "JPEG", exif=exif, quality=95, subsampling=0)
-    assert jpeg_header(data) == (20, 30, 3, True)
+    assert jpeg_header(data) == (20, 30, 3, True, True)
     assert_near(transforms.decode(data, 3), upright, atol=12)
     assert_near(transforms.decode(data, 1)[..., 0], upright.convert("L"), atol=12)
 
@@ -200,6 +200,21 @@ def test_passes_are_counted_wherever_they_begin(before):
         assert jpeg_scans(before + data) == (before + data).count(marker)
 
 
+def test_of_a_jpeg_whose_first_scan_holds_all_others_are_not_read():
+    """So they need not be counted; they are where a component has a scan of its own."""
+    data = encode(PIL.Image.fromarray(NOISE), "JPEG")
+    scan = data.index(b"\xff\xda")
+    repeated = data[:-2] + data[scan:-2] * 200 + data[-2:]
+    np.testing.assert_array_equal(
+        transforms.decode(repeated, 3), transforms.decode(data, 3)
+    )
+    separate = bytearray(repeated)
+    separate[scan + 4] = 1
+    assert not jpeg_header(bytes(separate)).is_one_scan
+    with pytest.raises(CorruptImage, match="at most 100 scans, found 201"):
+        transforms.decode(bytes(separate), 3)
+
+
 @pytest.mark.parametrize("file_format", ["BMP", "GIF", "TIFF", "WEBP", "PPM"])
 @pytest.mark.usefixtures("forbid_decoding")
 def test_other_formats_are_refused(file_format):
@@ -214,7 +229,7 @@ def test_a_jpeg_may_be_padded_before_its_markers():
     frame = data.index(b"\xff\xc0")
     for padding in (b"\xff" * 5, b"\xff\x00", b"\xff\xd0", b"some"):
         padded = data[:frame] + padding + data[frame:]
-        assert jpeg_header(padded) == (60, 80, 3, False)
+        assert jpeg_header(padded) == (60, 80, 3, False, True)
     padded = transforms.decode(data[:frame] + b"\xff" * 5 + data[frame:], 3)
     np.testing.assert_array_equal(padded, transforms.decode(data, 3))
 
@@ -323,10 +338,11 @@ def test_a_png_called_jpeg_or_a_jpeg_of_any_kind_has_its_header_read(mode):
     image = PIL.Image.fromarray(NOISE).convert(mode)
     for options in ({}, {"progressive": True}, {"comment": b"c" * 70}):
         data = encode(image, "JPEG", **options)
-        assert jpeg_header(data) == (60, 80, len(mode), False)
-    assert jpeg_header(encode(image.convert("RGB"), "PNG")) == (0, 0, 0, False)
+        is_one_scan = "progressive" not in options
+        assert jpeg_header(data) == (60, 80, len(mode), False, is_one_scan)
+    assert not any(jpeg_header(encode(image.convert("RGB"), "PNG")))
     for bad in (b"", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00\x00", data[:50]):
-        assert jpeg_header(bad) == (0, 0, 0, False)
+        assert not any(jpeg_header(bad))
 
 
 def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(picture):

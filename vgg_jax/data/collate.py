@@ -5,7 +5,7 @@ that of decoding a small image.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -146,12 +146,14 @@ class TrainCrops:
         """Makes the batch of the stream positions from `number * len(examples)` on."""
         position, count = number * len(examples), len(examples)
         crops = self.draws.crops(position, count)
-        rows = [
+        # One after the other: a crop is still in the processor's cache when it is put
+        # into the batch.
+        rows = (
             self._crop(*draws)
             for draws in zip(
                 examples.tolist(), *(array.tolist() for array in crops), strict=True
             )
-        ]
+        )
         batch = stack(rows, count, (self.crop, self.crop, self.decoder.channels))
         batch |= self.draws.changes(position, count)
         if "offset" in batch:
@@ -255,13 +257,14 @@ class Moments:
         }
 
 
-def stack(rows: Sequence[Row], size: int, shape: tuple[int, ...]) -> RawBatch:
+def stack(rows: Iterable[Row], size: int, shape: tuple[int, ...]) -> RawBatch:
     """Makes a batch of `size` images of `shape`.
 
     What `rows` do not fill has weight 0 and index -1.
     """
     batch: RawBatch = {
-        "image": np.zeros((size, *shape), np.uint8),
+        # Cleared where no image is, for clearing all takes 2% of what decoding takes.
+        "image": np.empty((size, *shape), np.uint8),
         "label": np.zeros(size, np.int32),
         "weight": np.zeros(size, np.float32),
         "index": np.full(size, -1, np.int32),
@@ -274,11 +277,13 @@ def stack(rows: Sequence[Row], size: int, shape: tuple[int, ...]) -> RawBatch:
         if row.image is None:
             batch["corrupt"].append(row.problem)
         else:
-            # A smaller image lies in the upper left corner.
+            if row.image.shape != shape:  # it is smaller: in the upper left corner
+                batch["image"][i] = 0
             batch["image"][i][tuple(map(slice, row.image.shape))] = row.image
             batch["weight"][i] = 1
             if row.box is not None:
                 batch["box"][i] = row.box
+    batch["image"][batch["weight"] == 0] = 0
     return batch
 
 

@@ -18,6 +18,8 @@ JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 JPEG_MARKER = re.compile(rb"\xff([^\x00\xff])")
 # The markers that head a frame: of the Cx, C4, C8 and CC are tables.
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Those of frames that one scan can hold; others are lossless, or have many scans.
+SEQUENTIAL = frozenset((0xC0, 0xC1, 0xC9))
 WITHOUT_LENGTH = frozenset(range(0xD0, 0xD8)) | {0x01}
 END, SCAN, APP1 = 0xD9, 0xDA, 0xE1
 
@@ -33,23 +35,27 @@ class JpegHeader(NamedTuple):
     width: int
     components: int  # 1 is gray, 3 is color, 4 is CMYK
     has_exif: bool  # which may say that the picture is to be turned
+    is_one_scan: bool = False  # the first scan holds the image, and no other is read
 
 
 def jpeg_header(data: bytes) -> JpegHeader:
     """Reads the header of a JPEG without decoding it, as libjpeg would."""
     offset = len(JPEG) if data.startswith(JPEG) else len(data)
-    frame, has_exif = (0, 0, 0), False
+    frame, has_exif, is_sequential, in_scan = (0, 0, 0), False, False, 0
     while match := JPEG_MARKER.search(data, offset):
         marker, offset = match[1][0], match.end()
         if marker in FRAMES and offset + 8 <= len(data) and not any(frame):
             frame = struct.unpack_from(">HHB", data, offset + 3)
+            is_sequential = marker in SEQUENTIAL
         if marker in (END, SCAN):
+            in_scan = int.from_bytes(data[offset + 2 : offset + 3], "big")
             break
         if marker == APP1 and data.startswith(b"Exif", offset + 2):
             has_exif = True
         if marker not in WITHOUT_LENGTH:
             offset += int.from_bytes(data[offset : offset + 2], "big")
-    return JpegHeader(*frame, has_exif)
+    is_one_scan = is_sequential and in_scan == frame[2]
+    return JpegHeader(*frame, has_exif, is_one_scan)
 
 
 def jpeg_scans(data: bytes) -> int:

@@ -137,14 +137,15 @@ def _header(data: bytes, channels: int, name: str, max_pixels: int) -> _Header:
         shape = png_size(data)
         _refuse_absurd_size(shape, name, max_pixels)
         return _Header(*shape, is_upright_color=False)
-    height, width, components, has_exif = jpeg_header(data)
-    _refuse_absurd_size((height, width), name, max_pixels)
-    if jpeg_scans(data) > MAX_SCANS:
+    jpeg = jpeg_header(data)
+    _refuse_absurd_size((jpeg.height, jpeg.width), name, max_pixels)
+    if not jpeg.is_one_scan and (scans := jpeg_scans(data)) > MAX_SCANS:
         raise CorruptImage(
             f"cannot use {name}: expected a JPEG of at most {MAX_SCANS} scans, found "
-            f"{jpeg_scans(data)}"
+            f"{scans}"
         )
-    return _Header(height, width, components == 3 and not has_exif)
+    is_upright_color = jpeg.components == 3 and not jpeg.has_exif
+    return _Header(jpeg.height, jpeg.width, is_upright_color)
 
 
 def _decode(
