@@ -138,7 +138,8 @@ def test_what_differs_between_runs_is_not_overridden(override: str) -> None:
 
 
 def test_a_curriculum_is_refused_where_one_run_is_meant() -> None:
-    with pytest.raises(cli.UsageError, match=r"config\.Config, got Curriculum"):
+    message = r"config\.Config, got Curriculum; give .* as --workdir: vgg11, vgg13, "
+    with pytest.raises(cli.UsageError, match=message):
         parse("curriculum", accepts=(Config,))
 
 

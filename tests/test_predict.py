@@ -48,6 +48,8 @@ def test_the_first_classes_and_their_map(
     )
     np.testing.assert_array_equal(found.heat.scores, heat.scores)
     assert len(predict(classifier, small_picture, top=99).classes) == len(NAMES)
+    with pytest.raises(ValueError, match="at least 1 class, got 0"):
+        predict(classifier, small_picture, top=0)
 
 
 def test_files(

@@ -80,11 +80,17 @@ def load(
             + (f"those beside it are {beside}" if beside else nearest_file(None))
         )
     if not isinstance(config, kinds):
-        raise UsageError(
+        message = (
             f"expected get_config() in {path} to return a vgg_jax.config."
             f"{' or '.join(kind.__name__ for kind in kinds)}, "
             f"got {type(config).__name__}"
         )
+        if isinstance(config, Curriculum):
+            message += (
+                "; give the configuration of one of its runs, and that run's folder "
+                f"as --workdir: {', '.join(config.runs)}"
+            )
+        raise UsageError(message)
     return typing.cast(Config | Curriculum, config)
 
 

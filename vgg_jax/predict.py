@@ -131,9 +131,11 @@ def predict(classifier: Classifier, image: np.ndarray, *, top: int = 5) -> Predi
     the whole picture, near the scale of training.
 
     Raises:
-        ValueError: the picture is another kind of array, a scale is too small for the
-            network, or the network's scores are not finite.
+        ValueError: `top` is under 1, the picture is another kind of array, a scale is
+            too small for the network, or the network's scores are not finite.
     """
+    if top < 1:
+        raise ValueError(f"expected top to be at least 1 class, got {top}")
     posteriors = class_posteriors(classifier, image)
     labels = np.argsort(-posteriors, kind="stable")[:top]
     return Prediction(

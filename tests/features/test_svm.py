@@ -173,6 +173,16 @@ def test_a_folder_of_torn_pictures(tmp_path, network, capsys):
     assert "pictures could be decoded" in capsys.readouterr().err
 
 
+def test_a_folder_of_one_class(tmp_path, network, capsys):
+    for i in range(40):
+        path = tmp_path / "cats" / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"not looked at")
+    assert svm.main(command(network, tmp_path)) == 1
+    message = "folders of two classes or more to tell apart, found cats alone"
+    assert message in capsys.readouterr().err
+
+
 def test_a_folder_without_a_run(tmp_path, pictures, capsys):
     assert svm.main(command(tmp_path / "no", pictures)) == 1
     assert "no run in" in capsys.readouterr().err

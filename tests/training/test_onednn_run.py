@@ -37,6 +37,7 @@ def test_it_goes_on_to_the_same_bits(
     assert ("warning: onednn=True: this jaxlib has none" in printed.err) != has_onednn
     config.num_epochs = 1
     assert train(config, parts) is None
+    assert "this run has" not in capsys.readouterr().err
     config.num_epochs = 2
     assert train(config, parts) is None
     state = build_program(config, make_mesh(jax.devices()[:1])).state
@@ -65,3 +66,18 @@ def test_a_run_keeps_what_its_first_start_chose(
     config.num_epochs = 2
     assert train(config, tmp_path) is None
     assert "convolutions by oneDNN" not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_run_that_is_over_before_says_so(
+    tiny_config: Any,
+    small_vgg: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = tiny_config(small_vgg)
+    config.num_epochs = 1
+    config.onednn = True
+    assert train(config, tmp_path) is None
+    message = "steps of a run are without it, while it compiles, and this run has "
+    assert (message in capsys.readouterr().err) == bool(onednn_options())

@@ -3,12 +3,14 @@
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from vgg_jax.files import parse_path
+from vgg_jax.training.loop import train
 from vgg_jax.training.trace import STEPS_BEFORE, Trace
 
 
@@ -26,18 +28,19 @@ def traced_steps(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("asked", "steps", "traced"),
+    ("asked", "steps", "traced", "expected"),
     [
-        (2, STEPS_BEFORE + 4, ["13", "14"]),
-        (3, STEPS_BEFORE + 1, ["13"]),  # the run ended before
-        (0, STEPS_BEFORE + 4, None),
-        (2, STEPS_BEFORE, None),
+        (2, STEPS_BEFORE + 4, ["13", "14"], "traced 2 of 2 steps in {}\n"),
+        (3, STEPS_BEFORE + 1, ["13"], "traced 1 of 3 steps in {}: the run ended\n"),
+        (0, STEPS_BEFORE + 4, None, ""),
+        (2, STEPS_BEFORE, None, "traced no step: the run ended before\n"),
     ],
 )
 def test_the_steps_after_the_first_are_traced(
     asked: int,
     steps: int,
     traced: list[str] | None,
+    expected: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -47,8 +50,7 @@ def test_the_steps_after_the_first_are_traced(
             with trace.step(number):
                 y = step(x)
             trace.add(y)
-    said = capsys.readouterr().out
-    assert ("traced no step" in said) == (traced is None and asked > 0)
+    assert capsys.readouterr().out == expected.format(tmp_path)
     if traced is None:
         assert not list(tmp_path.iterdir())
     else:
@@ -66,6 +68,40 @@ def test_steps_that_do_not_count_are_not_traced(tmp_path: Path) -> None:
                 y = step(x)
             trace.add(y, counts=counts)
     assert traced_steps(tmp_path) == [str(2 * STEPS_BEFORE)]
+
+
+def test_what_is_no_step_ends_a_trace(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Trace(parse_path(tmp_path), 4) as trace:
+        for number in range(STEPS_BEFORE + 6):
+            if number == STEPS_BEFORE + 2:
+                trace.end("a validation came")
+            with trace.step(number):
+                y = step(jnp.ones((8, 8)))
+            trace.add(y)
+    assert traced_steps(tmp_path) == [str(STEPS_BEFORE), str(STEPS_BEFORE + 1)]
+    said = f"traced 2 of 4 steps in {tmp_path}: a validation came\n"
+    assert capsys.readouterr().out == said
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_run_traces_its_steps_up_to_the_first_validation(
+    tiny_config: Any,
+    small_vgg: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = tiny_config(small_vgg)
+    assert train(config, tmp_path, profile_steps=99) is None
+    steps = traced_steps(tmp_path / "profile")
+    assert 2 <= len(steps) < 99 and int(steps[0]) == STEPS_BEFORE
+    said = f"traced {len(steps)} of 99 steps in {tmp_path}/profile: a validation came\n"
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert "validation:" not in printed[: printed.index(said)]
+    [profile] = (tmp_path / "profile").glob("plugins/profile/*/*.xplane.pb")
+    assert b"conv1_1" in profile.read_bytes()
 
 
 def test_a_bucket_is_refused() -> None:

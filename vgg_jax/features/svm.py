@@ -81,6 +81,11 @@ def run_svm(request: Request) -> dict[str, Any]:
         split: open_folder(data_dir, split, request.validation_fraction)
         for split in SPLITS
     }
+    if len(classes := sources["train"].class_names) < 2:
+        raise ValueError(
+            f"{data_dir}: expected the folders of two classes or more to tell apart, "
+            f"found {', '.join(classes)} alone"
+        )
     distributed.agree(
         network_inputs(model, step)
         | shared_settings(config)

@@ -212,6 +212,7 @@ class Trainer:
 
             def validate_and_save() -> signal.Signals | None:
                 """Returns the signal that stopped the validation, if one did."""
+                trace.end("a validation came")  # it has more steps than one asks for
                 errors, stopped = self._validate(state, step, interrupt)
                 if errors is not None:
                     log.write_validation(step, errors)
@@ -397,6 +398,7 @@ class Trainer:
         """Has oneDNN compute the step's convolutions where that is wanted and there."""
         device, dtype = platform_of(self.mesh), str(self.settled.model.dtype)
         options = onednn_options(dtype) if device == "cpu" else {}
+        is_asked = self.config.onednn is True
         if self.config.onednn is None:  # kept, so that a run that grows stays as it was
             is_wanted = self.is_long and bool(options)
             self.config = dataclasses.replace(self.config, onednn=is_wanted)
@@ -408,6 +410,12 @@ class Trainer:
             self.first_steps = math.ceil(FIRST_WORK / work)
             if self.timetable.total_steps > self.first_steps:
                 self.compiler_options = options
+            elif is_asked:
+                warn(
+                    f"onednn=True: the first {self.first_steps:,} steps of a run are "
+                    "without it, while it compiles, and this run has "
+                    f"{self.timetable.total_steps:,}"
+                )
         elif self.config.onednn:
             warn(
                 f"onednn=True: this jaxlib has none for {dtype} on {device} "

@@ -40,7 +40,7 @@ class Trace:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop()
+        self.end("the run ended")
         if self._first < self._end and not self._has_begun:
             print("traced no step: the run ended before", flush=True)
 
@@ -63,11 +63,16 @@ class Trace:
         self._done += counts
         if self._done == self._end and self._is_on:
             jax.block_until_ready(results)
-            self._stop()
+            self.end()
 
-    def _stop(self) -> None:
-        """Writes the trace, also where the run ended before its last step."""
+    def end(self, why: str = "") -> None:
+        """Writes what was traced, if anything is; `why` tells why it is no more."""
         if self._is_on:
             self._is_on = False
             jax.profiler.stop_trace()
-            print(f"traced steps in {self._folder}", flush=True)
+            number, asked = self._done - self._first, self._end - self._first
+            reason = f": {why}" if number < asked else ""
+            print(
+                f"traced {number} of {asked} steps in {self._folder}{reason}",
+                flush=True,
+            )
