@@ -128,6 +128,11 @@ def onednn_options(
     JAX cannot keep such a program between processes: each start compiles it again, and
     the warning that says so for every program is switched off here.
 
+    jaxlib 0.12 computes SiLU (swish) and GELU wrongly with them where what comes before
+    the activation is used again, as a gradient does: it then gets what comes behind.
+    With such activations put `jax.lax.optimization_barrier` around what comes before:
+    `jax.nn.silu(jax.lax.optimization_barrier(conv(x)))`.
+
     Args:
         dtype: the type that the network computes in; bfloat16 gets slower by it.
         version, machine: those of jaxlib and of the processor.

@@ -1,5 +1,8 @@
 """Convolutions by oneDNN, where jaxlib has it: on Python 3.12 and newer."""
 
+from collections.abc import Callable
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +12,9 @@ from flax import nnx
 from vgg_jax import create_model
 from vgg_jax.compilation import onednn_options
 from vgg_jax.distributed import make_mesh, shard_batch
+from vgg_jax.inference.forward import Network
 from vgg_jax.models import ConvNet
+from vgg_jax.preprocessing import Preprocessing
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -38,6 +43,49 @@ def test_the_gradients_are_those_of_the_plain_program(devices: int) -> None:
     ):
         scale = float(np.abs(theirs).max())
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("activation", [jax.nn.silu, jax.nn.gelu])
+def test_what_comes_before_an_activation_is_safe_behind_a_barrier(
+    activation: Callable[[jax.Array], jax.Array],
+) -> None:
+    """Without it jaxlib 0.12 takes what comes behind: `onednn_options` says so."""
+    rng = np.random.default_rng(0)
+    images = np.float32(rng.normal(size=(8, 32, 32, 32)))
+    kernel = np.float32(rng.normal(size=(3, 3, 32, 64)) / 17)
+
+    def sums(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+        before = jax.lax.conv_general_dilated(
+            images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        before = jax.lax.optimization_barrier(before + 1)
+        return jnp.sum(jnp.square(activation(before))), before
+
+    step = jax.value_and_grad(sums, has_aux=True)
+    options = onednn_options()
+    compiled = jax.jit(step, compiler_options=options).lower(kernel).compile()
+    assert ("__onednn$convolution" in compiled.as_text()) == bool(options)
+    chex.assert_trees_all_close(
+        compiled(kernel), jax.jit(step)(kernel), rtol=1e-4, atol=1e-2
+    )
+
+
+def test_a_network_with_other_modules_is_evaluated_without() -> None:
+    model = create_model(
+        "vgg11", width=0.25, num_classes=10, head="global_pool", rngs=nnx.Rngs(0)
+    )
+    zero = Preprocessing((0.0,) * 3, (1.0,) * 3)
+    options = Network.from_model(model, zero).with_onednn().options
+    assert dict(options) == onednn_options()
+    model.relu1_1 = Swish()
+    assert not Network.from_model(model, zero).with_onednn().options
+
+
+class Swish(nnx.Module):
+    """An activation in the place of a ReLU."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jax.nn.silu(x)
 
 
 @pytest.mark.parametrize(

@@ -322,7 +322,14 @@ class Network:
         return dataclasses.replace(self, variables=replicate(mesh, self.variables))
 
     def with_onednn(self) -> "Network":
-        """Returns it with oneDNN's convolutions, see `compilation.onednn_options`."""
+        """Returns it with oneDNN's convolutions, see `compilation.onednn_options`.
+
+        A network with modules in the place of rows stays as it is: oneDNN may compute
+        their activations wrongly.
+        """
+        model: ConvNet = nnx.merge(self.graphdef, *self.variables)
+        if model.replaced:
+            return self
         options = onednn_options(self.dtype.name)
         return dataclasses.replace(self, options=tuple(options.items()))
 
