@@ -14,7 +14,7 @@ from vgg_jax.compilation import onednn_options
 from vgg_jax.distributed import make_mesh, shard_batch
 from vgg_jax.inference.forward import Network
 from vgg_jax.models import ConvNet
-from vgg_jax.preprocessing import Preprocessing
+from vgg_jax.preprocessing import Normalization
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -74,7 +74,7 @@ def test_a_network_with_other_modules_is_evaluated_without() -> None:
     model = create_model(
         "vgg11", width=0.25, num_classes=10, head="global_pool", rngs=nnx.Rngs(0)
     )
-    zero = Preprocessing((0.0,) * 3, (1.0,) * 3)
+    zero = Normalization((0.0,) * 3, (1.0,) * 3)
     options = Network.from_model(model, zero).with_onednn().options
     assert dict(options) == onednn_options()
     model.relu1_1 = Swish()

@@ -18,9 +18,10 @@ from vgg_jax.data.transforms import decode
 from vgg_jax.distributed import make_mesh
 from vgg_jax.inference.forward import Network
 from vgg_jax.models import create_model
-from vgg_jax.training.kept_maps import KeptMaps, rows_at_rest
+from vgg_jax.training.kept_maps import KeptMaps
 from vgg_jax.training.loop import train
 from vgg_jax.training.objectives import ExampleMetrics
+from vgg_jax.training.optimizer import rows_at_rest
 from vgg_jax.training.program import build_program
 from vgg_jax.training.workdir.checkpoint import Checkpoints, saved_steps
 

@@ -17,17 +17,13 @@ import numpy as np
 from etils.epath import Path
 
 from vgg_jax.config import DataConfig
-from vgg_jax.console import progress_bar
-from vgg_jax.data.base import Source
 from vgg_jax.data.color import computed_path
-from vgg_jax.data.pipeline import eval_batches
 from vgg_jax.files import load_arrays, save_arrays
 from vgg_jax.preprocessing import Normalization, Preprocessing
 
 NORM = 55.0  # of an image after its contrast is normalized
 VARIANCE_BIAS = 0.1  # added to the variances, so that no noise is blown up
 SMALLEST_NORM = 0.5  # of pixels 0-255 that are not all the same; below is rounding
-BATCH = 500  # images whose products are added at once
 TOOL = "python -m vgg_jax.tools.whitening"
 
 
@@ -103,39 +99,6 @@ def normalize_contrast(images: jax.Array) -> jax.Array:
     centered = images - images.mean(axes, keepdims=True)
     norms = jnp.sqrt((centered**2).sum(axes, keepdims=True))
     return centered * (NORM / jnp.where(norms < SMALLEST_NORM, jnp.inf, norms))
-
-
-def measure_whitening(source: Source, config: DataConfig) -> Whitening:
-    """Measures all images of a source, as `config` rescales and crops them.
-
-    Raises:
-        CorruptImage: unless `config.on_corrupt_image` is "skip".
-    """
-    side, channels = config.crop, len(config.mean)
-    count, total, products = 0, 0.0, 0.0
-    with progress_bar("whitening", len(source)) as bar:
-        for batch in eval_batches(
-            source,
-            config,
-            channels=channels,
-            scale=side,
-            crop=side,
-            batch_size=min(BATCH, len(source)),
-        ):
-            images = jnp.asarray(batch["image"][batch["weight"] > 0], jnp.float32)
-            rows = np.asarray(normalize_contrast(images)).reshape(len(images), -1)
-            count += len(rows)
-            total = total + rows.sum(axis=0, dtype=np.float64)
-            products = products + (rows.T @ rows).astype(np.float64)
-            bar.update(len(rows))
-    mean = np.asarray(total) / count
-    covariance = np.asarray(products) / count - np.outer(mean, mean)
-    variances, axes = np.linalg.eigh(covariance + VARIANCE_BIAS * np.eye(len(mean)))
-    matrix = (axes / np.sqrt(variances)) @ axes.T
-    return Whitening(
-        mean.reshape(side, side, channels).astype(np.float32),
-        matrix.astype(np.float32),
-    )
 
 
 def whitening_path(config: DataConfig) -> Path:

@@ -6,7 +6,7 @@ and the last layers are trained on these maps alone.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -22,35 +22,9 @@ from vgg_jax.distributed import make_mesh
 from vgg_jax.inference.forward import Extras, Network, mirror_images
 from vgg_jax.inference.passes import View, over_source
 from vgg_jax.models import ConvNet
-from vgg_jax.models.layers import Dropout, Layer
 from vgg_jax.training.objectives import ExampleMetrics
 
 MIRROR = 3  # the column of `uniforms` that decides whether a crop is mirrored
-
-
-def rows_at_rest(layers: Sequence[Layer], trained_layers: Sequence[str]) -> int:
-    """Returns the number of rows before the first that learns.
-
-    Dropout just before a layer that learns is part of its training.
-
-    Args:
-        layers: the rows of a network.
-        trained_layers: the layers that learn; () for all.
-
-    Raises:
-        ValueError: the first layer learns, so that no map stays the same.
-    """
-    names = [row.name for row in layers]
-    count = min((names.index(name) for name in trained_layers), default=0)
-    while count and isinstance(layers[count - 1], Dropout):
-        count -= 1
-    if not count:
-        raise ValueError(
-            "optimizer.keep_maps is for runs whose first layers rest: expected the "
-            "names of the last layers in optimizer.trained_layers, got "
-            f"{tuple(trained_layers)}"
-        )
-    return count
 
 
 @dataclasses.dataclass(frozen=True)

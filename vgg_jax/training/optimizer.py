@@ -9,6 +9,7 @@ import optax
 
 from vgg_jax.config import OptimizerConfig
 from vgg_jax.console import did_you_mean
+from vgg_jax.models.layers import Dropout, Layer
 
 Rate = float | jax.Array
 
@@ -123,6 +124,31 @@ def trained_layers(config: OptimizerConfig, layers: Sequence[str]) -> tuple[str,
             "optimizer.layer_rates gives every layer that is to be trained a rate of 0"
         )
     return () if set(trained) == set(layers) else trained
+
+
+def rows_at_rest(layers: Sequence[Layer], trained_layers: Sequence[str]) -> int:
+    """Returns the number of rows before the first that learns.
+
+    Dropout just before a layer that learns is part of its training.
+
+    Args:
+        layers: the rows of a network.
+        trained_layers: the layers that learn; () for all.
+
+    Raises:
+        ValueError: the first layer learns, so that no map stays the same.
+    """
+    names = [row.name for row in layers]
+    count = min((names.index(name) for name in trained_layers), default=0)
+    while count and isinstance(layers[count - 1], Dropout):
+        count -= 1
+    if not count:
+        raise ValueError(
+            "optimizer.keep_maps is for runs whose first layers rest: expected the "
+            "names of the last layers in optimizer.trained_layers, got "
+            f"{tuple(trained_layers)}"
+        )
+    return count
 
 
 def learning_rate(state: optax.InjectStatefulHyperparamsState) -> jax.Array:

@@ -18,9 +18,8 @@ from vgg_jax.inference.forward import Network
 from vgg_jax.models import ConvNet, create_model, option_names
 from vgg_jax.models.layers import BatchNorm, check_size
 from vgg_jax.models.network import default_dtype
-from vgg_jax.training.kept_maps import rows_at_rest
 from vgg_jax.training.objectives import task_for
-from vgg_jax.training.optimizer import make_optimizer, trained_layers
+from vgg_jax.training.optimizer import make_optimizer, rows_at_rest, trained_layers
 from vgg_jax.training.schedule import schedule_for
 from vgg_jax.training.sharding import (
     FC_PARAMETERS,
