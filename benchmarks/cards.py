@@ -54,9 +54,10 @@ CARDS = {
 def find_card(name: str) -> Card | None:
     """Returns the peaks of a card by its name, such as "NVIDIA A100-SXM4-80GB".
 
-    None stands for a card that is not known, a laptop's or a "Ti" for two.
+    None stands for a card that is not known, such as a laptop's, a "Ti" or a part of a
+    card.
     """
-    if re.search(r"\b(Laptop|Ti|D)\b", name):
+    if re.search(r"\b(Laptop|Ti|D|MIG)\b", name):
         return None
     words = (card for pattern, card in CARDS.items() if _has(name, pattern))
     return next(words, None)

@@ -15,7 +15,6 @@ import datetime
 import functools
 import importlib.util
 import itertools
-import json
 import math
 import os
 import platform
@@ -35,11 +34,11 @@ if not __package__:  # run as a file: python benchmarks/gpu.py
 
 import jax
 
-from benchmarks.cards import Card, find_card
+from benchmarks.cards import find_card
 from benchmarks.cases import dense_batches, make_case
 from benchmarks.sides import OutOfTime, Side, Unanswered
 from vgg_jax.config import Config, NiNConfig, VGGConfig, to_dict
-from vgg_jax.files import write_json
+from vgg_jax.files import parse_path, read_json, validate_writable, write_json
 from vgg_jax.inference.dense import Shape
 from vgg_jax.models.measure import summary
 
@@ -66,6 +65,8 @@ PART_SECONDS = 150.0  # after which a process is taken to hang
 GUESS = 20.0  # seconds that a part takes of which nothing is known yet
 OUTSIDE = 15.0  # seconds of the time given that imports and the end may take
 MOST = 60.0
+MINUTES = 6.0
+TOY_SECONDS = 0.01  # of a turn
 LOOP_SECONDS = 8.0  # of training in the loop
 # Largest difference of logits, as a share of the largest logit: TF32 is far above it.
 TOLERANCE = 1e-4
@@ -261,7 +262,7 @@ class Benchmark:
     rows: list[Row] = dataclasses.field(default_factory=list)
     left_out: list[str] = dataclasses.field(default_factory=list)
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
-    card: Card | None = None
+    has_asked: bool = False  # for the facts; before, they are of an earlier call
     is_uncompiled: bool = False  # since torch.compile has failed
 
     def run(self, plan: Sequence[Group]) -> None:
@@ -294,7 +295,7 @@ class Benchmark:
                 sides |= self._start(group)
             for side in sides.values():
                 side.start_if_ended()
-            if not self.facts:
+            if not self.has_asked:
                 self._learn_facts(sides)
             start = time.monotonic()
             try:
@@ -431,6 +432,8 @@ class Benchmark:
         environment = {
             name: os.environ.get(name, value) for name, value in given.items()
         }
+        cards = environment["CUDA_VISIBLE_DEVICES"].split(",")
+        environment["CUDA_VISIBLE_DEVICES"] = cards[0]
         python = sys.executable
         if group.parts == ("loop",):
             rate = self._rate_of_training(group)
@@ -479,14 +482,14 @@ class Benchmark:
 
     def peak(self, row: Row) -> float | None:
         """Returns the peak of the card in the type of a row; None if not known."""
-        if self.card is None:
-            return None
-        return self.card.peak(row.dtype, self.arguments.tf32)
+        card = find_card(self.facts["card"])
+        return card.peak(row.dtype, self.arguments.tf32) if card else None
 
     def _learn_facts(self, sides: Mapping[str, Side]) -> None:
         """Asks what the sides run on, and prints the head of the table.
 
-        The program ends where JAX finds no GPU.
+        The program ends where JAX finds no GPU, or where the rows of an earlier call
+        were measured with something else.
         """
         facts = {}
         for name, side in sides.items():
@@ -498,20 +501,40 @@ class Benchmark:
                     sys.exit(f"JAX does not start: {error}")
         ours = facts["JAX"]
         if ours["platform"] != "gpu" and not self.arguments.toy:
-            sys.exit(
-                f"JAX finds no GPU here, only {ours['card']}: install "
-                "requirements-cuda.txt; --toy runs all parts at toy sizes on CPU"
+            print(sides["JAX"].errors(), file=sys.stderr)  # why JAX found none
+            platforms = os.environ.get("JAX_PLATFORMS")
+            remedy = (
+                f"unset JAX_PLATFORMS, which is {platforms!r}"
+                if platforms
+                else "install requirements-cuda.txt"
             )
-        self.card = find_card(ours["card"])
-        self.facts = facts | {
+            sys.exit(
+                f"JAX finds no GPU here, only {ours['card']}: {remedy}; --toy runs all "
+                "parts at toy sizes on CPU"
+            )
+        facts |= {
             "card": ours["card"],
             "driver": find_driver(),
             "python": platform.python_version(),
-            "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         }
-        versions = [f"jax {ours['jax']}", f"Python {platform.python_version()}"]
-        if "PyTorch" in facts:
-            theirs = facts["PyTorch"]
+        for name in facts.keys() & self.facts.keys():
+            if facts[name] != self.facts[name]:
+                sys.exit(
+                    f"{self.arguments.write} has rows that were measured with other "
+                    f"versions or another card: {name} was {self.facts[name]}, and is "
+                    f"{facts[name]}; --write another file"
+                )
+        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        self.facts = self.facts | facts | {"date": now}
+        self.has_asked = True
+        self.print_head()
+
+    def print_head(self) -> None:
+        """Prints what was measured with, and the rows that an earlier call has left."""
+        ours = self.facts["JAX"]
+        versions = [f"jax {ours['jax']}", f"Python {self.facts['python']}"]
+        if "PyTorch" in self.facts:
+            theirs = self.facts["PyTorch"]
             versions.append(
                 f"PyTorch {theirs['torch']} ({self._way_of_torch()}; "
                 f"CUDA {theirs['cuda']}, cuDNN {theirs['cudnn']})"
@@ -525,7 +548,7 @@ class Benchmark:
             + "|",
             flush=True,
         )
-        for row in self.rows:  # which an earlier call has left
+        for row in self.rows:
             print(format_row(row, self.peak(row)), flush=True)
 
     def _way_of_torch(self) -> str:
@@ -534,20 +557,24 @@ class Benchmark:
 
     def write(self) -> None:
         """Writes all so far to the file, if there is to be one."""
-        if self.arguments.write is None:
+        if self.arguments.write is None or not self.has_asked:
             return
+        card = find_card(self.facts["card"])
         contents = {
             "command": shlex.join(sys.argv),
-            **self.facts,
-            "tf32": self.arguments.tf32,
-            "peaks": self.card and dataclasses.asdict(self.card),
+            "facts": self.facts,
+            "settings": settings_of(self.arguments),
+            "peaks": card and dataclasses.asdict(card),
             "rows": [row.to_dict(self.peak(row)) for row in self.rows],
             "left_out": self.left_out,
         }
+        self.arguments.write.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.arguments.write, contents)
 
     def conclude(self) -> int:
         """Prints what was left out and what had errors; returns the exit code."""
+        if self.rows and not self.has_asked:
+            self.print_head()
         if self.left_out:
             print(f"\nLeft out, for the time was up: {'; '.join(self.left_out)}.")
         failed = [
@@ -637,14 +664,39 @@ def without_rows(plan: Iterable[Group], rows: Iterable[Row]) -> Iterator[Group]:
             yield dataclasses.replace(group, parts=parts)
 
 
-def read_rows(file: Path) -> list[Row]:
-    """Returns the rows of a file that `--write` made, those that need no other try."""
-    names = [field.name for field in dataclasses.fields(Row)]
-    rows = (
-        Row(**{name: values[name] for name in names})
-        for values in json.loads(file.read_text())["rows"]
-    )
-    return [row for row in rows if not row.problems and not row.is_cut_short]
+def settings_of(arguments: argparse.Namespace) -> dict[str, bool]:
+    """Returns what all rows of a file have alike, beside what they run on."""
+    return {name: getattr(arguments, name) for name in ("tf32", "eager", "toy")}
+
+
+def go_on(benchmark: Benchmark) -> None:
+    """Gives a benchmark what an earlier call wrote into its file.
+
+    Of its rows those that need another try are left out.
+
+    Raises:
+        ValueError: the file is damaged, or was made with other settings.
+    """
+    file, settings = benchmark.arguments.write, settings_of(benchmark.arguments)
+    contents = read_json(file)
+    try:
+        before, benchmark.facts = contents["settings"], contents["facts"]
+        names = [field.name for field in dataclasses.fields(Row)]
+        rows = [
+            Row(**{name: values[name] for name in names}) for values in contents["rows"]
+        ]
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file}: expected what --write makes, and something is missing: {error}; "
+            "write another file"
+        ) from error
+    for name, value in settings.items():
+        if before[name] != value:
+            raise ValueError(
+                f"{file} has rows with {name} {before[name]}, and {name} is {value} "
+                "now; write another file"
+            )
+    benchmark.rows = [r for r in rows if not r.problems and not r.is_cut_short]
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
@@ -655,7 +707,9 @@ def main(command_line: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--minutes", type=float, default=6.0, help="that it may take; 6 by default"
+        "--minutes",
+        type=float,
+        help=f"that it may take; {MINUTES:g} by default, of --toy as long as it takes",
     )
     parser.add_argument("--write", type=Path, metavar="FILE", help="of JSON")
     parser.add_argument(
@@ -686,8 +740,10 @@ def main(command_line: Sequence[str] | None = None) -> int:
         choices=(*TIMED, "logits", "loop", "dense"),
         help="all by default, as of networks and types",
     )
-    parser.add_argument("--turns", type=int, default=5, help="of each side, a part")
-    parser.add_argument("--seconds", type=float, default=0.6, help="of a turn")
+    parser.add_argument(
+        "--turns", type=int, help="of each side, a part; 5 by default, 2 of --toy"
+    )
+    parser.add_argument("--seconds", type=float, help="of a turn; 0.6 by default")
     parser.add_argument(
         "--loop_steps",
         type=int,
@@ -701,7 +757,15 @@ def main(command_line: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(command_line)
     if arguments.go_on and arguments.write is None:
         parser.error("--go_on needs --write FILE, whose rows it keeps")
-    if not 0 < arguments.minutes < math.inf or arguments.turns < 1:
+    is_toy = arguments.toy
+    for name, toy, usual in (
+        ("minutes", math.inf, MINUTES),
+        ("turns", 2, 5),
+        ("seconds", TOY_SECONDS, 0.6),
+    ):
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, toy if is_toy else usual)
+    if not arguments.minutes > 0 or arguments.turns < 1:
         parser.error("expected --minutes above 0 and at least one turn")
     clock = Clock(60 * arguments.minutes - OUTSIDE)
     jax.config.update("jax_platforms", "cpu")  # the card is for the sides
@@ -713,9 +777,15 @@ def main(command_line: Sequence[str] | None = None) -> int:
         if torch is None and not arguments.alone:
             print("no PyTorch here; --torch PYTHON names one that has it", flush=True)
         benchmark = Benchmark(arguments, torch, Path(folder), clock)
-        if arguments.go_on and arguments.write.exists():
-            benchmark.rows = read_rows(arguments.write)
-            plan = list(without_rows(plan, benchmark.rows))
+        try:
+            if arguments.write is not None:
+                arguments.write = parse_path(arguments.write)
+                validate_writable(arguments.write.parent)
+                if arguments.go_on and arguments.write.exists():
+                    go_on(benchmark)
+                    plan = list(without_rows(plan, benchmark.rows))
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
         benchmark.run(plan)
     benchmark.write()
     return benchmark.conclude()

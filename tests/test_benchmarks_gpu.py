@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -161,7 +162,8 @@ def test_a_row_has_medians_ratio_and_the_share_of_the_peak(
     written = json.loads(file.read_text())
     assert written["rows"][0]["seconds"] == {"JAX": [0.25] * 2, "PyTorch": [0.5] * 2}
     assert written["rows"][2]["numbers"]["largest_difference"] == 1e-5
-    assert {"command", "driver", "date", "JAX", "PyTorch"} <= written.keys()
+    assert {"command", "settings", "peaks"} <= written.keys()
+    assert {"driver", "date", "JAX", "PyTorch"} <= written["facts"].keys()
 
 
 def test_errors_of_one_side_are_told_and_the_rest_goes_on(
@@ -228,13 +230,109 @@ def test_what_there_is_no_time_for_is_named_and_measured_by_the_next_call(
     assert "time was up: vgg16 train, bfloat16" in capsys.readouterr().out
 
 
+def test_a_call_that_finds_nothing_left_prints_the_table_and_changes_nothing(
+    side: type[InThisProcess],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: Printed,
+) -> None:
+    side.ours = OURS
+    plan(monkeypatch, VGG16)
+    file = tmp_path / "new" / "gpu.json"
+    command = ["--turns=2", "--alone", f"--write={file}"]
+    assert gpu.main(command) == 0
+    first, written = capsys.readouterr().out, file.read_text()
+    side.ours = {}
+    assert gpu.main([*command, "--go_on"]) == 0
+    assert capsys.readouterr().out.strip() == first.strip()
+    assert gpu.main([*command, "--go_on", "--minutes=0.3"]) == 0
+    assert file.read_text() == written
+    assert json.loads(written)["facts"]["card"] == FACTS["card"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "more", "match"),
+    [
+        ({}, ["--no-tf32"], "has rows with tf32 True, and tf32 is False now"),
+        ({}, ["--toy"], "has rows with toy False, and toy is True now"),
+        ({"card": "NVIDIA H200"}, [], "another card: .* is .*NVIDIA H200"),
+        ({"jax": "1.2.4"}, [], "other versions"),
+    ],
+)
+def test_rows_of_other_cards_versions_or_settings_are_not_mixed(
+    facts: dict[str, str],
+    more: list[str],
+    match: str,
+    side: type[InThisProcess],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: Printed,
+) -> None:
+    side.ours = OURS | {"forward": sides.OutOfTime("its time was up")}
+    plan(monkeypatch, VGG16)
+    file = tmp_path / "gpu.json"
+    command = ["--turns=2", "--alone", f"--write={file}"]
+    assert gpu.main([*command, "--minutes=2"]) == 0
+    written = file.read_text()
+    side.ours = OURS | {"facts": FACTS | facts}
+    with pytest.raises(SystemExit) as stopped:
+        gpu.main([*command, "--go_on", *more])
+    assert re.search(match, f"{stopped.value} {capsys.readouterr().err}")
+    assert file.read_text() == written
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"rows": []}'])
+def test_a_damaged_file_is_refused_in_a_line(
+    text: str, tmp_path: Path, capsys: Printed
+) -> None:
+    file = tmp_path / "gpu.json"
+    file.write_text(text)
+    with pytest.raises(SystemExit, match="2"):
+        gpu.main([f"--write={file}", "--go_on", "--alone"])
+    assert f"error: {file}" in capsys.readouterr().err
+    assert file.read_text() == text
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: Printed
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="2"):
+        gpu.main([f"--write={tmp_path}/file/gpu.json", "--alone"])
+    assert "Not a directory" in capsys.readouterr().err
+
+
 def test_a_machine_without_a_gpu_is_refused(
-    side: type[InThisProcess], monkeypatch: pytest.MonkeyPatch
+    side: type[InThisProcess], monkeypatch: pytest.MonkeyPatch, capsys: Printed
 ) -> None:
     side.ours = {"facts": FACTS | {"platform": "cpu", "card": "cpu"}}
     plan(monkeypatch, VGG16)
-    with pytest.raises(SystemExit, match="JAX finds no GPU here, only cpu"):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    with pytest.raises(SystemExit, match="JAX finds no GPU here, only cpu: install"):
         gpu.main(["--alone"])
+    assert "the end of stderr" in capsys.readouterr().err  # where JAX says why
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    with pytest.raises(SystemExit, match="unset JAX_PLATFORMS, which is 'cpu'"):
+        gpu.main(["--alone"])
+
+
+def test_both_sides_see_one_card(
+    side: type[InThisProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    class Seeing(side):  # type: ignore[valid-type, misc]
+        ours = OURS
+
+        def __init__(self, *arguments: Any):
+            super().__init__(*arguments)
+            seen.append(arguments[3]["CUDA_VISIBLE_DEVICES"])
+
+    monkeypatch.setattr(gpu, "Side", Seeing)
+    plan(monkeypatch, VGG16)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert gpu.main(["--alone", "--turns=2"]) == 0
+    assert seen == ["3"]
 
 
 def test_the_plan_has_all_networks_batches_and_types_and_begins_with_training() -> None:
@@ -287,7 +385,14 @@ def test_peaks_of_cards(name: str, bfloat16: float | None, float32: float) -> No
 
 
 @pytest.mark.parametrize(
-    "name", ["NVIDIA A10G", "NVIDIA GeForce RTX 3090 Ti", "NVIDIA RTX A1000", "cpu"]
+    "name",
+    [
+        "NVIDIA A10G",
+        "NVIDIA GeForce RTX 3090 Ti",
+        "NVIDIA H200 MIG 1g.18gb",
+        "NVIDIA RTX A1000",
+        "cpu",
+    ],
 )
 def test_an_unknown_card_has_no_peak(name: str) -> None:
     assert find_card(name) is None

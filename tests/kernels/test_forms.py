@@ -168,6 +168,29 @@ def test_an_empty_batch_is_pooled():
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("cache", "loops"), [(2_500, 1), (2**20, 0)])
+def test_a_weight_gradient_of_sixteen_bits_is_summed_in_float32(
+    monkeypatch, dtype, cache, loops
+):
+    """Sums of 8 bits stay behind from 256 numbers of about one on."""
+    monkeypatch.setattr(convolution, "_CACHE", cache)
+    x, g = (abs(normal(seed, 48, 6, 7, 4, dtype=dtype)) for seed in (0, 1))
+    geometry = convolution._Geometry((6, 7), (3, 3), (1, 1), ((1, 1), (1, 1)))
+    gram = functools.partial(convolution._gram, geometry=geometry)
+    traced = str(jax.make_jaxpr(gram)(x, g))
+    assert traced.count("scan[") == loops
+    assert "preferred_element_type=float32" in traced
+    _, vjp = jax.vjp(
+        lambda kernel: plain_conv(x.astype("float32"), kernel, stride=1, padding=1),
+        jnp.zeros((3, 3, 4, 4)),
+    )
+    (expected,) = vjp(g.astype("float32"))
+    found = jax.jit(gram)(x, g)
+    assert found.dtype == x.dtype
+    np.testing.assert_allclose(found.astype("float32"), expected, rtol=5e-3)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("side", [6, 2])
 def test_convolution_keeps_the_dtype(dtype, side):
     x, kernel = normal(0, 2, side, side, 4), normal(1, 3, 3, 4, 5)

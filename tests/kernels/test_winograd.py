@@ -236,3 +236,15 @@ def test_sixteen_bits_keep_the_plain_one() -> None:
     shapes = ((16, 28, 28, 512), (3, 3, 512, 512))
     assert "stablehlo.convolution" not in lowered(layer, *shapes)
     assert "stablehlo.convolution" in lowered(layer, *shapes, dtype="bfloat16")
+
+    def gradients(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        output, vjp = jax.vjp(layer, x, kernel)
+        return vjp(jnp.ones_like(output))
+
+    def products(dtype: str) -> int:
+        text = lowered(gradients, *shapes, dtype=dtype)
+        return text.count("stablehlo.dot_general")
+
+    # Of each of the two gradients four batches of them; of 16 bits the kernel's alone
+    # is a product.
+    assert (products("float32"), products("bfloat16")) == (8, 1)
