@@ -18,11 +18,12 @@ from benchmarks.cases import make_case
 from benchmarks.gpu import Group, Row
 from vgg_jax.config import NiNConfig, VGGConfig
 from vgg_jax.kernels import platforms
-from vgg_jax.models import MODELS, nin
+from vgg_jax.models import MODELS, ConvNet, nin
 from vgg_jax.models.layers import MaxPool
 from vgg_jax.models.measure import summary
 from vgg_jax.models.nin import Block
 from vgg_jax.training import loop
+from vgg_jax.training.program import Program
 
 Printed = pytest.CaptureFixture[str]
 QUICK = ["--toy", "--turns=2", "--seconds=0.001"]
@@ -353,6 +354,65 @@ def test_the_plan_has_all_networks_batches_and_types_and_begins_with_training() 
     } <= {*rows}
     first = [row[:2] for row in rows[:10]]
     assert {("vgg16", "logits"), ("vgg16", "loop"), ("vgg19", "train")} <= {*first}
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> in_jax._Run:
+    one = loop.make_mesh(jax.devices()[:1])
+    monkeypatch.setattr(in_jax, "make_mesh", lambda: one)
+    model = VGGConfig(name="vgg11", width=1 / 64, num_classes=8, fc_kernel=1)
+    return in_jax._Run(make_case(model, 32, 2), is_waited_for=False)
+
+
+def test_plain_forms_are_compiled_without_those_of_gpus(
+    run: in_jax._Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scatters = []
+
+    def count(program: Program) -> worker.Steps:
+        def take(count: int) -> None:
+            traced = program.train_step.trace(*program.arguments)
+            text = traced.lower(lowering_platforms=("cuda",)).as_text()
+            scatters.append(text.count("select_and_scatter"))
+
+        return take
+
+    monkeypatch.setattr(run, "_train", count)
+    run.train_with_plain_forms()
+    run.train()(1)
+    assert scatters == [5, 0]  # a max pool's gradient each
+    assert platforms.GPUS == ("cuda", "rocm")
+
+
+def test_the_last_of_the_timed_steps_is_waited_for(
+    run: in_jax._Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = []
+
+    def step(state: Any, batch: Any, key: Any) -> tuple[Any, Any]:
+        events.append("step")
+        return "state", "sums"
+
+    take = run._train(dataclasses.replace(run._program, train_step=step))
+    monkeypatch.setattr(jax, "block_until_ready", events.append)
+    take(3)
+    assert events == ["step"] * 3 + [("state", "sums")]
+
+
+def test_logits_are_compared_at_the_highest_precision(
+    run: in_jax._Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen = []
+    call = ConvNet.__call__
+
+    def record(*arguments: Any, **options: Any) -> Any:
+        seen.append(jax.config.jax_default_matmul_precision)
+        return call(*arguments, **options)
+
+    monkeypatch.setattr(ConvNet, "__call__", record)
+    file = tmp_path / "logits.npz"
+    assert in_jax.save_logits(run._config, str(file)) > 0
+    assert seen == ["highest"]
 
 
 def test_steps_of_dense_evaluation_count_the_images_without_their_padding() -> None:
