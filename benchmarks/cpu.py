@@ -3,7 +3,8 @@
 Alone, without PyTorch's column: python -m benchmarks.cpu [CASE ...]
 
 Runs the same networks in two processes that take turns, and prints the median of the
-turns of several pairs: where the memory of a process lies makes one faster than others.
+turns of several pairs, with the slowest and the fastest: where the memory of a process
+lies makes one faster than others.
 The ratio is the median of those of neighboring turns, for a machine that others use is
 now faster and now slower, for seconds on end.
 A training step is forward, backward and the update of SGD with momentum.
@@ -11,10 +12,10 @@ A training step is forward, backward and the update of SGD with momentum.
 
 import argparse
 import dataclasses
-import statistics
 import sys
 from collections.abc import Sequence
 
+from benchmarks import record
 from benchmarks.cases import CASES
 from benchmarks.sides import measure_launches, median_ratio
 from vgg_jax.config import Config, to_dict
@@ -52,11 +53,13 @@ def main(command_line: Sequence[str] | None = None) -> None:
     parser.add_argument("--launches", type=int, default=3, help="of each process")
     parser.add_argument("--turns", type=int, default=6, help="of a process, a part")
     parser.add_argument("--seconds", type=float, default=1.0, help="of a turn")
+    record.add_flag(parser)
     arguments = parser.parse_args(command_line)
     parts = arguments.part or PARTS
     for name in arguments.cases:
         if name not in CASES:
             parser.error(f"unknown case {name!r}; there are {', '.join(CASES)}")
+    measured = record.Record.begin(arguments.write, [arguments.torch])
     columns = ["network", "part", "JAX images/s"]
     columns += ["PyTorch images/s", "ratio"] if arguments.torch else []
     print(f"| {' | '.join(columns)} |")
@@ -65,13 +68,14 @@ def main(command_line: Sequence[str] | None = None) -> None:
         config = CASES[name]
         turns = measure_case(config, parts, arguments)
         for part in parts:
-            rates = [
-                config.batch_size / statistics.median(seconds)
+            sides = [
+                [config.batch_size / s for s in seconds]
                 for seconds in zip(*turns[part], strict=True)
             ]
-            cells = [name, part, *(f"{rate:,.1f}" for rate in rates)]
+            cells = [name, part, *(record.spread(rates, 1) for rates in sides)]
             cells += [f"{median_ratio(turns[part]):.2f}"] if arguments.torch else []
             print(f"| {' | '.join(cells)} |", flush=True)
+            measured.add(network=name, part=part, images_per_second=sides)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """Measures rates of the input pipeline, and what each of its tricks gains.
 
-python -m benchmarks.data
+python -m benchmarks.data [--write FILE]
 
 Pictures are 500x375 and 1600x1200 JPEGs made of photographs that scikit-learn and
-matplotlib ship. Rates are images a second of one thread, where nothing else is said.
+matplotlib ship. Rates are images a second of one thread, where nothing else is said:
+the median of three turns, with the slowest and the fastest.
 """
 
+import argparse
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import matplotlib
 import numpy as np
 import sklearn.datasets
 
+from benchmarks import record
 from vgg_jax.compilation import keep_memory
 from vgg_jax.config import DataConfig
 from vgg_jax.data import transforms
@@ -28,7 +31,8 @@ from vgg_jax.data.pipeline import train_batches
 from vgg_jax.distributed import make_mesh, shard_batch
 from vgg_jax.preprocessing import IMAGENET
 
-SECONDS = 2.0  # how long each measurement takes
+SECONDS = 0.7  # how long a turn takes
+TURNS = 3  # of each measurement
 SHORT_SIDE, CROP, BATCH = 256, 224, 64
 SIZES = ((500, 375), (1600, 1200))  # of the pictures, width and height
 READERS = ((0, 1), (0, 2), (0, 4), (2, 1))  # processes, and threads of each
@@ -82,25 +86,27 @@ def make_jpegs(width: int, height: int) -> list[bytes]:
     return files
 
 
-def measure_rate(work: Callable[[int], object], units: int = 1) -> float:
-    """Calls `work` with 0, 1, 2, ... for `SECONDS`; returns units a second.
+Rates = list[float]  # a second, of each turn
+Show = Callable[[str, Rates], None]  # takes the name of what was measured
 
-    A call does as many as `units`.
+
+def measure_rate(work: Callable[[int], object], units: int = 1) -> Rates:
+    """Calls `work` with 0, 1, 2, ... for `SECONDS` in each turn.
+
+    A call does as many units as `units`.
     """
     work(0)
-    start, calls = time.perf_counter(), 0
-    while time.perf_counter() - start < SECONDS:
-        work(calls)
-        calls += 1
-    return units * calls / (time.perf_counter() - start)
+    rates, calls = [], 0
+    for _ in range(TURNS):
+        start, before = time.perf_counter(), calls
+        while time.perf_counter() - start < SECONDS:
+            work(calls)
+            calls += 1
+        rates.append(units * (calls - before) / (time.perf_counter() - start))
+    return rates
 
 
-def print_rate(name: str, value: float) -> None:
-    """Prints a rate as a line of the table."""
-    print(f"  {name:52} {value:10,.0f}", flush=True)
-
-
-def image_rates(files: list[bytes]) -> None:
+def image_rates(show: Show, files: list[bytes]) -> None:
     """Prints how fast one image is prepared, with and without the tricks."""
 
     places = np.random.default_rng(0).random((1000, 2)).tolist()
@@ -123,26 +129,22 @@ def image_rates(files: list[bytes]) -> None:
         crop = transforms.Crop(SHORT_SIDE, CROP, 0.5, 0.5, exact_shrinking)
         return transforms.rescaled_crop(image, crop)
 
-    print_rate("decode whole", measure_rate(whole))
-    print_rate("decode as the pipeline does", measure_rate(part))
-    print_rate(
-        "decode whole, rescale, crop", measure_rate(lambda i: rescale_first(whole(i)))
-    )
-    print_rate(
+    show("decode whole", measure_rate(whole))
+    show("decode as the pipeline does", measure_rate(part))
+    show("decode whole, rescale, crop", measure_rate(lambda i: rescale_first(whole(i))))
+    show(
         "decode whole, crop, rescale exactly",
         measure_rate(lambda i: crop_first(whole(i), exact_shrinking=True)),
     )
-    print_rate(
-        "decode whole, crop, rescale", measure_rate(lambda i: crop_first(whole(i)))
-    )
-    print_rate(
+    show("decode whole, crop, rescale", measure_rate(lambda i: crop_first(whole(i))))
+    show(
         "decode as the pipeline does, crop, rescale",
         measure_rate(lambda i: crop_first(part(i))),
     )
-    print_rate("decode a random crop, rescale", measure_rate(crop_alone))
+    show("decode a random crop, rescale", measure_rate(crop_alone))
 
 
-def train_rate(files: list[bytes], config: DataConfig) -> float:
+def train_rate(files: list[bytes], config: DataConfig) -> Rates:
     """Returns how many crops a second `train_batches` makes of encoded pictures."""
     batches = train_batches(
         Encoded(files), config, channels=3, batch_size=BATCH, seed=0, start_step=0
@@ -154,7 +156,7 @@ def train_rate(files: list[bytes], config: DataConfig) -> float:
     return rate
 
 
-def pipeline_rates(files: list[bytes]) -> None:
+def pipeline_rates(show: Show, files: list[bytes]) -> None:
     """Prints the rates of `train_batches` by threads and processes, on all cores."""
     for (workers, threads), largest in itertools.product(READERS, LARGEST_SCALES):
         config = DataConfig(
@@ -166,13 +168,13 @@ def pipeline_rates(files: list[bytes]) -> None:
             num_threads=threads,
         )
         scales = f"S = {SHORT_SIDE}" + f" to {largest}" * (largest > SHORT_SIDE)
-        print_rate(
+        show(
             f"train_batches, {workers} processes, {threads} threads each, {scales}",
             train_rate(files, config),
         )
 
 
-def thread_rates() -> None:
+def thread_rates(show: Show) -> None:
     """Prints the rates of `train_batches` of small pictures by threads."""
     for side in SIDES:
         files = make_jpegs(side, side)
@@ -185,10 +187,10 @@ def thread_rates() -> None:
                 num_threads=threads,
             )
             rate = train_rate(files, config)
-            print_rate(f"train_batches, {side}x{side}, {threads} threads", rate)
+            show(f"train_batches, {side}x{side}, {threads} threads", rate)
 
 
-def small_set_rates() -> None:
+def small_set_rates(show: Show) -> None:
     """Prints rates of 28x28 images, cropped on the host and on the device."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (64, 28, 28, 1), np.uint8)
@@ -212,12 +214,10 @@ def small_set_rates() -> None:
     draws = device_set.train_draws(**place)
     for _ in range(8):  # what was read ahead
         next(batches), next(draws)
-    print_rate("on the host", measure_rate(lambda i: next(batches), BATCH))
-    print_rate(
-        "what is drawn for the device", measure_rate(lambda i: next(draws), BATCH)
-    )
+    show("on the host", measure_rate(lambda i: next(batches), BATCH))
+    show("what is drawn for the device", measure_rate(lambda i: next(draws), BATCH))
     rows = shard_batch(mesh, next(draws))
-    print_rate(
+    show(
         "cut on the device",
         measure_rate(
             lambda i: device_set.cut(rows)["image"].block_until_ready(), BATCH
@@ -227,7 +227,7 @@ def small_set_rates() -> None:
     draws.close()
 
 
-def normalization_rates() -> None:
+def normalization_rates(show: Show) -> None:
     """Prints rates of mean and color shift in the worker and on the device."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (BATCH, CROP, CROP, 3), np.uint8)
@@ -249,31 +249,47 @@ def normalization_rates() -> None:
         return [jax.device_put(array.copy()) for array in arrays]
 
     floats = in_worker(0)
-    print_rate(
-        "in the worker: float32 image - mean + shift", measure_rate(in_worker, BATCH)
-    )
-    print_rate(
+    show("in the worker: float32 image - mean + shift", measure_rate(in_worker, BATCH))
+    show(
         "float32 to the device",
         measure_rate(lambda i: jax.block_until_ready(send(floats)), BATCH),
     )
-    print_rate(
+    show(
         "uint8 to the device",
         measure_rate(lambda i: jax.block_until_ready(send(images, shift)), BATCH),
     )
     sent, sent_shift = send(images, shift)
-    print_rate(
+    show(
         "on the device: mean",
         measure_rate(lambda i: without_shift(sent).block_until_ready(), BATCH),
     )
-    print_rate(
+    show(
         "on the device: mean and shift",
         measure_rate(lambda i: on_device(sent, sent_shift).block_until_ready(), BATCH),
     )
 
 
-def main() -> None:
+def main(command_line: Sequence[str] | None = None) -> None:
     """Prints all rates."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.data",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    record.add_flag(parser)
+    measured = record.Record.begin(parser.parse_args(command_line).write)
     keep_memory()  # as train.py does
+    section = ""
+
+    def begin(name: str) -> None:
+        nonlocal section
+        section = name
+        print(name, flush=True)
+
+    def show(name: str, rates: Rates) -> None:
+        print(f"  {name:52} {record.spread(rates)}", flush=True)
+        measured.add(section=section, name=name, per_second=rates)
+
     data = make_jpegs(32, 32)[0]
     windows = decode_window(data, 0, 0, 16, 16) is not None
     print(
@@ -283,14 +299,15 @@ def main() -> None:
     for width, height in SIZES:
         files = make_jpegs(width, height)
         size = sum(map(len, files)) / len(files) / 1000
-        print(f"{width}x{height}, {size:.0f} kB")
-        image_rates(files)
-    pipeline_rates(make_jpegs(*SIZES[0]))
-    thread_rates()
-    print("batches of 28x28 images in memory, crop 32, S from 32 to 34, 1 thread")
-    small_set_rates()
-    print(f"normalization, {jax.default_backend()}")
-    normalization_rates()
+        begin(f"{width}x{height}, {size:.0f} kB")
+        image_rates(show, files)
+    begin("batches")
+    pipeline_rates(show, make_jpegs(*SIZES[0]))
+    thread_rates(show)
+    begin("batches of 28x28 images in memory, crop 32, S from 32 to 34, 1 thread")
+    small_set_rates(show)
+    begin(f"normalization, {jax.default_backend()}")
+    normalization_rates(show)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import record
 from benchmarks.soak import draw_noise
 from vgg_jax.config import (
     Config,
@@ -172,7 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--network", default="vgg16_bn")
     parser.add_argument("--steps", type=int, default=2000)
+    record.add_flag(parser)
     values = parser.parse_args(arguments)
+    measured = record.Record.begin(values.write)
     with tempfile.TemporaryDirectory() as folder:
         pictures = Path(folder) / "pictures"
         draw_noise(pictures)
@@ -192,6 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("| --- | ---: | ---: |")
     for name, (elapsed, computed) in seconds.items():
         print(f"| {name} | {1e6 * elapsed:,.0f} | {1e6 * computed:,.0f} |", flush=True)
+        measured.add(name=name, elapsed=elapsed, computed=computed)
 
 
 if __name__ == "__main__":

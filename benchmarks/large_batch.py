@@ -18,11 +18,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import record
 from configs import fashion_mnist_pod
 from vgg_jax.compilation import prepare_jax
 from vgg_jax.config import Config
 from vgg_jax.evaluation.evaluate import run_evaluation
 from vgg_jax.training.loop import train
+
+HEADS = ("recipe", "batch", "rate", "seconds", "validation error", "test error")
 
 
 def recipes(width: float, epochs: float) -> dict[str, Config]:
@@ -58,7 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=float, default=0.125)
     parser.add_argument("--epochs", type=float, default=14.0)
     parser.add_argument("--validation_only", action="store_true")
+    record.add_flag(parser)
     values = parser.parse_args(arguments)
+    measured = record.Record.begin(values.write)
     prepare_jax()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -74,8 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 error = result.top1_error
                 cells.append(f"{error.value:.2%} ± {error.half_width:.2%}")
             rows.append(cells)
-    heads = ["recipe", "batch", "rate", "seconds", "validation error", "test error"]
-    heads = heads[: len(rows[0])]
+            measured.add(**dict(zip(HEADS, cells, strict=False)))
+    heads = list(HEADS[: len(rows[0])])
     print("\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads)]))
     for row in rows:
         print(f"| {' | '.join(row)} |", flush=True)

@@ -9,10 +9,10 @@ has no function: its column is then its ordinary gradient.
 """
 
 import argparse
-import statistics
 import sys
 from collections.abc import Sequence
 
+from benchmarks import record
 from benchmarks.sides import measure_launches, median_ratio
 
 PARTS = {
@@ -53,20 +53,23 @@ def main(command_line: Sequence[str] | None = None) -> None:
     parser.add_argument("--launches", type=int, default=3, help="of each process")
     parser.add_argument("--turns", type=int, default=6, help="of a process, a part")
     parser.add_argument("--seconds", type=float, default=1.0, help="of a turn")
+    record.add_flag(parser)
     arguments = parser.parse_args(command_line)
+    measured = record.Record.begin(arguments.write, [arguments.torch])
     columns = ["LPIPS", "JAX pairs/s"]
     columns += ["lpips pairs/s", "ratio"] if arguments.torch else []
     print(f"| {' | '.join(columns)} |")
     print("| --- " * len(columns) + "|", flush=True)
     turns = measure(arguments)
     for part, request in PARTS.items():
-        rates = [
-            arguments.batch_size / statistics.median(seconds)
+        sides = [
+            [arguments.batch_size / s for s in seconds]
             for seconds in zip(*turns[request], strict=True)
         ]
-        cells = [part, *(f"{rate:,.2f}" for rate in rates)]
+        cells = [part, *(record.spread(rates, 2) for rates in sides)]
         cells += [f"{median_ratio(turns[request]):.2f}"] if arguments.torch else []
         print(f"| {' | '.join(cells)} |", flush=True)
+        measured.add(part=part, pairs_per_second=sides)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Times train.py up to its first step, without and with compiled programs.
 
-python -m benchmarks.start [--config FILE]
+python -m benchmarks.start [--config FILE] [--starts N]
 """
 
 import argparse
@@ -11,6 +11,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from benchmarks import record
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,15 +44,23 @@ def main(command_line: Sequence[str] | None = None) -> None:
         description="Times train.py to its first step.",
     )
     parser.add_argument("--config", default="configs/fashion_mnist_vgg.py")
-    config = parser.parse_args(command_line).config
+    parser.add_argument("--starts", type=int, default=2, help="of each kind")
+    record.add_flag(parser)
+    arguments = parser.parse_args(command_line)
+    config = arguments.config
+    measured = record.Record.begin(arguments.write)
+    seconds: dict[str, list[float]] = {"first": [], "second": []}
     with tempfile.TemporaryDirectory() as folder:
         # Not counted: data that must be fetched, files that the system has not read.
         seconds_to_first_step(config, Path(folder) / "warm", Path(folder) / "unused")
-        for name in ("first", "second"):
-            seconds = seconds_to_first_step(
-                config, Path(folder) / name, Path(folder) / "cache"
-            )
-            print(f"{name} start: first step after {seconds:.1f} s", flush=True)
+        for i in range(arguments.starts):
+            for name, taken in seconds.items():
+                place, cache = Path(folder) / f"{name} {i}", Path(folder) / f"cache {i}"
+                taken.append(seconds_to_first_step(config, place, cache))
+    for name, taken in seconds.items():
+        said = record.spread(taken, 1)
+        print(f"{name} start: first step after {said} s", flush=True)
+        measured.add(start=name, seconds=taken)
 
 
 if __name__ == "__main__":

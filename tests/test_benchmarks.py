@@ -25,6 +25,7 @@ from benchmarks import (
     large_batch,
     losses,
     losses_in_jax,
+    record,
     sides,
     soak,
     start,
@@ -57,13 +58,35 @@ def number(cell: str) -> float:
     return float(cell.replace(",", ""))
 
 
-def test_jax_alone_on_cpu(monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> None:
+def test_jax_alone_on_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Printed
+) -> None:
     monkeypatch.setitem(cpu.CASES, "smallest", SMALLEST)
     quick = ["--part=forward", "--launches=1", "--turns=1", "--seconds=0.01"]
-    cpu.main(["smallest", *quick])
-    names, _, row = capsys.readouterr().out.splitlines()
+    file = tmp_path / "new" / "cpu.json"
+    cpu.main(["smallest", *quick, f"--write={file}"])
+    machine, _, names, _, row = capsys.readouterr().out.splitlines()
+    assert f"jax {jax.__version__}" in machine and "cores" in machine
     assert cells(names) == ["network", "part", "JAX images/s"]
     assert cells(row)[:2] == ["smallest", "forward"] and number(cells(row)[2]) > 0
+    written = json.loads(file.read_text())
+    assert written["versions"][0]["jax"] == jax.__version__
+    assert {"processor", "cores", "date", "command"} <= written.keys()
+    [kept] = written["rows"]
+    assert f"{kept['images_per_second'][0][0]:,.1f}" == cells(row)[2]
+
+
+def test_a_table_has_medians_and_spread() -> None:
+    assert record.spread([2.0, 1000.0, 4.0]) == "4 (2 to 1,000)"
+    assert record.spread([2.25], 1) == "2.2"
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_runs(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="Not a directory"):
+        start.main([f"--write={tmp_path}/file/a.json"])
 
 
 def write_side(root: Path, name: str, answers: dict[str, Any]) -> None:
@@ -89,7 +112,7 @@ def test_beside_another_python(
     monkeypatch.setattr(sides, "ROOT", tmp_path)
     monkeypatch.setitem(cpu.CASES, "smallest", SMALLEST)
     cpu.main(["smallest", f"--torch={sys.executable}", "--launches=1", "--turns=1"])
-    names, _, *rows = capsys.readouterr().out.splitlines()
+    _, _, names, _, *rows = capsys.readouterr().out.splitlines()
     assert cells(names)[2:] == ["JAX images/s", "PyTorch images/s", "ratio"]
     assert [cells(row)[1:] for row in rows] == [
         [part, "16.0", "8.0", "2.00"] for part in cpu.PARTS
@@ -166,7 +189,7 @@ def test_lpips_beside_its_authors_package(
         write_side(tmp_path, f"losses_in_{side}", answers)
     monkeypatch.setattr(sides, "ROOT", tmp_path)
     losses.main([f"--torch={sys.executable}", "--launches=1", "--turns=1"])
-    names, _, *rows = capsys.readouterr().out.splitlines()
+    _, _, names, _, *rows = capsys.readouterr().out.splitlines()
     assert cells(names) == ["LPIPS", "JAX pairs/s", "lpips pairs/s", "ratio"]
     assert [cells(row) for row in rows] == [
         [part, "4.00", "2.00", "2.00"] for part in losses.PARTS
@@ -191,10 +214,10 @@ def test_rates_of_the_input_pipeline(
     monkeypatch.setattr(data, "READERS", ((0, 1),))
     monkeypatch.setattr(data, "SIDES", (28,))
     monkeypatch.setattr(data, "FASHION_MNIST_IMAGES", 200)
-    data.main()
+    data.main([])
     lines = capsys.readouterr().out.splitlines()
-    assert "320x240" in lines[1] and "normalization, cpu" in lines
-    rates = [number(line.split()[-1]) for line in lines if line[:2] == "  "]
+    assert "320x240" in lines[3] and "normalization, cpu" in lines
+    rates = [number(line.split()[-4]) for line in lines if line[:2] == "  "]
     assert len(rates) == 20 and min(rates) > 0
 
 
@@ -218,7 +241,7 @@ def test_the_start_of_training(
     (tmp_path / "train.py").write_text("print('vgg11: ...')\nprint('step 1/9  ...')\n")
     monkeypatch.setattr(start, "ROOT", tmp_path)
     start.main(["--config", "any.py"])
-    first, second = capsys.readouterr().out.splitlines()
+    *_, first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("first start: first step after ")
     assert second.startswith("second start: first step after ")
     (tmp_path / "train.py").write_text("print('error: ...')\n")
@@ -368,7 +391,7 @@ def test_what_a_step_costs_the_host(
     monkeypatch.setattr(loop, "make_mesh", lambda: one)
     host.main(["--network=vgg11", "--steps=160"])
     printed = capsys.readouterr()
-    title, _, names, _, *rows = printed.out.splitlines()
+    _, _, title, _, names, _, *rows = printed.out.splitlines()
     assert title.startswith("1 x cpu, ") and "vgg11, 47 arrays of state" in title
     assert cells(names)[1:] == ["elapsed", "computed"]
     assert cells(rows[0])[0] == "a step of the loop" and len(rows) == 4
@@ -391,7 +414,7 @@ def test_large_batches_beside_small_ones(
 
     monkeypatch.setattr(large_batch, "train", train)
     large_batch.main(["--width=0.25", "--epochs=3", "--validation_only"])
-    names, _, *rows = map(cells, capsys.readouterr().out.splitlines())
+    _, _, names, _, *rows = map(cells, capsys.readouterr().out.splitlines())
     assert names[:2] == ["recipe", "batch"] and names[-1] == "validation error"
     assert [(row[0], row[1], row[-1]) for row in rows] == [
         ("SGD", "32", "12.50%"),

@@ -1,0 +1,132 @@
+"""Says what a benchmark ran on, and writes what it measured beside its table."""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from vgg_jax.files import parse_path, validate_writable, write_json
+
+# Whose versions are told, where they are installed.
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "grain",
+    "numpy",
+    "opencv-python-headless",
+    "nvidia-nvimgcodec-cu13",
+    "torch",
+    "lpips",
+)
+_VERSIONS = """
+import importlib.metadata, json, platform, sys
+versions = {"python": platform.python_version()}
+for name in sys.argv[1:]:
+    try:
+        versions[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        pass
+print(json.dumps(versions))
+"""
+
+
+def add_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds --write, which `Record.begin` takes."""
+    parser.add_argument(
+        "--write",
+        metavar="FILE",
+        help="of JSON: all measurements, the machine and the versions",
+    )
+
+
+class Record:
+    """What a benchmark has measured, row by row.
+
+    Args:
+        file: the file that is written after each row; None for none.
+        facts: the machine, the date, the command and the versions.
+    """
+
+    def __init__(self, file: epath.Path | None, facts: dict[str, Any]):
+        self._file, self._facts = file, facts
+        self._rows: list[dict[str, Any]] = []
+
+    @classmethod
+    def begin(cls, write: str | None, others: Iterable[str | None] = ()) -> "Record":
+        """Prints on what is measured, before anything is.
+
+        Args:
+            write: the value of --write.
+            others: further interpreters whose packages take part; None for none.
+
+        The command ends where the file cannot be written.
+        """
+        file = None
+        if write is not None:
+            try:
+                file = parse_path(write)
+                validate_writable(file.parent)
+            except (OSError, ValueError) as error:
+                sys.exit(f"error: {error}")
+        interpreters = [sys.executable, *(python for python in others if python)]
+        found = [versions(python) for python in interpreters]
+        facts: dict[str, Any] = {
+            "command": shlex.join(sys.argv),
+            "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "processor": processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "versions": found,
+        }
+        listed = [
+            ", ".join(f"{name} {version}" for name, version in one.items())
+            for one in found
+        ]
+        machine = f"{facts['processor']}, {facts['cores']} cores"
+        print("; ".join([machine, *listed, facts["date"]]) + "\n", flush=True)
+        return cls(file, facts)
+
+    def add(self, **row: Any) -> None:
+        """Keeps a row, of values that JSON has, and writes the file."""
+        self._rows.append(row)
+        if self._file is not None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._file, self._facts | {"rows": self._rows})
+
+
+def processor() -> str:
+    """Returns the name of the processor."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    names = re.findall(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
+    wide = " with AVX-512" if re.search(r"\bavx512f\b", text) else ""
+    return (names[0] if names else platform.machine()) + wide
+
+
+def versions(python: str) -> dict[str, str]:
+    """Returns the version of an interpreter and those of its packages."""
+    command = [python, "-c", _VERSIONS, *PACKAGES]
+    answer = subprocess.run(command, check=True, capture_output=True, text=True)
+    return dict(json.loads(answer.stdout))
+
+
+def spread(values: Sequence[float], digits: int = 0) -> str:
+    """Returns the median of numbers, with the smallest and the largest of several."""
+    median, *ends = (
+        f"{value:,.{digits}f}"
+        for value in (statistics.median(values), min(values), max(values))
+    )
+    return f"{median} ({ends[0]} to {ends[1]})" if len(values) > 1 else median
