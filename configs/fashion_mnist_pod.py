@@ -7,8 +7,7 @@ It shows the recipe of configs/vgg16_pod.py, whose batch is 32 times the paper's
 small scale: from batches of 32 to 54 steps an epoch, where ImageNet in batches of 8,192
 has 155. `python -m benchmarks.large_batch` compares it with those batches of 32. The
 rate is 32 times theirs, which is what biases and batch normalization learn at, after a
-linear warm-up; kernels take steps of LARS, at the height of the rate 0.02 of their
-length.
+linear warm-up; kernels learn by LARS.
 
 Not run at this width; docs/training.md has narrower ones.
 """
@@ -19,7 +18,7 @@ from vgg_jax.config import Config
 
 SMALL_BATCH = 32
 TIMES = 32
-KERNEL_STEP = 0.02  # of the kernel's length, at the height of the rate
+KERNEL_STEP = 0.02  # of a kernel's length, see configs/vgg16_pod.py
 
 
 def in_small_batches() -> Config:

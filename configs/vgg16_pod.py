@@ -9,13 +9,14 @@ arXiv:1708.03888) for its nearest relative, AlexNet, which they took to this bat
 without loss, as their settings have it for AlexNet with batch normalization
 (models/alexnet_bn of github.com/borisgin/nvcaffe): 100 epochs, 5 of them warm-up,
 momentum 0.9, an L2 penalty of 5e-4, and a rate that falls as the square of the steps
-left. A kernel's step, the rate times the trust coefficient, is there 0.002 of its
-length at a batch of 1,024, 0.01 at 8,192 and 0.024 at 16,384.
+left. What a gradient adds to a kernel's momentum has, by the rate times the trust
+coefficient, 0.002 of the kernel's length there at a batch of 1,024, 0.01 at 8,192 and
+0.024 at 16,384.
 
 Biases and batch normalization have, as is usual since, no trust ratio and no penalty.
 They learn by plain momentum at a rate of their own, which is the linear rule's
 (arXiv:1706.02677): 32 times the 0.01 of a batch of 256. It is `learning_rate`; the
-trust coefficient is such that kernels take steps of the 0.01 above.
+trust coefficient is such that kernels have the 0.01 above.
 
 Not run.
 """
@@ -24,7 +25,8 @@ from configs.imagenet import imagenet
 from vgg_jax.config import Config, OptimizerConfig
 
 TIMES = 32  # the paper's batch
-KERNEL_STEP = 0.01  # of the kernel's length, at the height of the rate
+# At the height of the rate, what a gradient adds to the momentum, of the kernel's length.
+KERNEL_STEP = 0.01
 
 
 def enlarge_batches(

@@ -413,7 +413,10 @@ class OptimizerConfig(Section):
         low=0,
     )
     trust_coefficient: float = setting(
-        1e-3, "for lars, a layer's step over the length of its weights", above=0
+        1e-3,
+        "for lars, at a rate of 1 the length of what a gradient adds to a kernel's "
+        "momentum, over the kernel's own",
+        above=0,
     )
     beta1: float = setting(
         0.9, "for adamw, decay of the gradient's mean", low=0, below=1

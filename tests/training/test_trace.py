@@ -49,7 +49,9 @@ def test_the_steps_after_the_first_are_traced(
         for number in range(10, 10 + steps):
             with trace.step(number):
                 y = step(x)
-            trace.add(y)
+            seconds = trace.add(y)
+            is_last = number == 10 + STEPS_BEFORE + asked - 1
+            assert (seconds > 0) == (is_last and asked > 0)
     assert capsys.readouterr().out == expected.format(tmp_path)
     if traced is None:
         assert not list(tmp_path.iterdir())

@@ -235,7 +235,7 @@ class Trainer:
                 step += 1
                 interrupt.postpone()  # from here on there is a step to save
                 log.add(step, sums)
-                trace.add(sums, counts=counts)
+                log.leave_out(trace.add(sums, counts=counts))
                 stopped = interrupt.requested()  # once: it can come at any moment
                 saves = timetable.saves(step) or stopped is not None
                 write_line()  # of the window that ended with the step before

@@ -193,7 +193,8 @@ class Curves:
 class Throughput:
     """Measures training steps a second and the time that is left.
 
-    Compilation, validation and saving do not count: `restart` leaves them out.
+    Compilation, validation and saving do not count: `restart` leaves them out, and
+    `leave_out` what is between two steps.
     """
 
     def __init__(self, total_steps: int):
@@ -210,6 +211,11 @@ class Throughput:
         self._since = time.monotonic()
         self._waited = 0.0
         self.is_started = True
+
+    def leave_out(self, seconds: float) -> None:
+        """Leaves time since the last call of `restart` or `measure` out."""
+        if self.is_started:
+            self._since += seconds
 
     def wait(self, seconds: float) -> None:
         """Counts time in which the devices had nothing to do, waiting for images."""
@@ -365,6 +371,10 @@ class RunLog:
     def flush(self) -> None:
         """Sees to it that what was written is kept, as what a checkpoint follows on."""
         self._writer.flush()
+
+    def leave_out(self, seconds: float) -> None:
+        """Leaves time since the last line out of the speed of training."""
+        self._throughput.leave_out(seconds)
 
     def restart_clock(self, step: int) -> None:
         """Leaves the time since the last line out of the speed of training."""

@@ -26,10 +26,12 @@ def sgd(rate: Rate, config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def lars(rate: Rate, config: OptimizerConfig) -> optax.GradientTransformation:
-    """Makes LARS (arXiv:1708.03888), where a kernel's step is relative to its length.
+    """Makes LARS (arXiv:1708.03888), where a gradient counts relative to its kernel.
 
-    As is usual, biases and batch normalization are left to plain momentum: they have
-    neither weight decay nor a trust ratio.
+    What it adds to the momentum, with the penalty, has a length of the rate times
+    `trust_coefficient` times that of the kernel. As is usual, biases and batch
+    normalization are left to plain momentum: they have neither weight decay nor a trust
+    ratio.
     """
     return optax.lars(
         rate,

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -58,12 +59,19 @@ class Trace:
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
             yield
 
-    def add(self, results: Any, *, counts: bool = True) -> None:
-        """Counts a step; after the last traced one, waits for its results and ends."""
+    def add(self, results: Any, *, counts: bool = True) -> float:
+        """Counts a step; after the last traced one, waits for its results and ends.
+
+        Returns:
+            The seconds that it took to write the trace, if it did.
+        """
         self._done += counts
-        if self._done == self._end and self._is_on:
-            jax.block_until_ready(results)
-            self.end()
+        if self._done != self._end or not self._is_on:
+            return 0.0
+        jax.block_until_ready(results)
+        began = time.monotonic()
+        self.end()
+        return time.monotonic() - began
 
     def end(self, why: str = "") -> None:
         """Writes what was traced, if anything is; `why` tells why it is no more."""
