@@ -25,7 +25,7 @@ from configs.imagenet import imagenet
 from vgg_jax.config import Config, OptimizerConfig
 
 TIMES = 32  # the paper's batch
-# At the height of the rate, what a gradient adds to the momentum, of the kernel's length.
+# What a gradient adds to the momentum, over the kernel's length, at the rate's height.
 KERNEL_STEP = 0.01
 
 
