@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -97,6 +99,14 @@ def cells(line: str) -> list[str]:
 
 def rows_of(printed: str) -> list[list[str]]:
     return [cells(line) for line in printed.splitlines() if line[:1] == "|"][2:]
+
+
+def test_grain_is_needed_by_the_loop_alone() -> None:
+    """A machine with a card and without a network may have JAX and no more."""
+    missing = ("grain", "array_record", "tensorboardX", "tensorflow_datasets")
+    code = f"import sys; sys.modules.update(dict.fromkeys({missing}))\n"
+    code += "import benchmarks.gpu, benchmarks.in_jax, benchmarks.loop_in_jax"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=sides.ROOT)
 
 
 def test_every_part_runs_at_toy_sizes(
