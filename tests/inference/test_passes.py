@@ -12,7 +12,7 @@ from flax import nnx
 from tests.models import drawn
 from vgg_jax.config import Config, VGGConfig
 from vgg_jax.console import progress_bar
-from vgg_jax.data.transforms import center, rescale
+from vgg_jax.data.transforms import CropLayout, center, corners_and_center, rescale
 from vgg_jax.distributed import make_mesh
 from vgg_jax.evaluation.protocols import evaluate
 from vgg_jax.inference import passes
@@ -95,6 +95,32 @@ def test_the_rows_of_hosts_are_put_in_order(monkeypatch: pytest.MonkeyPatch) -> 
     assert max(shape[0] for shape in sent if shape) == 3
 
 
+@pytest.mark.parametrize(
+    ("images", "layout", "expected"),
+    [
+        (300, center, 128),  # 64 for each of two devices
+        (21, center, 24),  # 12 for each: an even number
+        (2, center, 2),
+        (1, center, 2),
+        (3, corners_and_center, 4),  # five crops each
+        (300, corners_and_center, 28),
+    ],
+)
+def test_a_small_set_is_not_filled_up_to_a_whole_batch(
+    images: int,
+    layout: CropLayout,
+    expected: int,
+    config: Config,
+    make_source: Callable,
+) -> None:
+    source = make_source([(8, 8)] * images)
+    config.data.crop, config.evaluation.batch_size = 8, None
+    mesh = make_mesh(jax.devices()[:2])
+    batches = passes.view_batches(source, config, View(8, layout), 3, mesh, False)
+    sizes = [len(batch["index"]) for batch in batches]
+    assert set(sizes) == {expected} and len(sizes) == -(-images // expected)
+
+
 class NeverComputed:
     """What a device gives that ran out of memory while the host went on."""
 
@@ -125,7 +151,7 @@ def test_a_batch_that_does_not_fit_names_the_setting(
 
     monkeypatch.setattr(Network, "run", run)
     mesh = make_mesh(jax.devices()[:1])
-    network, source = network_of(model, config), make_source([(40, 44)])
+    network, source = network_of(model, config), make_source([(40, 44)] * 8)
     with pytest.raises(
         OutOfMemory, match=rf"at Q={view.scale} does not fit.*{settings}"
     ):

@@ -224,16 +224,19 @@ def _takes_long(
     return image.multiply_adds * images >= LONG_PASS * programs
 
 
-def images_at_once(config: Config, view: View, devices: int, shape: Shape) -> int:
+def images_at_once(
+    config: Config, view: View, devices: int, shape: Shape, of_device: int
+) -> int:
     """Returns how many images of a view each of so many devices is given at once.
 
     `shape` is what whole images are padded to; it does not matter to crops. The crops
-    of several images are an even number, of which a TPU makes pairs.
+    of several images are an even number, of which a TPU makes pairs. `of_device` is how
+    many images of the set each device is given in all.
     """
     if view.layout is None:
         return images_per_device(config, devices, shape)
     crops = config.evaluation.crops_at_once(devices)
-    images = -(-crops // (devices * view.crops))
+    images = max(1, min(of_device, -(-crops // (devices * view.crops))))
     is_odd = images * view.crops % 2
     return images + is_odd if images > 1 else images
 
@@ -247,11 +250,11 @@ def view_batches(
     with_boxes: bool,
 ) -> Iterator[Batch]:
     """Returns this host's batches of a view; every device gets as many images."""
-    crop = config.data.crop
+    crop, devices = config.data.crop, len(mesh.local_devices)
+    of_device = -(-len(source) // (devices * jax.process_count()))
 
     def rows(shape: Shape) -> int:
-        at_once = images_at_once(config, view, mesh.size, shape)
-        return at_once * len(mesh.local_devices)
+        return devices * images_at_once(config, view, mesh.size, shape, of_device)
 
     share: dict[str, Any] = {
         "channels": channels,
