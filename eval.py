@@ -5,7 +5,8 @@
 
 Several --workdir are fused; several --protocol are rows of one table. Without a
 --protocol the rows are the center crop, dense at each scale, and dense over all scales.
-Writes eval.json and pictures into the first workdir; docs/evaluation.md says which.
+The run NAME of a curriculum lies in runs/curriculum/NAME. Writes eval.json and pictures
+into the first workdir; docs/evaluation.md says which.
 """
 
 import argparse

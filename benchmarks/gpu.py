@@ -36,9 +36,10 @@ import jax
 
 from benchmarks.cards import find_card
 from benchmarks.cases import dense_batches, make_case
+from benchmarks.record import writable
 from benchmarks.sides import OutOfTime, Side, Unanswered
 from vgg_jax.config import Config, NiNConfig, VGGConfig, to_dict
-from vgg_jax.files import parse_path, read_json, validate_writable, write_json
+from vgg_jax.files import read_json, write_json
 from vgg_jax.inference.dense import Shape
 from vgg_jax.models.measure import summary
 
@@ -262,6 +263,7 @@ class Benchmark:
     rows: list[Row] = dataclasses.field(default_factory=list)
     left_out: list[str] = dataclasses.field(default_factory=list)
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    planned: Sequence[Group] = ()
     has_asked: bool = False  # for the facts; before, they are of an earlier call
     is_uncompiled: bool = False  # since torch.compile has failed
 
@@ -270,6 +272,7 @@ class Benchmark:
 
         The processes of the next group start, and wait, while one is measured.
         """
+        self.planned = plan
         sides = self._start(plan[0]) if plan else {}
         for i, group in enumerate(plan):
             following: dict[str, Side] = {}
@@ -289,7 +292,8 @@ class Benchmark:
         for part in group.parts:
             row = Row(group.network, part, group.dtype, group.batch_size)
             if not self.clock.suffices(part):
-                self.left_out.append(row.title)
+                if row.title not in self.left_out:
+                    self.left_out.append(row.title)
                 continue
             if not sides:
                 sides |= self._start(group)
@@ -304,7 +308,9 @@ class Benchmark:
                 traceback.print_exc()
                 row.problems["benchmark"] = f"{type(error).__name__}: {error}"
             self.clock.add(part, time.monotonic() - start)
-            self.rows.append(row)
+            self.rows = [r for r in self.rows if r.key != row.key] + [row]
+            self.left_out = [title for title in self.left_out if title != row.title]
+            self.left_out += [row.title] * row.is_cut_short
             print(format_row(row, self.peak(row)), flush=True)
             self.write()
 
@@ -414,8 +420,6 @@ class Benchmark:
         except OutOfTime:
             if left <= PART_SECONDS:
                 row.notes.append(f"{name}: stopped, for the time was up")
-                if not row.is_cut_short:
-                    self.left_out.append(row.title)
                 row.is_cut_short = True
             else:
                 hung = f"{request} took more than {PART_SECONDS:.0f} s"
@@ -530,7 +534,7 @@ class Benchmark:
         self.print_head()
 
     def print_head(self) -> None:
-        """Prints what was measured with, and the rows that an earlier call has left."""
+        """Prints what was measured with, and rows of an earlier call that stay."""
         ours = self.facts["JAX"]
         versions = [f"jax {ours['jax']}", f"Python {self.facts['python']}"]
         if "PyTorch" in self.facts:
@@ -548,8 +552,14 @@ class Benchmark:
             + "|",
             flush=True,
         )
+        measured_again = {
+            (group.network, part, group.dtype, group.batch_size)
+            for group in self.planned
+            for part in group.parts
+        }
         for row in self.rows:
-            print(format_row(row, self.peak(row)), flush=True)
+            if row.key not in measured_again:
+                print(format_row(row, self.peak(row)), flush=True)
 
     def _way_of_torch(self) -> str:
         compiled = "eager" if self.arguments.eager else "torch.compile"
@@ -557,7 +567,7 @@ class Benchmark:
 
     def write(self) -> None:
         """Writes all so far to the file, if there is to be one."""
-        if self.arguments.write is None or not self.has_asked:
+        if self.arguments.write is None or not self.facts:
             return
         card = find_card(self.facts["card"])
         contents = {
@@ -672,31 +682,44 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, bool]:
 def go_on(benchmark: Benchmark) -> None:
     """Gives a benchmark what an earlier call wrote into its file.
 
-    Of its rows those that need another try are left out.
-
     Raises:
         ValueError: the file is damaged, or was made with other settings.
     """
     file, settings = benchmark.arguments.write, settings_of(benchmark.arguments)
     contents = read_json(file)
+    names = [field.name for field in dataclasses.fields(Row)]
     try:
-        before, benchmark.facts = contents["settings"], contents["facts"]
-        names = [field.name for field in dataclasses.fields(Row)]
+        facts, before = contents["facts"], dict(contents["settings"])
+        _ = facts["JAX"]["jax"], facts["card"], facts["driver"], facts["python"]
         rows = [
             Row(**{name: values[name] for name in names}) for values in contents["rows"]
         ]
-    except (KeyError, TypeError) as error:
+        left_out = list(contents["left_out"])
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{file}: expected what --write makes, and something is missing: {error}; "
-            "write another file"
+            f"{file}: expected what --write makes, and found something else "
+            f"({type(error).__name__}: {error}); write another file"
         ) from error
     for name, value in settings.items():
-        if before[name] != value:
+        if before.get(name) != value:
             raise ValueError(
-                f"{file} has rows with {name} {before[name]}, and {name} is {value} "
-                "now; write another file"
+                f"{file} has rows with {name} {before.get(name)}, and {name} is "
+                f"{value} now; write another file"
             )
-    benchmark.rows = [r for r in rows if not r.problems and not r.is_cut_short]
+    benchmark.facts, benchmark.rows, benchmark.left_out = facts, rows, left_out
+
+
+def is_done(row: Row, has_torch: bool) -> bool:
+    """Returns whether a row of an earlier call need not be measured again.
+
+    Args:
+        row: the row.
+        has_torch: whether PyTorch is there now.
+    """
+    is_of_both = row.part in TIMED or row.part == "logits"
+    has_both = "PyTorch" in row.seconds or bool(row.numbers)
+    is_whole = has_both or not (is_of_both and has_torch)
+    return is_whole and not row.problems and not row.is_cut_short
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
@@ -711,7 +734,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
         type=float,
         help=f"that it may take; {MINUTES:g} by default, of --toy as long as it takes",
     )
-    parser.add_argument("--write", type=Path, metavar="FILE", help="of JSON")
+    parser.add_argument("--write", metavar="FILE", help="of JSON")
     parser.add_argument(
         "--go_on",
         action="store_true",
@@ -765,8 +788,8 @@ def main(command_line: Sequence[str] | None = None) -> int:
     ):
         if getattr(arguments, name) is None:
             setattr(arguments, name, toy if is_toy else usual)
-    if not arguments.minutes > 0 or arguments.turns < 1:
-        parser.error("expected --minutes above 0 and at least one turn")
+    if not (arguments.minutes > 0 < arguments.seconds) or arguments.turns < 1:
+        parser.error("expected --minutes and --seconds above 0, and at least one turn")
     clock = Clock(60 * arguments.minutes - OUTSIDE)
     jax.config.update("jax_platforms", "cpu")  # the card is for the sides
     scales = TOY_SCALES if arguments.toy else SCALES
@@ -779,11 +802,11 @@ def main(command_line: Sequence[str] | None = None) -> int:
         benchmark = Benchmark(arguments, torch, Path(folder), clock)
         try:
             if arguments.write is not None:
-                arguments.write = parse_path(arguments.write)
-                validate_writable(arguments.write.parent)
+                arguments.write = writable(arguments.write)
                 if arguments.go_on and arguments.write.exists():
                     go_on(benchmark)
-                    plan = list(without_rows(plan, benchmark.rows))
+                    done = [r for r in benchmark.rows if is_done(r, torch is not None)]
+                    plan = list(without_rows(plan, done))
         except (OSError, ValueError) as error:
             parser.error(str(error))
         benchmark.run(plan)

@@ -74,12 +74,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             cells += [f"{config.optimizer.learning_rate:g}"]
             cells += [f"{time.perf_counter() - began:.0f}"]
             cells += [f"{validation_error(workdir):.2%}"]
+            error = None
             if not values.validation_only:
                 (result,) = run_evaluation([str(workdir)], config, ["center"]).results
                 error = result.top1_error
                 cells.append(f"{error.value:.2%} ± {error.half_width:.2%}")
             rows.append(cells)
-            measured.add(**dict(zip(HEADS, cells, strict=False)))
+            measured.add(
+                recipe=name,
+                batch_size=config.batch_size,
+                learning_rate=config.optimizer.learning_rate,
+                validation_error=validation_error(workdir),
+                test_error=error and error.value,
+            )
     heads = list(HEADS[: len(rows[0])])
     print("\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads)]))
     for row in rows:

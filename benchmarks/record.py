@@ -71,22 +71,19 @@ class Record:
             write: the value of --write.
             others: further interpreters whose packages take part; None for none.
 
-        The command ends where the file cannot be written.
+        The command ends where the file cannot be written, or an interpreter is none.
         """
-        file = None
-        if write is not None:
-            try:
-                file = parse_path(write)
-                validate_writable(file.parent)
-            except (OSError, ValueError) as error:
-                sys.exit(f"error: {error}")
+        try:
+            file = None if write is None else writable(write)
+        except (OSError, ValueError) as error:
+            sys.exit(f"error: {error}")
         interpreters = [sys.executable, *(python for python in others if python)]
         found = [versions(python) for python in interpreters]
         facts: dict[str, Any] = {
             "command": shlex.join(sys.argv),
             "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             "processor": processor(),
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": cores(),
             "versions": found,
         }
         listed = [
@@ -105,6 +102,26 @@ class Record:
             write_json(self._file, self._facts | {"rows": self._rows})
 
 
+def writable(text: str) -> epath.Path:
+    """Returns the path of a file that can be written, whose folder may not exist yet.
+
+    Raises:
+        OSError, ValueError: it cannot be written.
+    """
+    file = parse_path(text)
+    validate_writable(file.parent)
+    if file.is_dir():
+        raise ValueError(f"expected --write to name a file, got the folder {text!r}")
+    return file
+
+
+def cores() -> int:
+    """Returns how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def processor() -> str:
     """Returns the name of the processor."""
     try:
@@ -119,7 +136,10 @@ def processor() -> str:
 def versions(python: str) -> dict[str, str]:
     """Returns the version of an interpreter and those of its packages."""
     command = [python, "-c", _VERSIONS, *PACKAGES]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True)
+    try:
+        answer = subprocess.run(command, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"error: expected an interpreter of Python, got {python}: {error}")
     return dict(json.loads(answer.stdout))
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import record
+from vgg_jax import cli
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,7 +45,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
         description="Times train.py to its first step.",
     )
     parser.add_argument("--config", default="configs/fashion_mnist_vgg.py")
-    parser.add_argument("--starts", type=int, default=2, help="of each kind")
+    parser.add_argument("--starts", type=cli.positive, default=2, help="of each kind")
     record.add_flag(parser)
     arguments = parser.parse_args(command_line)
     config = arguments.config

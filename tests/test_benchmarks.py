@@ -87,6 +87,13 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_runs(
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match="Not a directory"):
         start.main([f"--write={tmp_path}/file/a.json"])
+    with pytest.raises(SystemExit, match="name a file, got the folder"):
+        start.main([f"--write={tmp_path}"])
+
+
+def test_an_interpreter_that_is_none_is_told_of() -> None:
+    with pytest.raises(SystemExit, match="expected an interpreter of Python, got /no"):
+        cpu.main(["--torch=/no/python"])
 
 
 def write_side(root: Path, name: str, answers: dict[str, Any]) -> None:

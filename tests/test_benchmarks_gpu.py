@@ -237,8 +237,10 @@ def test_what_there_is_no_time_for_is_named_and_measured_by_the_next_call(
     train, forward = rows_of(capsys.readouterr().out)
     assert train[4] == "1,024 (1,024 to 1,024)" and forward[4][:5] == "2,048"
     side.ours = {}
-    assert gpu.main(["--alone", "--minutes=0.3"]) == 0  # less than one part may take
+    new = f"--write={tmp_path}/new.json"
+    assert gpu.main(["--alone", new, "--minutes=0.3"]) == 0  # less than a part may take
     assert "time was up: vgg16 train, bfloat16" in capsys.readouterr().out
+    assert not (tmp_path / "new.json").exists()
 
 
 def test_a_call_that_finds_nothing_left_prints_the_table_and_changes_nothing(
@@ -259,6 +261,42 @@ def test_a_call_that_finds_nothing_left_prints_the_table_and_changes_nothing(
     assert gpu.main([*command, "--go_on", "--minutes=0.3"]) == 0
     assert file.read_text() == written
     assert json.loads(written)["facts"]["card"] == FACTS["card"]
+
+
+def test_a_row_stays_until_it_is_measured_anew(
+    side: type[InThisProcess],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: Printed,
+) -> None:
+    plan(monkeypatch, VGG16)
+    file = tmp_path / "gpu.json"
+    command = ["--turns=2", f"--write={file}", "--alone", "--go_on"]
+
+    def rows() -> dict[str, dict[str, Any]]:
+        return {row["part"]: row for row in json.loads(file.read_text())["rows"]}
+
+    late, broken = sides.OutOfTime("its time was up"), sides.Unanswered("broken")
+    side.ours = OURS | {"train": late, "forward": broken}
+    assert gpu.main([*command, "--minutes=2"]) == 1
+    assert rows()["forward"]["problems"] == {"JAX": "broken"}
+    assert gpu.main([*command, "--minutes=2", "--part=forward"]) == 1
+    assert rows()["train"]["is_cut_short"]
+    assert "Left out, for the time was up: vgg16 train" in capsys.readouterr().out
+    side.ours = OURS
+    assert gpu.main([*command, "--part=forward"]) == 0
+    assert rows()["forward"]["seconds"] == {"JAX": [0.125] * 2}
+    assert rows()["train"]["is_cut_short"]
+    assert gpu.main(command) == 0
+    assert not rows()["train"]["is_cut_short"]
+    assert json.loads(file.read_text())["left_out"] == []
+    # With PyTorch there, what was measured without it is measured again.
+    side.theirs = THEIRS
+    command.remove("--alone")
+    assert gpu.main([*command, "--torch=python"]) == 0
+    assert [row["ratio"] for row in rows().values()] == [2.0, 1.0]
+    side.ours = side.theirs = {}
+    assert gpu.main([*command, "--torch=python"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -292,7 +330,28 @@ def test_rows_of_other_cards_versions_or_settings_are_not_mixed(
     assert file.read_text() == written
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"rows": []}'])
+PARTS_OF_FILE = {
+    "facts": {"JAX": {"jax": "1"}, "card": "", "driver": "", "python": ""},
+    "settings": {"tf32": True, "eager": False, "toy": False},
+    "rows": [],
+    "left_out": [],
+}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"rows": []}',
+        *(
+            json.dumps(PARTS_OF_FILE | {name: value})
+            for name in PARTS_OF_FILE
+            for value in (None, {"a": 1}, [1])
+            if name != "left_out" or value is None
+        ),
+    ],
+)
 def test_a_damaged_file_is_refused_in_a_line(
     text: str, tmp_path: Path, capsys: Printed
 ) -> None:
@@ -311,6 +370,10 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
     with pytest.raises(SystemExit, match="2"):
         gpu.main([f"--write={tmp_path}/file/gpu.json", "--alone"])
     assert "Not a directory" in capsys.readouterr().err
+    for folder in (tmp_path, ""):
+        with pytest.raises(SystemExit, match="2"):
+            gpu.main([f"--write={folder}", "--alone"])
+        assert "name a file, got the folder" in capsys.readouterr().err
 
 
 def test_a_machine_without_a_gpu_is_refused(

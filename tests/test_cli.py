@@ -138,7 +138,7 @@ def test_what_differs_between_runs_is_not_overridden(override: str) -> None:
 
 
 def test_a_curriculum_is_refused_where_one_run_is_meant() -> None:
-    message = r"config\.Config, got Curriculum; give .* as --workdir: vgg11, vgg13, "
+    message = r"config\.Config, got Curriculum; give .* one of its runs: vgg11, vgg13, "
     with pytest.raises(cli.UsageError, match=message):
         parse("curriculum", accepts=(Config,))
 

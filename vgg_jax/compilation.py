@@ -129,8 +129,9 @@ def onednn_options(
     the warning that says so for every program is switched off here.
 
     jaxlib 0.12 computes SiLU (swish) and GELU wrongly with them where what comes before
-    the activation is used again, as a gradient does: it then gets what comes behind.
-    With such activations put `jax.lax.optimization_barrier` around what comes before:
+    the activation is used again: it then gets what comes behind. The gradient of SiLU
+    uses it, that of GELU does not; an output or a residual may. With such activations
+    put `jax.lax.optimization_barrier` around what comes before:
     `jax.nn.silu(jax.lax.optimization_barrier(conv(x)))`.
 
     Args:

@@ -86,10 +86,8 @@ def load(
             f"got {type(config).__name__}"
         )
         if isinstance(config, Curriculum):
-            message += (
-                "; give the configuration of one of its runs, and that run's folder "
-                f"as --workdir: {', '.join(config.runs)}"
-            )
+            runs = ", ".join(config.runs)
+            message += f"; give the configuration of one of its runs: {runs}"
         raise UsageError(message)
     return typing.cast(Config | Curriculum, config)
 

@@ -215,6 +215,30 @@ def test_of_a_jpeg_whose_first_scan_holds_all_others_are_not_read():
         transforms.decode(bytes(separate), 3)
 
 
+@pytest.mark.parametrize(
+    ("frame", "is_one_scan"),
+    [
+        (0xC0, True),
+        (0xC1, True),
+        (0xC2, False),  # progressive
+        (0xC3, False),  # lossless
+        (0xC9, True),  # by arithmetic coding
+        (0xCA, False),  # progressive, by arithmetic coding
+    ],
+)
+def test_the_frame_says_whether_one_scan_can_hold_all(frame, is_one_scan):
+    data = encode(PIL.Image.fromarray(NOISE), "JPEG")
+    before = data[: data.index(b"\xff\xc0")]
+    after = data[len(before) + 2 :]
+    this, other = (
+        bytes((0xFF, kind)) for kind in (frame, 0xC2 if is_one_scan else 0xC0)
+    )
+    assert jpeg_header(before + this + after).is_one_scan == is_one_scan
+    second = other + data[len(before) + 2 : len(before) + 19]  # the first one counts
+    several = before + this + data[len(before) + 2 : len(before) + 19] + second
+    assert jpeg_header(several + data[len(before) + 19 :]).is_one_scan == is_one_scan
+
+
 @pytest.mark.parametrize("file_format", ["BMP", "GIF", "TIFF", "WEBP", "PPM"])
 @pytest.mark.usefixtures("forbid_decoding")
 def test_other_formats_are_refused(file_format):

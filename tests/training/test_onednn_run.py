@@ -73,11 +73,17 @@ def test_a_run_that_is_over_before_says_so(
     tiny_config: Any,
     small_vgg: str,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = tiny_config(small_vgg)
     config.num_epochs = 1
     config.onednn = True
-    assert train(config, tmp_path) is None
+    assert train(config, tmp_path / "asked") is None
     message = "steps of a run are without it, while it compiles, and this run has "
     assert (message in capsys.readouterr().err) == bool(onednn_options())
+    # One for which that was chosen by its length does not.
+    monkeypatch.setattr("vgg_jax.training.loop.LONG_RUN", 1)
+    config.onednn = None
+    assert train(config, tmp_path / "chosen") is None
+    assert message not in capsys.readouterr().err

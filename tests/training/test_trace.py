@@ -11,6 +11,7 @@ import pytest
 
 from vgg_jax.files import parse_path
 from vgg_jax.training.loop import train
+from vgg_jax.training.metrics import RunLog
 from vgg_jax.training.trace import STEPS_BEFORE, Trace
 
 
@@ -104,6 +105,19 @@ def test_a_run_traces_its_steps_up_to_the_first_validation(
     assert "validation:" not in printed[: printed.index(said)]
     [profile] = (tmp_path / "profile").glob("plugins/profile/*/*.xplane.pb")
     assert b"conv1_1" in profile.read_bytes()
+
+
+@pytest.mark.usefixtures("one_device")
+def test_the_rate_of_a_run_leaves_out_what_a_trace_takes_to_write(
+    tiny_config: Any, small_vgg: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_out: list[float] = []
+    monkeypatch.setattr(RunLog, "leave_out", lambda _, s: left_out.append(s))
+    config = tiny_config(small_vgg)
+    config.num_epochs = 1
+    assert train(config, tmp_path, profile_steps=2) is None
+    at = STEPS_BEFORE + 1
+    assert left_out[at] > 0 and not any(left_out[:at] + left_out[at + 1 :])
 
 
 def test_a_bucket_is_refused() -> None:
