@@ -31,7 +31,7 @@ from vgg_jax.data.pipeline import train_batches
 from vgg_jax.distributed import make_mesh, shard_batch
 from vgg_jax.preprocessing import IMAGENET
 
-SECONDS = 0.7  # how long a turn takes
+SECONDS = 1.5  # how long a turn takes
 TURNS = 3  # of each measurement
 SHORT_SIDE, CROP, BATCH = 256, 224, 64
 SIZES = ((500, 375), (1600, 1200))  # of the pictures, width and height
