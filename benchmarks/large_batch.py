@@ -1,12 +1,14 @@
 """Compares small batches with batches 32 times as large on Fashion-MNIST.
 
     python -m benchmarks.large_batch [--width 0.125] [--epochs 14] [--validation_only]
+    python -m benchmarks.large_batch --small_batch 128 --epochs 30 --warmup_epochs 4
 
 A narrow network of configs/fashion_mnist_vgg.py is trained for the same number of
 epochs by each recipe: SGD in batches of 32; the recipe of configs/fashion_mnist_pod.py
 in batches of 1,024; and SGD in batches of that size with the rate scaled and warmed up,
-but without LARS. All have the same schedule. Prints a Markdown table with
-the validation errors after the last step and the test errors of the best checkpoint by
+but without LARS. All have the same schedule. With another small batch the large ones
+are 32 times that, and the rates are in proportion. Prints a Markdown table with the
+validation errors after the last step and the test errors of the best checkpoint by
 validation, center crop. A recipe is chosen by --validation_only.
 """
 
@@ -20,6 +22,8 @@ from pathlib import Path
 
 from benchmarks import record
 from configs import fashion_mnist_pod
+from configs.fashion_mnist_pod import SMALL_BATCH
+from vgg_jax import cli
 from vgg_jax.compilation import prepare_jax
 from vgg_jax.config import Config
 from vgg_jax.evaluation.evaluate import run_evaluation
@@ -28,9 +32,23 @@ from vgg_jax.training.loop import train
 HEADS = ("recipe", "batch", "rate", "seconds", "validation error", "test error")
 
 
-def recipes(width: float, epochs: float) -> dict[str, Config]:
-    """Returns the configurations that are compared, by their names in the table."""
+def recipes(
+    width: float,
+    epochs: float,
+    small_batch: int = SMALL_BATCH,
+    warmup_epochs: float | None = None,
+) -> dict[str, Config]:
+    """Returns the configurations that are compared, by their names in the table.
+
+    The epochs of warm-up are those of each configuration where they are None.
+    """
     small, pod = fashion_mnist_pod.in_small_batches(), fashion_mnist_pod.get_config()
+    for config in (small, pod):
+        config.batch_size = config.batch_size * small_batch // SMALL_BATCH
+        config.optimizer.learning_rate *= small_batch / SMALL_BATCH
+        if warmup_epochs is not None:
+            config.optimizer.warmup_epochs = warmup_epochs
+    pod.optimizer.trust_coefficient *= SMALL_BATCH / small_batch  # kernels stay
     for name in ("schedule", "polynomial_power"):
         setattr(small.optimizer, name, getattr(pod.optimizer, name))
     plain = dataclasses.replace(pod.optimizer, name="sgd")
@@ -60,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--width", type=float, default=0.125)
     parser.add_argument("--epochs", type=float, default=14.0)
+    parser.add_argument("--small_batch", type=cli.positive, default=SMALL_BATCH)
+    parser.add_argument("--warmup_epochs", type=float, help="of all recipes")
     parser.add_argument("--validation_only", action="store_true")
     record.add_flag(parser)
     values = parser.parse_args(arguments)
@@ -67,12 +87,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prepare_jax()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, config in recipes(values.width, values.epochs).items():
+        configs = recipes(
+            values.width, values.epochs, values.small_batch, values.warmup_epochs
+        )
+        for name, config in configs.items():
             workdir, began = Path(folder) / name, time.perf_counter()
             train(config, str(workdir))
             cells = [name, f"{config.batch_size:,}"]
             cells += [f"{config.optimizer.learning_rate:g}"]
-            cells += [f"{time.perf_counter() - began:.0f}"]
+            seconds = time.perf_counter() - began
+            cells += [f"{seconds:.0f}"]
             cells += [f"{validation_error(workdir):.2%}"]
             error = None
             if not values.validation_only:
@@ -84,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 recipe=name,
                 batch_size=config.batch_size,
                 learning_rate=config.optimizer.learning_rate,
+                seconds=seconds,
                 validation_error=validation_error(workdir),
                 test_error=error and error.value,
             )

@@ -437,6 +437,20 @@ def test_large_batches_beside_small_ones(
     assert same == lars
 
 
+def test_recipes_of_larger_batches_keep_the_steps_of_kernels() -> None:
+    usual = large_batch.recipes(0.125, 14)["LARS"].optimizer
+    small, lars, _ = large_batch.recipes(0.125, 30, 128, 4).values()
+    assert (small.batch_size, lars.batch_size) == (128, 4096)
+    rates = [config.optimizer.learning_rate for config in (small, lars)]
+    np.testing.assert_allclose(rates, [0.1, 3.2])
+    np.testing.assert_allclose(
+        lars.optimizer.trust_coefficient * lars.optimizer.learning_rate,
+        usual.trust_coefficient * usual.learning_rate,
+    )
+    warmups = [config.optimizer.warmup_epochs for config in (small, lars)]
+    assert warmups == [4, 4] and lars.num_epochs == 30
+
+
 @pytest.mark.parametrize(
     "name",
     [
