@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from benchmarks import record
 from benchmarks.cases import CASES
-from benchmarks.sides import measure_launches, median_ratio
+from benchmarks.sides import measure_launches
 from vgg_jax.config import Config, to_dict
 
 PARTS = ("forward", "train")
@@ -68,13 +68,8 @@ def main(command_line: Sequence[str] | None = None) -> None:
         config = CASES[name]
         turns = measure_case(config, parts, arguments)
         for part in parts:
-            sides = [
-                [config.batch_size / s for s in seconds]
-                for seconds in zip(*turns[part], strict=True)
-            ]
-            cells = [name, part, *(record.spread(rates, 1) for rates in sides)]
-            cells += [f"{median_ratio(turns[part]):.2f}"] if arguments.torch else []
-            print(f"| {' | '.join(cells)} |", flush=True)
+            sides, cells = record.compare(turns[part], config.batch_size, 1)
+            print(f"| {' | '.join([name, part, *cells])} |", flush=True)
             measured.add(network=name, part=part, images_per_second=sides)
 
 

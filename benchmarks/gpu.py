@@ -11,7 +11,6 @@ the file, as soon as it is measured. Ends with code 1 where a part had an error.
 
 import argparse
 import dataclasses
-import datetime
 import functools
 import importlib.util
 import itertools
@@ -36,10 +35,10 @@ import jax
 
 from benchmarks.cards import find_card
 from benchmarks.cases import dense_batches, make_case
-from benchmarks.record import writable
+from benchmarks.record import now, save, writable
 from benchmarks.sides import OutOfTime, Side, Unanswered
 from vgg_jax.config import Config, NiNConfig, VGGConfig, to_dict
-from vgg_jax.files import read_json, write_json
+from vgg_jax.files import read_json
 from vgg_jax.inference.dense import Shape
 from vgg_jax.models.measure import summary
 
@@ -81,6 +80,10 @@ class Group:
     dtype: str
     batch_size: int
     parts: tuple[str, ...]
+
+    def key(self, part: str) -> tuple[str, str, str, int]:
+        """Returns what tells a part's row from others, as `Row.key`."""
+        return self.network, part, self.dtype, self.batch_size
 
 
 def make_plan(networks: Iterable[str], scales: Iterable[int]) -> list[Group]:
@@ -409,7 +412,7 @@ class Benchmark:
             row.notes.append(f"{share:.0%} of the step's own rate")
 
     def _rate_of_training(self, group: Group) -> float | None:
-        key = (group.network, "train", group.dtype, group.batch_size)
+        key = group.key("train")
         return next((row.rate("JAX") for row in self.rows if row.key == key), None)
 
     def _ask(self, row: Row, name: str, side: Side, request: str) -> Any:
@@ -528,8 +531,7 @@ class Benchmark:
                     f"versions or another card: {name} was {self.facts[name]}, and is "
                     f"{facts[name]}; --write another file"
                 )
-        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        self.facts = self.facts | facts | {"date": now}
+        self.facts = self.facts | facts | {"date": now()}
         self.has_asked = True
         self.print_head()
 
@@ -553,9 +555,7 @@ class Benchmark:
             flush=True,
         )
         measured_again = {
-            (group.network, part, group.dtype, group.batch_size)
-            for group in self.planned
-            for part in group.parts
+            group.key(part) for group in self.planned for part in group.parts
         }
         for row in self.rows:
             if row.key not in measured_again:
@@ -578,8 +578,7 @@ class Benchmark:
             "rows": [row.to_dict(self.peak(row)) for row in self.rows],
             "left_out": self.left_out,
         }
-        self.arguments.write.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.arguments.write, contents)
+        save(self.arguments.write, contents)
 
     def conclude(self) -> int:
         """Prints what was left out and what had errors; returns the exit code."""
@@ -665,11 +664,7 @@ def without_rows(plan: Iterable[Group], rows: Iterable[Row]) -> Iterator[Group]:
     """Yields the groups of the plan without the parts that have a row already."""
     keys = {row.key for row in rows}
     for group in plan:
-        parts = tuple(
-            part
-            for part in group.parts
-            if (group.network, part, group.dtype, group.batch_size) not in keys
-        )
+        parts = tuple(part for part in group.parts if group.key(part) not in keys)
         if parts:
             yield dataclasses.replace(group, parts=parts)
 

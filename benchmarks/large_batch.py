@@ -97,8 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             cells += [f"{config.optimizer.learning_rate:g}"]
             seconds = time.perf_counter() - began
             cells += [f"{seconds:.0f}"]
-            cells += [f"{validation_error(workdir):.2%}"]
-            error = None
+            validated, error = validation_error(workdir), None
+            cells += [f"{validated:.2%}"]
             if not values.validation_only:
                 (result,) = run_evaluation([str(workdir)], config, ["center"]).results
                 error = result.top1_error
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 batch_size=config.batch_size,
                 learning_rate=config.optimizer.learning_rate,
                 seconds=seconds,
-                validation_error=validation_error(workdir),
+                validation_error=validated,
                 test_error=error and error.value,
             )
     heads = list(HEADS[: len(rows[0])])

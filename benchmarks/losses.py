@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks import record
-from benchmarks.sides import measure_launches, median_ratio
+from benchmarks.sides import measure_launches
 
 PARTS = {
     "forward": "forward",
@@ -62,13 +62,8 @@ def main(command_line: Sequence[str] | None = None) -> None:
     print("| --- " * len(columns) + "|", flush=True)
     turns = measure(arguments)
     for part, request in PARTS.items():
-        sides = [
-            [arguments.batch_size / s for s in seconds]
-            for seconds in zip(*turns[request], strict=True)
-        ]
-        cells = [part, *(record.spread(rates, 2) for rates in sides)]
-        cells += [f"{median_ratio(turns[request]):.2f}"] if arguments.torch else []
-        print(f"| {' | '.join(cells)} |", flush=True)
+        sides, cells = record.compare(turns[request], arguments.batch_size, 2)
+        print(f"| {' | '.join([part, *cells])} |", flush=True)
         measured.add(part=part, pairs_per_second=sides)
 
 

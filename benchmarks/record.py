@@ -3,7 +3,6 @@
 import argparse
 import datetime
 import json
-import os
 import platform
 import re
 import shlex
@@ -16,6 +15,7 @@ from typing import Any
 
 from etils import epath
 
+from benchmarks.sides import median_ratio
 from vgg_jax.files import parse_path, validate_writable, write_json
 
 # Whose versions are told, where they are installed.
@@ -77,11 +77,14 @@ class Record:
             file = None if write is None else writable(write)
         except (OSError, ValueError) as error:
             sys.exit(f"error: {error}")
+        # Grain comes with it, which the benchmark of GPUs has to do without.
+        from vgg_jax.data.pipeline import cores
+
         interpreters = [sys.executable, *(python for python in others if python)]
         found = [versions(python) for python in interpreters]
         facts: dict[str, Any] = {
             "command": shlex.join(sys.argv),
-            "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "date": now(),
             "processor": processor(),
             "cores": cores(),
             "versions": found,
@@ -98,8 +101,7 @@ class Record:
         """Keeps a row, of values that JSON has, and writes the file."""
         self._rows.append(row)
         if self._file is not None:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self._file, self._facts | {"rows": self._rows})
+            save(self._file, self._facts | {"rows": self._rows})
 
 
 def writable(text: str) -> epath.Path:
@@ -115,11 +117,15 @@ def writable(text: str) -> epath.Path:
     return file
 
 
-def cores() -> int:
-    """Returns how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def save(file: epath.Path, contents: dict[str, Any]) -> None:
+    """Writes a file that `writable` has allowed, and its folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, contents)
+
+
+def now() -> str:
+    """Returns the time, with its zone."""
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def processor() -> str:
@@ -141,6 +147,27 @@ def versions(python: str) -> dict[str, str]:
     except (OSError, subprocess.CalledProcessError) as error:
         sys.exit(f"error: expected an interpreter of Python, got {python}: {error}")
     return dict(json.loads(answer.stdout))
+
+
+def compare(
+    turns: Sequence[tuple[float, ...]], units: int, digits: int
+) -> tuple[list[list[float]], list[str]]:
+    """Returns the rates of each side, and the cells of a table that has them.
+
+    Args:
+        turns: the seconds of a step of each side, for each turn.
+        units: how many units a step has.
+        digits: of a rate, behind the point.
+
+    Returns:
+        The units a second of each side in each turn; and for each side a cell, with the
+        ratio where there are two.
+    """
+    sides = [[units / s for s in seconds] for seconds in zip(*turns, strict=True)]
+    cells = [spread(rates, digits) for rates in sides]
+    if len(sides) == 2:
+        cells.append(f"{median_ratio(turns):.2f}")
+    return sides, cells
 
 
 def spread(values: Sequence[float], digits: int = 0) -> str:

@@ -328,10 +328,10 @@ def decoding_threads(decoder: Decoder, config: DataConfig) -> int:
     image = next((image for image in first if image is not None), None)
     if image is not None and image.shape[0] * image.shape[1] < SMALL:
         return 1
-    return min(max(1, _cores() // max(1, config.num_workers)), MOST_THREADS)
+    return min(max(1, cores() // max(1, config.num_workers)), MOST_THREADS)
 
 
-def _cores() -> int:
+def cores() -> int:
     """Returns how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -330,7 +330,7 @@ class Network:
         model: ConvNet = nnx.merge(self.graphdef, *self.variables)
         if model.replaced:
             return self
-        options = onednn_options(self.dtype.name)
+        options = onednn_options(model.dtype.name)
         return dataclasses.replace(self, options=tuple(options.items()))
 
     def run(
